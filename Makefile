@@ -1,0 +1,34 @@
+# make demo    fine-tunes the bundled model and writes runs/demo
+# make test    runs the whole test suite
+# make check   lints and checks types
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check clean
+
+demo: .venv/installed
+	$(BIN)/python -m train --freeze=first6 --resume
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+check: .venv/installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxgpt needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml tests/constraints.txt
+	$(INSTALL) --editable . --constraint tests/constraints.txt
+	touch $@
+
+.venv/installed-test: .venv/bin/python pyproject.toml tests/constraints.txt
+	$(INSTALL) --editable '.[test]' --constraint tests/constraints.txt
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv build *.egg-info

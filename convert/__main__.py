@@ -1,0 +1,102 @@
+"""python -m convert SRC: inspect a checkpoint. python -m convert SRC DST --to=hf: convert it."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from convert.checkpoint import Checkpoint, read, write
+from convert.dialect import HEAD
+from convert.errors import InputError
+from convert.layout import shape_of
+from convert.source import tokenizer_files
+
+
+@dataclass(frozen=True)
+class Command:
+    """Inspects a GPT-2 checkpoint, or converts it between PyTorch's world and JAX's.
+
+    Examples:
+      python -m convert gpt2                          what is in it, and how every name maps
+      python -m convert gpt2 gpt2-orbax --to=orbax    to an Orbax checkpoint, for JAX
+      python -m convert runs/demo out --to=hf         a training run's newest checkpoint, for transformers
+    """
+
+    src: Annotated[str, tyro.conf.Positional]
+    """A Hugging Face folder, a .safetensors file, an Orbax checkpoint, a training run, or a hub name such as gpt2."""
+    dst: Annotated[Path | None, tyro.conf.Positional] = None
+    """The folder to write; without it SRC is only inspected."""
+    to: Literal["orbax", "hf"] = "orbax"
+    """Format of DST: an Orbax checkpoint, or a Hugging Face folder (config.json and safetensors)."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Type of the numbers in DST; None keeps SRC's."""
+    shard_size: str = "5GB"
+    """Largest safetensors file in DST, in bytes (KB, MB, GB are powers of ten); more is split into shards."""
+    force: bool = False
+    """Replace DST if it exists and holds a checkpoint."""
+
+
+def main() -> None:
+    """Reads the command line; a mistake of the user's is one message and exit code 2."""
+    command = tyro.cli(Command, prog="python -m convert", config=(tyro.conf.FlagCreatePairsOff,))
+    try:
+        run(command)
+    except (InputError, OSError) as error:
+        sys.exit(_refuse(error))
+
+
+def run(command: Command) -> None:
+    """Inspects or converts."""
+    checkpoint = read(command.src)
+    if command.dst is None:
+        print(describe(checkpoint))
+        return
+    write(
+        command.dst,
+        checkpoint.params,
+        checkpoint.config,
+        to=command.to,
+        dtype=command.dtype,
+        shard_size=command.shard_size,
+        tokenizer=tokenizer_files(checkpoint.path),
+        force=command.force,
+    )
+    how = f"compared as {command.dtype}" if command.dtype else "bitwise equal"
+    print(f"{checkpoint.path} -> {command.dst}: {len(checkpoint.params)} parameters written, read back, {how}")
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """The mapping as a table, and what was found out about the checkpoint."""
+    config, dialect = checkpoint.config, checkpoint.dialect
+    theirs = {bare: name for name in checkpoint.tensors for bare in dialect.bare_names({name: None})}
+    rows = [("theirs", "shape", "dtype", "layout", "ours")]
+    for row in dialect.expand(config):
+        left, right = row.layout.split(" -> ")
+        shape = "x".join(map(str, shape_of(left, config.dims)))
+        dtype = str(checkpoint.params[row.ours].dtype)
+        name = theirs.get(row.theirs) or theirs[dialect.their_name(HEAD)]
+        rows.append((name, shape, dtype, "same" if left == right else row.layout, row.ours))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    count = sum(int(array.size if hasattr(array, "size") else 0) for array in checkpoint.params.values())
+    summary = [
+        f"source      {checkpoint.path}",
+        f"format      {checkpoint.format}",
+        f"dialect     {dialect.title}: {checkpoint.reason}",
+        f"model       {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, MLP {config.n_inner}, "
+        f"context {config.n_positions}, vocabulary {config.vocab_size:,}, {config.activation_function}, "
+        f"{'tied' if config.tie_word_embeddings else 'untied'} head",
+        f"parameters  {count:,} in {len(checkpoint.params)} tensors; {len(checkpoint.buffers)} buffers left out",
+    ]
+    return "\n".join([*table, "", *summary])
+
+
+def _refuse(error: Exception) -> int:
+    print(f"convert: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The shape of a GPT: the one description that every dialect is read into and written from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from convert.errors import InputError
+
+ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "tanh")
+"""Canonical names, as in Hugging Face's `config.json`: `gelu_new` is GPT-2's tanh form, `gelu` the exact one."""
+
+MAX_PARAMETERS, MAX_LAYERS = 10**12, 10_000
+"""A config is hostile input: what it describes is refused above this size, before anything is allocated for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """What a GPT-2-class model computes, in Hugging Face's field names; the defaults are the 124M `gpt2`."""
+
+    vocab_size: int = 50257
+    """V, rows of the token embedding."""
+    n_positions: int = 1024
+    """T, rows of the position embedding: the longest context."""
+    n_embd: int = 768
+    """D, width of the residual stream."""
+    n_layer: int = 12
+    """L, number of blocks."""
+    n_head: int = 12
+    """N, attention heads; their size is H = D / N."""
+    n_inner: int = 3072
+    """F, width of the MLP's hidden layer (`null` in a `config.json` means 4 D)."""
+    activation_function: str = "gelu_new"
+    """One of `ACTIVATIONS`."""
+    layer_norm_epsilon: float = 1e-5
+    """Added to the variance in every LayerNorm."""
+    scale_attn_weights: bool = True
+    """Divide attention scores by sqrt(H)."""
+    scale_attn_by_inverse_layer_idx: bool = False
+    """Divide the attention scores of block i by i + 1 (Mistral's stanford-crfm models)."""
+    reorder_and_upcast_attn: bool = False
+    """Attention scores in float32 whatever the compute dtype. Ours always are, so both values compute the same."""
+    tie_word_embeddings: bool = True
+    """The output head is the token embedding itself."""
+    embd_pdrop: float = 0.0
+    """Dropout probability after the embeddings, in training only."""
+    attn_pdrop: float = 0.0
+    """Dropout probability on attention weights, in training only."""
+    resid_pdrop: float = 0.0
+    """Dropout probability after each projection back into the residual stream, in training only."""
+    bos_token_id: int | None = None
+    """Id that begins a text, kept for export."""
+    eos_token_id: int | None = None
+    """Id that ends a text (`<|endoftext|>`)."""
+
+    def __post_init__(self):
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+            self._require(name, _is_int, "an integer from 1 to 2^31", lambda v: 1 <= v <= 2**31)
+        self._require("layer_norm_epsilon", _is_number, "a number in [0, 1)", lambda v: 0 <= v < 1)
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+            self._require(name, _is_number, "a probability in [0, 1)", lambda v: 0 <= v < 1)
+        for name in (
+            "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings",
+        ):  # fmt: skip
+            self._require(name, lambda v: isinstance(v, bool), "true or false")
+        for name in ("bos_token_id", "eos_token_id"):
+            self._require(name, lambda v: v is None or _is_int(v), "a token id or null", lambda v: v is None or v >= 0)
+        self._require("activation_function", lambda v: v in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
+        self._require("n_layer", _is_int, f"at most {MAX_LAYERS:,}", lambda v: v <= MAX_LAYERS)
+        if self.n_embd % self.n_head:
+            raise InputError(f"config: n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
+        block = self.n_embd * (4 * self.n_embd + 2 * self.n_inner)
+        if self.n_layer * block + (self.vocab_size + self.n_positions) * self.n_embd > MAX_PARAMETERS:
+            raise InputError(f"config: describes more than {MAX_PARAMETERS:,} parameters; this is not a GPT-2")
+
+    def _require(self, name: str, is_type: Callable, expected: str, in_range: Callable = lambda v: True):
+        value = getattr(self, name)
+        if not (is_type(value) and in_range(value)):
+            raise InputError(f"config: {name} must be {expected}, not {value!r}")
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Sizes by the capital letter that stands for them in layouts, annotations and einsums."""
+        return {
+            "V": self.vocab_size,
+            "T": self.n_positions,
+            "D": self.n_embd,
+            "L": self.n_layer,
+            "N": self.n_head,
+            "H": self.n_embd // self.n_head,
+            "F": self.n_inner,
+            "C": 3,
+        }
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""How bytes lie on disk, whatever they are called."""

@@ -1,0 +1,140 @@
+"""The safetensors format: an 8-byte length, a JSON header, raw tensors. Mapped to read, streamed to write.
+
+https://huggingface.co/docs/safetensors. Ours and not the library's own reader, because that one copies every tensor and
+knows no bfloat16 in NumPy; here a tensor is a view of the mapped file, sliced and re-laid without being read.
+"""
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from convert.errors import InputError
+
+DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+MAX_HEADER = 100_000_000
+"""Bytes; the same bound as the reference implementation's."""
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Read-only views of a memory-mapped file, by name; no tensor data is read.
+
+    Raises:
+        InputError: the file is truncated, or its header is not consistent.
+    """
+    size = path.stat().st_size
+    if size < 8:
+        raise InputError(f"{path}: {size} bytes are too few for a safetensors file")
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER:
+        raise InputError(f"{path}: not a safetensors file (its header would be {length:,} bytes)")
+    if 8 + length > size:
+        raise InputError(f"{path}: truncated, its header of {length:,} bytes does not fit into {size:,}")
+    header = _parse(path, data[8 : 8 + length])
+    views, end = {}, 0
+    for name, dtype, shape, begin, stop in sorted(header, key=lambda entry: (entry[3], entry[4])):
+        if begin != end:
+            raise InputError(f"{path}: the data of {name!r} does not begin where the tensor before it ends")
+        if stop - begin != math.prod(shape) * dtype.itemsize:
+            raise InputError(f"{path}: {name!r} {shape} of {dtype} does not take {stop - begin:,} bytes")
+        if 8 + length + stop > size:
+            last = max(entry[4] for entry in header)
+            raise InputError(
+                f"{path}: truncated, {8 + length + last - size:,} of {8 + length + last:,} bytes are missing"
+            )
+        views[name] = np.ndarray(shape, dtype, buffer=data, offset=8 + length + begin)
+        end = stop
+    if 8 + length + end != size:
+        raise InputError(f"{path}: {size - 8 - length - end:,} bytes follow the last tensor")
+    return {name: views[name] for name, *_ in header}
+
+
+def read_sharded(index: Path) -> dict[str, np.ndarray]:
+    """Views of all tensors that an index such as `model.safetensors.index.json` names, each in the file it names."""
+    try:
+        weight_map = json.loads(index.read_text("utf-8"), object_pairs_hook=_unique)["weight_map"]
+        shards = sorted({Path(shard) for shard in weight_map.values()})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{index}: not an index of shards ({type(error).__name__}: {error})") from None
+    if strange := [shard for shard in shards if str(shard) != shard.name or shard.suffix != ".safetensors"]:
+        raise InputError(f"{index}: {str(strange[0])!r} is not the name of a safetensors file in the same folder")
+    if missing := [shard.name for shard in shards if not (index.parent / shard).is_file()]:
+        raise InputError(f"{index}: shards are missing: {', '.join(missing)}")
+    found: dict[str, np.ndarray] = {}
+    for shard in shards:
+        tensors = read(index.parent / shard)
+        if strays := [name for name in tensors if weight_map.get(name) != shard.name]:
+            raise InputError(f"{index}: {shard.name} holds {strays[0]!r}, which the index does not place there")
+        found |= tensors
+    if absent := [name for name in weight_map if name not in found]:
+        raise InputError(f"{index}: {absent[0]!r} is not in {weight_map[absent[0]]}")
+    return found
+
+
+def write(path: Path, tensors: Mapping[str, Any], dtype: np.dtype | None = None) -> None:
+    """Writes tensors one after another, so that one at a time is in memory; `dtype` casts them.
+
+    `path` must be new; the caller renames it to where it belongs.
+    """
+    kinds = {kind: name for name, kind in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    order = sorted(tensors, key=lambda name: (-np.dtype(dtype or tensors[name].dtype).itemsize, name))
+    for name in order:
+        kind = np.dtype(dtype or tensors[name].dtype)
+        begin, end = end, end + math.prod(tensors[name].shape) * kind.itemsize
+        header[name] = {"dtype": kinds[kind], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            array = np.asarray(tensors[name])
+            # row-major whatever the strides: safetensors 0.8 writes a strided array's bytes in memory order (#825)
+            array = np.ascontiguousarray(array, dtype=dtype or array.dtype)
+            file.write(array.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _parse(path: Path, text: bytes) -> list[tuple[str, np.dtype, tuple[int, ...], int, int]]:
+    try:
+        header = json.loads(text, object_pairs_hook=_unique)
+        header.pop("__metadata__", None)
+        return [_entry(name, fields) for name, fields in header.items()]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: the safetensors header is broken ({type(error).__name__}: {error})") from None
+
+
+def _entry(name: str, fields: dict[str, Any]) -> tuple[str, np.dtype, tuple[int, ...], int, int]:
+    dtype, shape, (begin, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if dtype not in DTYPES:
+        raise ValueError(f"{name!r} has dtype {dtype!r}")
+    if not all(type(n) is int and 0 <= n < 2**63 for n in [*shape, begin, stop]) or stop < begin or len(shape) > 8:
+        raise ValueError(f"{name!r} has shape {shape!r} at {begin!r}:{stop!r}")
+    return name, DTYPES[dtype], tuple(shape), begin, stop
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(fields := dict(pairs)) != len(pairs):
+        raise ValueError("a name stands twice")
+    return fields

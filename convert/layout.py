@@ -1,0 +1,50 @@
+"""Layouts of one tensor in two worlds, as einops strings: `"D (C N H) -> D C N H"`, left theirs and right ours."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import einops
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LazyArray:
+    """An array that is read when it is asked for (`np.asarray`), and each time anew."""
+
+    shape: Shape
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.read(), dtype=dtype)
+
+
+def shape_of(side: str, dims: dict[str, int]) -> Shape:
+    """Shape of one side of a layout: `"D (C N H)"` with GPT-2's dimensions is `(768, 2304)`."""
+    return tuple(math.prod(dims.get(d) or int(d) for d in axis.strip("()").split()) for axis in _axes(side))
+
+
+def relayout(array: Any, layout: str, dims: dict[str, int]) -> np.ndarray | LazyArray:
+    """Re-lays an array from the layout's left side to its right: a view of a NumPy array, lazily for anything else."""
+    left, right = layout.split(" -> ")
+    if isinstance(array, np.ndarray):
+        sizes = {d: dims[d] for d in set(re.findall("[A-Z]", left))}
+        return einops.rearrange(array, layout, **sizes)
+    if left == right:
+        return array
+    return LazyArray(shape_of(right, dims), array.dtype, lambda: np.asarray(relayout(np.asarray(array), layout, dims)))
+
+
+def swap(layout: str) -> str:
+    """The same layout read the other way."""
+    left, right = layout.split(" -> ")
+    return f"{right} -> {left}"
+
+
+def _axes(side: str) -> list[str]:
+    return re.findall(r"\([^)]*\)|\S+", side)

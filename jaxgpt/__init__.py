@@ -1,0 +1,31 @@
+"""GPT-2-class PyTorch checkpoints in JAX: load, freeze, fine-tune, and take them back out."""
+
+from convert import GPTConfig, InputError
+from jaxgpt import freeze
+from jaxgpt.generate import generate
+from jaxgpt.loss import next_token_loss
+from jaxgpt.mesh import make_mesh
+from jaxgpt.model import GPT
+from jaxgpt.params import count_params, named_params, with_params
+from jaxgpt.pretrained import from_pretrained, load, save, save_pretrained
+from jaxgpt.tokenizer import load_tokenizer
+from jaxgpt.vocab import resize_vocab
+
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "InputError",
+    "count_params",
+    "freeze",
+    "from_pretrained",
+    "generate",
+    "load",
+    "load_tokenizer",
+    "make_mesh",
+    "named_params",
+    "next_token_loss",
+    "resize_vocab",
+    "save",
+    "save_pretrained",
+    "with_params",
+]

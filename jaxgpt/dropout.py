@@ -1,0 +1,23 @@
+"""Dropout without state: keys are an argument, and each use takes the next one."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Keys:
+    """Hands out a new key at each call, in the order of the network."""
+
+    def __init__(self, key: Array):
+        self._key, self._used = key, 0
+
+    def __call__(self) -> Array:
+        self._used += 1
+        return jax.random.fold_in(self._key, self._used)
+
+
+def dropout(x: Float[Array, "..."], rate: float, keys: Keys | None) -> Float[Array, "..."]:
+    """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate); nothing without keys."""
+    if keys is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(keys(), 1 - rate, x.shape), x / (1 - rate), 0)

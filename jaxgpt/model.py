@@ -1,0 +1,123 @@
+"""GPT-2 as a Flax NNX module, used as a plain pytree.
+
+Dimensions, one capital each: B batch, T position, D width, F hidden, V vocabulary, N heads, H head size, C the q/k/v
+triple, L layers. Parameters are named by their path: `blocks.3.attn.c_attn.kernel`.
+Reference: Radford et al. 2019, and transformers' `modeling_gpt2.py` for every flag of the config.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from convert.config import GPTConfig
+from jaxgpt.attention import attention
+from jaxgpt.dropout import Keys, dropout
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+class Attention(nnx.Module):
+    """Causal self-attention."""
+
+    def __init__(self, config: GPTConfig, layer: int, *, rngs: nnx.Rngs, dtype, param_dtype):
+        dims = config.dims
+        linear = partial(_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.c_attn = linear(dims["D"], (dims["C"], dims["N"], dims["H"]))
+        self.c_proj = linear((dims["N"], dims["H"]), dims["D"], residual=True)
+        self.scale = 1.0
+        if config.scale_attn_weights:
+            self.scale /= dims["H"] ** 0.5
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+        self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
+
+    def __call__(self, x: Float[Array, "B T D"], keys: Keys | None) -> Float[Array, "B T D"]:
+        q, k, v = jnp.moveaxis(self.c_attn(x), 2, 0)
+        x = attention(q, k, v, scale=self.scale, dropout_rate=self.attn_pdrop, keys=keys)
+        return dropout(self.c_proj(x), self.resid_pdrop, keys)
+
+
+class MLP(nnx.Module):
+    """Two linear layers around the activation."""
+
+    def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs, dtype, param_dtype):
+        linear = partial(_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.fc1 = linear(config.n_embd, config.n_inner)
+        self.fc2 = linear(config.n_inner, config.n_embd, residual=True)
+        self.activation_function, self.resid_pdrop = config.activation_function, config.resid_pdrop
+
+    def __call__(self, x: Float[Array, "B T D"], keys: Keys | None) -> Float[Array, "B T D"]:
+        return dropout(self.fc2(ACTIVATIONS[self.activation_function](self.fc1(x))), self.resid_pdrop, keys)
+
+
+class Block(nnx.Module):
+    """Attention, then MLP, each added to the residual stream, which keeps the parameters' dtype."""
+
+    def __init__(self, config: GPTConfig, layer: int, *, rngs: nnx.Rngs, dtype, param_dtype):
+        self.ln_1 = _layer_norm(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.attn = Attention(config, layer, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.ln_2 = _layer_norm(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.mlp = MLP(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+
+    def __call__(self, x: Float[Array, "B T D"], keys: Keys | None) -> Float[Array, "B T D"]:
+        x = x + self.attn(self.ln_1(x), keys).astype(x.dtype)
+        return x + self.mlp(self.ln_2(x), keys).astype(x.dtype)
+
+
+class GPT(nnx.Module):
+    """A GPT-2-class language model.
+
+    `dtype` is what the matrix products compute in, `param_dtype` what the parameters are; see `from_pretrained`.
+    """
+
+    def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, param_dtype=jnp.float32):
+        self.config, self.dtype = config, dtype
+        embed = partial(nnx.Embed, features=config.n_embd, rngs=rngs, param_dtype=param_dtype)
+        self.tok_emb = embed(config.vocab_size, embedding_init=nnx.initializers.normal(0.02))
+        self.pos_emb = embed(config.n_positions, embedding_init=nnx.initializers.normal(0.02))
+        self.blocks = nnx.List(
+            [Block(config, i, rngs=rngs, dtype=dtype, param_dtype=param_dtype) for i in range(config.n_layer)]
+        )
+        self.ln_f = _layer_norm(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        if not config.tie_word_embeddings:
+            linear = partial(_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+            self.lm_head = linear(config.n_embd, config.vocab_size, use_bias=False)
+
+    def __call__(self, tokens: Int[Array, "B T"], *, dropout_key: Array | None = None) -> Float[Array, "B T V"]:
+        """Logits, in float32, of the token that follows each position.
+
+        `dropout_key` turns on the config's dropout, for training. Ids must be below V: JAX clamps what is not.
+        """
+        T = tokens.shape[1]
+        if self.config.n_positions < T:
+            raise ValueError(f"{T} tokens do not fit into the model's context of {self.config.n_positions}")
+        keys = None if dropout_key is None else Keys(dropout_key)
+        x = self.tok_emb(tokens) + self.pos_emb(jnp.arange(T))[None]
+        x = dropout(x, self.config.embd_pdrop, keys)
+        for block in self.blocks:
+            x = block(x, keys)
+        x = self.ln_f(x)
+        head = self.tok_emb.embedding[...].T if self.config.tie_word_embeddings else self.lm_head.kernel[...]
+        return jnp.einsum("BTD,DV->BTV", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def _linear(config: GPTConfig, in_features, out_features, *, residual: bool = False, **kwargs) -> nnx.LinearGeneral:
+    """GPT-2's initialisation: N(0, 0.02), over sqrt(2 L) for what is added to the residual stream."""
+    std = 0.02 / (2 * config.n_layer) ** 0.5 if residual else 0.02
+    axis = tuple(range(-len(in_features), 0)) if isinstance(in_features, tuple) else -1
+    return nnx.LinearGeneral(in_features, out_features, axis=axis, kernel_init=nnx.initializers.normal(std), **kwargs)
+
+
+def _layer_norm(config: GPTConfig, **kwargs) -> nnx.LayerNorm:
+    # not the fast variance, E[x^2] - E[x]^2: it cancels where single dimensions of the stream reach thousands
+    return nnx.LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon, use_fast_variance=False, **kwargs)

@@ -1,0 +1,100 @@
+"""From a checkpoint to a model and back: `from_pretrained`, `save_pretrained`, and our own Orbax `save` and `load`."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
+
+import convert
+from convert.source import SIDECARS
+from jaxgpt import mesh as meshes
+from jaxgpt.model import GPT
+from jaxgpt.params import named_params, with_params
+
+BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}
+"""Models that come with the package, by name."""
+
+
+def locate(source: str | Path) -> str | Path:
+    """A bundled model's folder for its name; anything else as it is."""
+    return BUNDLED.get(str(source), source)
+
+
+def abstract(config: convert.GPTConfig, *, dtype=None, param_dtype=None) -> GPT:
+    """A model without memory: its parameters are shapes."""
+    dtypes = {"dtype": dtype or jnp.float32, "param_dtype": param_dtype or jnp.float32}
+    return nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0), **dtypes))
+
+
+def from_pretrained(source: str | Path, *, mesh: Mesh | None = None, param_dtype=None, dtype=None) -> GPT:
+    """The model of a checkpoint.
+
+    Args:
+        source: `"tiny"` (bundled), a Hugging Face folder, a `.safetensors` file, an Orbax checkpoint, a training run
+            (its newest checkpoint), or a hub name such as `"gpt2"`.
+        mesh: where the parameters go, by the rules of `jaxgpt.mesh`; the first device without.
+        param_dtype: what the parameters are kept in; float32 by default, whatever the file holds.
+        dtype: what matrix products compute in; `param_dtype` by default.
+
+    Raises:
+        InputError: a ValueError that lists what is missing, left over or of another shape.
+    """
+    checkpoint = convert.read(locate(source))
+    param_dtype = np.dtype(param_dtype or jnp.float32)
+    model = abstract(checkpoint.config, dtype=dtype or param_dtype, param_dtype=param_dtype)
+    one = SingleDeviceSharding(jax.devices()[0])
+    places = meshes.shardings(checkpoint.params, mesh) if mesh else dict.fromkeys(checkpoint.params, one)
+    params = {name: _put(array, places[name], param_dtype) for name, array in checkpoint.params.items()}
+    return with_params(model, params)
+
+
+def save_pretrained(
+    model: GPT,
+    path: str | Path,
+    *,
+    dialect: str = "hf",
+    tokenizer: Any = None,
+    dtype: str | None = None,
+    shard_size: str = "5GB",
+    force: bool = False,
+) -> None:
+    """Writes a folder that `transformers.GPT2LMHeadModel.from_pretrained` reads, and reads it back to compare.
+
+    Args:
+        dialect: `"hf"`, or `"orbax"` for our own form.
+        tokenizer: a transformers tokenizer, saved beside the weights.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`; the parameters' own by default.
+        shard_size: bytes of the largest file, as in `"5GB"`.
+        force: replace a checkpoint that is there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        files = {name: Path(folder) / name for name in SIDECARS if (Path(folder) / name).is_file()}
+        convert.write(
+            path, named_params(model), model.config,
+            to=dialect, dtype=dtype, shard_size=shard_size, tokenizer=files, force=force,
+        )  # fmt: skip
+
+
+def save(model: GPT, path: str | Path, *, tokenizer: Any = None, force: bool = False) -> None:
+    """Writes an Orbax checkpoint: every parameter under its dotted name, and the config."""
+    save_pretrained(model, path, dialect="orbax", tokenizer=tokenizer, force=force)
+
+
+def load(path: str | Path, *, mesh: Mesh | None = None, param_dtype=None, dtype=None) -> GPT:
+    """Reads what `save` wrote, or any other checkpoint: the same as `from_pretrained`."""
+    return from_pretrained(path, mesh=mesh, param_dtype=param_dtype, dtype=dtype)
+
+
+def _put(array: Any, sharding: jax.sharding.Sharding, dtype: np.dtype) -> jax.Array:
+    """On the devices, each of which is given only its own slice; of a mapped file, no more than that is read."""
+    source = array if isinstance(array, np.ndarray) else np.asarray(array)
+    return jax.make_array_from_callback(
+        source.shape, sharding, lambda index: np.array(source[index], dtype=dtype, order="C", copy=True)
+    )

@@ -1,0 +1,127 @@
+"""A fine-tuning run from top to bottom."""
+
+import signal
+import time
+from typing import Any
+
+import grain
+import jax
+
+from jaxgpt.mesh import batch_sharding
+from train.data import train_batches
+from train.progress import Progress
+from train.report import Evaluation, sample, sanity_checks, written
+from train.run import Checkpoints, Run
+from train.settings import Settings
+from train.setup import Setup, prepare
+from train.step import make_train_step
+
+STOPPED = 75
+"""Exit code of a run that a signal stopped and that --resume finishes (EX_TEMPFAIL of sysexits.h)."""
+
+
+def train(settings: Settings) -> int:
+    """Runs until the last step or a signal, and returns the exit code."""
+    run = Run(settings.out)
+    setup, state = prepare(settings, run)
+    facts, config = setup.facts, setup.model.config
+
+    # start, or go on from the newest complete checkpoint
+    first = run.last_step if settings.resume else None
+    if first is None:
+        run.start(settings, setup.tokenizer, facts)
+        checkpoints = Checkpoints(run.checkpoints, settings.keep)
+    else:
+        run.check_same(settings, setup.data.digest)
+        checkpoints = Checkpoints(run.checkpoints, settings.keep)
+        state = checkpoints.restore(first, state)
+        run.truncate_metrics(first)
+
+    # look before the first step
+    evaluation = Evaluation(setup)
+    before = eval_loss = evaluation.loss(state)
+    print(sanity_checks(setup, first or 0, before))
+    if first is None:
+        run.log(0, None, before, None, facts)
+        run.samples.write_text(f"## Before training\n\n{sample(setup, state)}\n", "utf-8")
+        first = 0
+    elif first == settings.steps:
+        print(f"\n{run.folder} is finished: all {settings.steps} steps are made\n{written(run)}")
+        return 0
+
+    # step k + 1 is under way before the metrics of step k are fetched
+    train_step, batches = make_train_step(setup.model, setup.tx, setup.lr, settings.seed), _batches(setup, first)
+    progress, stop, began = (
+        Progress(first, settings.steps, settings.batch_size * setup.context),
+        StopSignal(),
+        time.time(),
+    )
+    pending: tuple[int, dict[str, Any]] | None = None
+
+    def report(step: int, metrics: dict[str, Any], eval_loss: float | None = None) -> None:
+        metrics = {name: float(value) for name, value in metrics.items()}
+        progress.advance(metrics["loss"])
+        if step % settings.log_every == 0 or eval_loss is not None:
+            speed = progress.mark(step)
+            run.log(step, metrics, eval_loss, speed, facts)
+            progress.logged(step, metrics["loss"], eval_loss, speed)
+
+    with stop:
+        for step in range(first + 1, settings.steps + 1):
+            state, metrics = train_step(state, next(batches))
+            if pending:
+                report(*pending)
+            pending, last = (step, metrics), step == settings.steps or stop.requested
+            if step % settings.eval_every == 0 or step == settings.steps:
+                jax.block_until_ready(metrics)
+                progress.pause()
+                eval_loss = evaluation.loss(state)
+                progress.go_on()
+                report(step, metrics, eval_loss)
+                pending = None
+            if step % settings.checkpoint_every == 0 or last:
+                checkpoints.save(state, config)
+            if last:
+                break
+        if pending:
+            report(*pending)
+        checkpoints.wait()
+    progress.close()
+    checkpoints.close()
+
+    if step < settings.steps:
+        print(f"stopped at step {step}, which is saved; the same command with --resume goes on")
+        return STOPPED
+    with run.samples.open("a", encoding="utf-8") as file:
+        file.write(f"\n## After {step} steps\n\n{sample(setup, state)}\n")
+    print(f"\n{run.samples.read_text('utf-8')}")
+    print(f"{step - first} steps in {time.time() - began:.0f} s: evaluation loss {before:.3f} -> {eval_loss:.3f}")
+    print(written(run))
+    return 0
+
+
+def _batches(setup: Setup, first: int):
+    """Batches on their devices, from that of step `first` on: the position in the data is the step."""
+    settings, place = setup.settings, batch_sharding(setup.mesh)
+    dataset = train_batches(setup.data, setup.context, settings.batch_size, settings.seed)[first : settings.steps]
+    for batch in dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)):
+        yield jax.device_put(batch, place)
+
+
+class StopSignal:
+    """Within it, SIGINT and SIGTERM ask the loop to stop after its step; a second one stops at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self) -> "StopSignal":
+        self._old = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame) -> None:
+        self.requested = True
+        self.__exit__()
