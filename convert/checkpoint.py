@@ -1,11 +1,8 @@
 """A checkpoint on disk, opened lazily whatever its format and dialect, and written safely."""
 
-import contextlib
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from convert.config import GPTConfig
 from convert.dialect import Dialect, Tensors, same
 from convert.dialects.hf_gpt2 import HF_GPT2, config_from_hf, config_to_hf
 from convert.dialects.jaxgpt import JAXGPT
+from convert.disk import check_free, check_space, parse_size, publish, temporary_sibling, write_json
 from convert.errors import InputError
 from convert.formats import safetensors
 from convert.layout import Shape
@@ -94,7 +92,8 @@ def write(
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     limit = parse_size(shard_size)
     check_free(path, WRITTEN[to], force)
-    with _temporary_sibling(path) as temporary:
+    check_space(path, sum(_nbytes(array, dtype) for array in params.values()))
+    with temporary_sibling(path) as temporary:
         if to == "hf":
             temporary.mkdir()
             _write_hf(temporary, params, config, dtype, limit)
@@ -109,29 +108,7 @@ def write(
         for name, file in (tokenizer or {}).items():
             shutil.copyfile(file, folder / name)
         _compare(read(temporary), params, config, dtype)
-        _publish(temporary, path)
-
-
-def check_free(path: Path, replaceable: tuple[str, ...], force: bool) -> None:
-    """Refuses a path that is taken; with `force`, only one that holds something else than what we may replace."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not force:
-        raise InputError(f"{path} exists already: choose another name, or --force to replace it")
-    if not path.is_dir() or path.is_symlink():
-        raise InputError(f"{path} is not a folder: it is not replaced, even with --force")
-    if others := [file.name for file in path.iterdir() if not any(file.match(name) for name in replaceable)]:
-        raise InputError(f"{path} holds other things ({others[0]}): it is not replaced, even with --force")
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "5GB", "500MB" or "100KB" (powers of ten, as Hugging Face counts)."""
-    for suffix, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
-        if text.upper().endswith(suffix):
-            with contextlib.suppress(ValueError):
-                if (size := float(text[: -len(suffix)]) * factor) >= 1:
-                    return int(size)
-    raise InputError(f"{text!r} is not a size such as 5GB, 500MB or 100KB")
+        publish(temporary, path)
 
 
 def _open_safetensors(path: Path) -> tuple[Tensors, str]:
@@ -169,9 +146,9 @@ def _write_hf(folder: Path, params: Tensors, config: GPTConfig, dtype: str | Non
     tensors = HF_GPT2.to_theirs(params, config)
     kind = np.dtype(dtype) if dtype else None
     fields = config_to_hf(config) | {"dtype": dtype or np.dtype(next(iter(tensors.values())).dtype).name}
-    _write_json(folder / "config.json", fields)
+    write_json(folder / "config.json", fields)
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-    _write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
+    write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
     shards = _shards(tensors, dtype, limit)
     if len(shards) == 1:
         return safetensors.write(folder / "model.safetensors", tensors, kind)
@@ -181,7 +158,7 @@ def _write_hf(folder: Path, params: Tensors, config: GPTConfig, dtype: str | Non
         safetensors.write(folder / file, {name: tensors[name] for name in names}, kind)
         weight_map |= dict.fromkeys(names, file)
     total = sum(_nbytes(array, dtype) for array in tensors.values())
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _shards(tensors: Tensors, dtype: str | None, limit: int) -> list[list[str]]:
@@ -212,37 +189,3 @@ def _compare(written: Checkpoint, params: Tensors, config: GPTConfig, dtype: str
             raise RuntimeError(
                 f"{written.path}: {name} reads back differently from what was written; is the disk sound?"
             )
-
-
-def _write_json(path: Path, fields: dict[str, Any]) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        file.write(json.dumps(fields, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _temporary_sibling(path: Path) -> Iterator[Path]:
-    """A path beside `path` that is gone afterwards, whatever happens, unless it was renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        yield temporary
-    finally:
-        for leftover in path.parent.glob(f"{temporary.name}*"):  # Orbax's own temporary has a longer name
-            shutil.rmtree(leftover)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Renames a finished folder into place; one that was there is removed after, not before."""
-    old = path.with_name(f"{temporary.name}.old")
-    if path.exists():
-        path.rename(old)
-    temporary.rename(path)
-    if old.exists():
-        shutil.rmtree(old)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -64,9 +64,9 @@ class Block(nnx.Module):
     """Attention, then MLP, each added to the residual stream, which keeps the parameters' dtype."""
 
     def __init__(self, config: GPTConfig, layer: int, *, rngs: nnx.Rngs, dtype, param_dtype):
-        self.ln_1 = _layer_norm(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.ln_1 = _layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.attn = Attention(config, layer, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        self.ln_2 = _layer_norm(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.ln_2 = _layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.mlp = MLP(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
     def __call__(self, x: Float[Array, "B T D"], keys: Keys | None) -> Float[Array, "B T D"]:
@@ -88,7 +88,7 @@ class GPT(nnx.Module):
         self.blocks = nnx.List(
             [Block(config, i, rngs=rngs, dtype=dtype, param_dtype=param_dtype) for i in range(config.n_layer)]
         )
-        self.ln_f = _layer_norm(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.ln_f = _layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         if not config.tie_word_embeddings:
             linear = partial(_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
             self.lm_head = linear(config.n_embd, config.vocab_size, use_bias=False)
@@ -106,7 +106,7 @@ class GPT(nnx.Module):
         x = dropout(x, self.config.embd_pdrop, keys)
         for block in self.blocks:
             x = block(x, keys)
-        x = self.ln_f(x)
+        x = self.ln_f(x).astype(self.dtype)
         head = self.tok_emb.embedding[...].T if self.config.tie_word_embeddings else self.lm_head.kernel[...]
         return jnp.einsum("BTD,DV->BTV", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
 
@@ -119,5 +119,6 @@ def _linear(config: GPTConfig, in_features, out_features, *, residual: bool = Fa
 
 
 def _layer_norm(config: GPTConfig, **kwargs) -> nnx.LayerNorm:
-    # not the fast variance, E[x^2] - E[x]^2: it cancels where single dimensions of the stream reach thousands
+    # in the stream's dtype, and not with the fast variance E[x^2] - E[x]^2: single dimensions of GPT-2's stream reach
+    # thousands, where bfloat16 has no digits left for the rest and the fast variance cancels
     return nnx.LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon, use_fast_variance=False, **kwargs)

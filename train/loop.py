@@ -6,6 +6,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 
 from jaxgpt.mesh import batch_sharding
 from train.data import train_batches
@@ -43,19 +44,18 @@ def train(settings: Settings) -> int:
     print(sanity_checks(setup, first or 0, before))
     if first is None:
         run.log(0, None, before, None, facts)
-        run.samples.write_text(f"## Before training\n\n{sample(setup, state)}\n", "utf-8")
+        run.write_sample(0, sample(setup, state))
         first = 0
     elif first == settings.steps:
         print(f"\n{run.folder} is finished: all {settings.steps} steps are made\n{written(run)}")
         return 0
 
     # step k + 1 is under way before the metrics of step k are fetched
-    train_step, batches = make_train_step(setup.model, setup.tx, setup.lr, settings.seed), _batches(setup, first)
-    progress, stop, began = (
-        Progress(first, settings.steps, settings.batch_size * setup.context),
-        StopSignal(),
-        time.time(),
-    )
+    began, batches = time.time(), _batches(setup, first)
+    train_step = make_train_step(setup.model, setup.tx, setup.lr, settings.seed)
+    compiled = train_step.lower(state, _shape_of_batch(setup)).compile()
+    print(f"\nthe step is compiled, in {time.time() - began:.0f} s", flush=True)
+    progress, stop = Progress(first, settings.steps, settings.batch_size * setup.context), StopSignal()
     pending: tuple[int, dict[str, Any]] | None = None
 
     def report(step: int, metrics: dict[str, Any], eval_loss: float | None = None) -> None:
@@ -68,7 +68,7 @@ def train(settings: Settings) -> int:
 
     with stop:
         for step in range(first + 1, settings.steps + 1):
-            state, metrics = train_step(state, next(batches))
+            state, metrics = compiled(state, next(batches))
             if pending:
                 report(*pending)
             pending, last = (step, metrics), step == settings.steps or stop.requested
@@ -92,8 +92,7 @@ def train(settings: Settings) -> int:
     if step < settings.steps:
         print(f"stopped at step {step}, which is saved; the same command with --resume goes on")
         return STOPPED
-    with run.samples.open("a", encoding="utf-8") as file:
-        file.write(f"\n## After {step} steps\n\n{sample(setup, state)}\n")
+    run.write_sample(step, sample(setup, state))
     print(f"\n{run.samples.read_text('utf-8')}")
     print(f"{step - first} steps in {time.time() - began:.0f} s: evaluation loss {before:.3f} -> {eval_loss:.3f}")
     print(written(run))
@@ -106,6 +105,11 @@ def _batches(setup: Setup, first: int):
     dataset = train_batches(setup.data, setup.context, settings.batch_size, settings.seed)[first : settings.steps]
     for batch in dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)):
         yield jax.device_put(batch, place)
+
+
+def _shape_of_batch(setup: Setup) -> jax.ShapeDtypeStruct:
+    shape = (setup.settings.batch_size, setup.context + 1)
+    return jax.ShapeDtypeStruct(shape, np.int32, sharding=batch_sharding(setup.mesh))
 
 
 class StopSignal:

@@ -138,9 +138,10 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         moments = ocp.args.StandardSave(_by_path(state.opt_state))
-        self._manager.save(
-            step, args=ocp.args.Composite(**orbax.items(state.params, config), opt_state=moments), force=True
-        )
+        with orbax.full_disk_as_os_error():
+            self._manager.save(
+                step, args=ocp.args.Composite(**orbax.items(state.params, config), opt_state=moments), force=True
+            )
 
     def restore(self, step: int, state: State) -> State:
         """The state of a step, in the shapes and places of the state given, whose values are not used."""
@@ -165,7 +166,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until all is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        with orbax.full_disk_as_os_error():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         self._manager.close()

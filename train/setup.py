@@ -1,7 +1,6 @@
 """Everything a run needs before its first step, and everything that can be refused before its first file."""
 
 import math
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 import jaxgpt
+from convert.disk import check_space
 from convert.errors import InputError
 from jaxgpt import freeze
 from jaxgpt.mesh import batch_shards, make_mesh
@@ -77,7 +77,8 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, State]:
     lr = schedule(settings.lr or 0.128 / config.n_embd, settings.steps, settings.warmup)
     tx = make_optimizer(plan, trainable, lr, weight_decay=settings.weight_decay, clip=settings.clip)
     state = init_state(trainable, frozen, tx, mesh)
-    _check_disk(settings, state)
+    kept = settings.keep + 1  # and the one that is being written
+    check_space(run.checkpoints, kept * sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state))))
     return Setup(settings, mesh, model, tokenizer, data, context, plan, lr, tx), state
 
 
@@ -88,14 +89,3 @@ def _check_numbers(settings: Settings) -> None:
     for name, least, most in (("lr", 0, 10), ("warmup", 0, 1), ("weight_decay", 0, 10), ("clip", 0, math.inf)):
         if (value := getattr(settings, name)) is not None and not least <= value <= most:
             raise InputError(f"--{name.replace('_', '-')}: must be from {least} to {most}, not {value}")
-
-
-def _check_disk(settings: Settings, state: State) -> None:
-    """Refuses a disk that can't hold the checkpoints that are kept, and the one being written."""
-    needed = (settings.keep + 1) * sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
-    folder = next(path for path in [settings.out.absolute(), *settings.out.absolute().parents] if path.is_dir())
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise InputError(
-            f"--out: the disk is too full: {settings.keep} checkpoints and the next need {needed / 1e6:,.0f} MB, "
-            f"{free / 1e6:,.0f} MB are free at {folder}; free some, choose another --out, or a smaller --keep"
-        )

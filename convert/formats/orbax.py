@@ -3,9 +3,12 @@
 A training run's step folder holds the same two items beside its optimizer state, so that one reader serves both.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,22 @@ def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig]:
 
 def write(path: Path, params: Mapping[str, Any], config: GPTConfig) -> None:
     """Writes a new checkpoint; Orbax writes to a temporary sibling and renames it."""
+    with full_disk_as_os_error():
+        _write(path, params, config)
+
+
+@contextlib.contextmanager
+def full_disk_as_os_error() -> Iterator[None]:
+    """TensorStore reports what the operating system refused as a ValueError that ends in `[os_error_code='28']`."""
+    try:
+        yield
+    except ValueError as error:
+        if found := re.search(r"os_error_code='(\d+)'", str(error)):
+            raise OSError(int(found[1]), f"while a checkpoint was written: {os.strerror(int(found[1]))}") from None
+        raise
+
+
+def _write(path: Path, params: Mapping[str, Any], config: GPTConfig) -> None:
     handler = ocp.CompositeCheckpointHandler(params=ocp.StandardCheckpointHandler(), config=ocp.JsonCheckpointHandler())
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(path.absolute(), args=ocp.args.Composite(**items(params, config)))

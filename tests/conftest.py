@@ -1,0 +1,76 @@
+"""Small random GPT-2s written by transformers, and strict JAX: what the tests share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "jaxgpt" / "assets" / "tiny"
+
+# every dimension differs, so that no two can be mixed up: D, F, V, T, N, H, L
+DIMS = {"n_embd": 36, "n_inner": 52, "vocab_size": 97, "n_positions": 41, "n_head": 3, "n_layer": 2}
+NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+
+
+def random_hf(seed: int = 0, **flags) -> GPT2LMHeadModel:
+    """A GPT-2 with weights large enough that every one of them, biases too, moves the logits by more than 1e-3."""
+    torch.manual_seed(seed)
+    ids = {"bos_token_id": 96, "eos_token_id": 96}
+    model = GPT2LMHeadModel(GPT2Config(**{**DIMS, **NO_DROPOUT, **ids, **flags}, attn_implementation="eager")).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim > 1:
+                p.normal_(0, 0.15)
+            elif name.endswith("weight"):
+                p.normal_(1, 0.2)
+            else:
+                p.normal_(0, 0.2)
+    return model
+
+
+def random_tokens(shape, vocab: int = 97, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, vocab, shape).astype(np.int32)
+
+
+def torch_logits(model: GPT2LMHeadModel, tokens: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(tokens, dtype=torch.long)).logits.float().numpy()
+
+
+def run(*args: str | Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+    """`python -m ARGS` in the repository, as a user runs it."""
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, args)], cwd=ROOT, env=os.environ | env, capture_output=True, text=True
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def hf_folder(tmp_path):
+    """A folder written by save_pretrained, and the model that it holds."""
+
+    def make(name: str = "hf", **flags):
+        model = random_hf(**flags)
+        model.save_pretrained(tmp_path / name)
+        return tmp_path / name, model
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def strict_jax():
+    """Mixing dtypes or ranks by accident is an error."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield

@@ -1,0 +1,401 @@
+"""The converter: bitwise both ways, strict about everything, and nothing left behind when it fails."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from conftest import DIMS, ROOT, TINY, random_hf, random_tokens, run, torch_logits
+from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file
+from transformers import GPT2LMHeadModel
+
+import convert
+import jaxgpt
+from convert.dialect import same
+from convert.dialects.hf_gpt2 import FIELDS, HF_GPT2, config_from_hf
+from convert.dialects.jaxgpt import JAXGPT
+from convert.layout import relayout, shape_of, swap
+
+
+def edit_config(folder: Path, **fields) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def edit_tensors(folder: Path, change) -> None:
+    """Applies `change` to the dict of tensors in a folder."""
+    tensors = load_torch(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+# the table
+
+
+def test_the_table_covers_the_models_parameters_exactly():
+    for tied in (True, False):
+        config = jaxgpt.GPTConfig(**DIMS, tie_word_embeddings=tied)
+        shapes = {name: p.shape for name, p in jaxgpt.named_params(jaxgpt.pretrained.abstract(config)).items()}
+        assert shapes == {r.ours: shape_of(r.layout.split(" -> ")[1], config.dims) for r in HF_GPT2.expand(config)}
+        assert shapes.keys() == {row.ours for row in JAXGPT.expand(config)}
+
+
+def test_a_layout_read_backwards_is_its_inverse():
+    dims = jaxgpt.GPTConfig(**DIMS).dims
+    for row in HF_GPT2.rows:
+        left, right = row.layout.split(" -> ")
+        theirs = np.arange(np.prod(shape_of(left, dims))).reshape(shape_of(left, dims))
+        ours = relayout(theirs, row.layout, dims)
+        assert ours.shape == shape_of(right, dims)
+        assert np.shares_memory(ours, theirs)  # import copies nothing
+        assert (relayout(ours, swap(row.layout), dims) == theirs).all()
+
+
+# round trips
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shard_size", ["5GB", "20KB"])
+def test_import_then_export_is_bitwise_identical(tmp_path, dtype, tied, shard_size):
+    model = random_hf(tie_word_embeddings=tied).to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path / "a", max_shard_size=shard_size)
+    first = run("convert", tmp_path / "a", tmp_path / "b", "--to=orbax")
+    assert "bitwise equal" in first.stdout
+    run("convert", tmp_path / "b", tmp_path / "c", "--to=hf", f"--shard-size={shard_size}")
+    assert len(list((tmp_path / "c").glob("*.safetensors"))) == len(list((tmp_path / "a").glob("*.safetensors")))
+    before, after = read_all(tmp_path / "a"), read_all(tmp_path / "c")
+    assert before.keys() == after.keys()
+    assert all(same(before[name], after[name]) for name in before)
+
+
+def test_the_bundled_file_comes_out_identical_byte_for_byte(tmp_path):
+    run("convert", TINY, tmp_path / "out", "--to=hf")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (TINY / "model.safetensors").read_bytes()
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (TINY / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_export_loads_strictly_in_transformers_with_equal_logits(tmp_path, hf_folder, tied):
+    folder, theirs = hf_folder(tie_word_embeddings=tied, activation_function="relu", layer_norm_epsilon=1e-3)
+    jaxgpt.save_pretrained(jaxgpt.from_pretrained(folder), tmp_path / "out", shard_size="30KB")
+    again, info = GPT2LMHeadModel.from_pretrained(
+        tmp_path / "out", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(info.values()), info
+    for field in FIELDS:
+        assert getattr(again.config, field) == getattr(theirs.config, field), field
+    tokens = random_tokens((2, DIMS["n_positions"]))
+    assert (torch_logits(again.eval(), tokens) == torch_logits(theirs, tokens)).all()
+
+
+def test_what_we_write_the_safetensors_library_reads(tmp_path, hf_folder):
+    folder, theirs = hf_folder()
+    jaxgpt.save_pretrained(jaxgpt.from_pretrained(folder), tmp_path / "out")
+    ours = load_file(tmp_path / "out" / "model.safetensors")
+    for name, tensor in theirs.state_dict().items():
+        if name != "lm_head.weight":
+            assert (ours[name] == tensor.numpy()).all()
+
+
+def test_dtype_casts_once_and_says_so(tmp_path, hf_folder):
+    folder, _ = hf_folder()
+    assert "compared as bfloat16" in run("convert", folder, tmp_path / "out", "--to=hf", "--dtype=bfloat16").stdout
+    before, after = read_all(folder), read_all(tmp_path / "out")
+    assert all(same(after[name], before[name].astype(ml_dtypes.bfloat16)) for name in before)
+
+
+def test_save_and_load_of_our_own_form(tmp_path, hf_folder):
+    model = jaxgpt.from_pretrained(hf_folder(tie_word_embeddings=False)[0])
+    jaxgpt.save(model, tmp_path / "saved")
+    again = jaxgpt.load(tmp_path / "saved")
+    assert again.config == model.config
+    ours, theirs = jaxgpt.named_params(model), jaxgpt.named_params(again)
+    assert ours.keys() == theirs.keys()
+    assert all(same(np.asarray(ours[name]), np.asarray(theirs[name])) for name in ours)
+
+
+# what a file may look like
+
+
+def test_names_without_the_prefix_and_buffers_of_old_files(hf_folder):
+    folder, theirs = hf_folder()
+    T = DIMS["n_positions"]
+
+    def older(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+        for i in range(DIMS["n_layer"]):
+            tensors[f"h.{i}.attn.bias"] = torch.tril(torch.ones(T, T, dtype=torch.uint8)).view(1, 1, T, T)
+            tensors[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+
+    edit_tensors(folder, older)
+    checkpoint = convert.read(folder)
+    assert len(checkpoint.buffers) == 2 * DIMS["n_layer"]
+    tokens = random_tokens((1, T))
+    logits = np.asarray(jaxgpt.from_pretrained(folder)(tokens))
+    assert np.abs(logits - torch_logits(theirs, tokens)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("config_says_tied", [True, False])
+@pytest.mark.parametrize("there", ["embedding", "head", "both equal", "both different"])
+def test_tied_heads_in_all_their_forms(hf_folder, there, config_says_tied):
+    folder, theirs = hf_folder()
+    embedding = theirs.transformer.wte.weight.detach()
+
+    def arrange(tensors):
+        if there == "head":
+            tensors["lm_head.weight"] = tensors.pop("transformer.wte.weight")
+        elif there != "embedding":
+            tensors["lm_head.weight"] = embedding + (there == "both different")
+
+    edit_tensors(folder, arrange)
+    edit_config(folder, tie_word_embeddings=config_says_tied)
+    if there in ("embedding", "head") and not config_says_tied:
+        with pytest.raises(convert.InputError, match=r"missing: (lm_head|wte)\.weight \(97, 36\)"):
+            convert.read(folder)
+        return
+    checkpoint = convert.read(folder)
+    assert checkpoint.config.tie_word_embeddings == (config_says_tied and there != "both different")
+    assert same(np.asarray(checkpoint.params["tok_emb.embedding"]), embedding.numpy())
+    if not checkpoint.config.tie_word_embeddings:
+        head = embedding + (there == "both different")
+        assert same(np.asarray(checkpoint.params["lm_head.kernel"]), head.numpy().T)
+
+
+# what is refused
+
+
+def test_missing_extra_and_misshapen_tensors_are_all_listed(hf_folder):
+    folder, _ = hf_folder()
+
+    def spoil(tensors):
+        del tensors["transformer.h.0.mlp.c_fc.bias"], tensors["transformer.ln_f.weight"]
+        tensors["transformer.h.7.ln_1.weight"] = torch.ones(36)
+        tensors["transformer.h.1.attn.c_proj.weight"] = torch.ones(36, 35)
+        tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 5, 5)  # named like a mask, but not of its shape
+        tensors["transformer.h.1.ln_1.bias"] = torch.ones(36, dtype=torch.int32)
+
+    edit_tensors(folder, spoil)
+    done = run("convert", folder, folder / "out", check=False)
+    assert done.returncode == 2
+    assert "6 problems" in done.stderr
+    for line in (
+        "missing: h.0.mlp.c_fc.bias (52,)",
+        "missing: ln_f.weight (36,)",
+        "not known: h.7.ln_1.weight (36,)",
+        "not known: h.0.attn.bias (1, 1, 5, 5)",
+        "shape: h.1.attn.c_proj.weight is (36, 35), the config says (36, 36)",
+        "dtype: h.1.ln_1.bias is int32, not a floating-point type",
+    ):
+        assert line in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "out").exists()
+
+
+CONFIGS = [
+    ({"model_type": "gpt_neo"}, "another architecture"),
+    ({"n_head": 5}, "not divisible"),
+    ({"n_head": 10**12}, "n_head must be"),
+    ({"n_head": 0}, "n_head must be"),
+    ({"n_head": "3"}, "n_head must be"),
+    ({"n_layer": True}, "n_layer must be"),
+    ({"n_layer": 2 * 10**9}, "n_layer must be at most"),
+    ({"n_embd": 2**30, "n_head": 1}, "describes more than"),
+    ({"n_embd": None}, "n_embd must be"),
+    ({"activation_function": "quick_gelu"}, "activation_function must be one of"),
+    ({"activation_function": ["gelu"]}, "activation_function must be one of"),
+    ({"layer_norm_epsilon": "small"}, "layer_norm_epsilon must be"),
+    ({"attn_pdrop": 1.0}, "attn_pdrop must be"),
+    ({"scale_attn_weights": 1}, "scale_attn_weights must be true or false"),
+    ({"eos_token_id": [96]}, "eos_token_id must be"),
+    ({"add_cross_attention": True}, "add_cross_attention = True is not supported"),
+    ({"rope_theta": 1e4}, "'rope_theta' is not known"),
+    ({"quantization_config": {}}, "'quantization_config' is not known"),
+    ({"hidden_size": 48}, "contradicts itself"),
+    ({"n_ctx": 40}, "contradicts itself"),
+    ({"vocab_size": 96}, r"wte.weight is \(97, 36\), the config says \(96, 36\)"),
+    ({"n_positions": 64}, r"wpe.weight is \(41, 36\), the config says \(64, 36\)"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), CONFIGS, ids=lambda v: str(v)[:40])
+def test_unsupported_config_fields_are_refused(hf_folder, fields, message):
+    folder, _ = hf_folder()
+    edit_config(folder, **fields)
+    with pytest.raises(convert.InputError, match=message):
+        convert.read(folder)
+
+
+def test_every_field_that_transformers_writes_is_known():
+    config = config_from_hf(random_hf().config.to_dict())
+    assert config.n_inner == 52
+    assert config_from_hf({"n_embd": 24, "n_head": 2}).n_inner == 96
+
+
+def header(entries: dict, data: bytes = b"", length: int | None = None) -> bytes:
+    text = json.dumps(entries).encode() if isinstance(entries, dict) else entries
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+F4 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+FILES = {
+    "empty": (b"", "too few"),
+    "short": (b"1234567", "too few"),
+    "header past the end": (header({"a": F4}, b"1234", 10**6), "truncated"),
+    "giant header": (header({"a": F4}, b"1234", 2**63), "not a safetensors file"),
+    "no json": (header(b"{{{{"), "header is broken"),
+    "a list": (header(b"[]"), "header is broken"),
+    "nested deep": (header(b"[" * 100_000), "header is broken"),
+    "named twice": (header(b'{"a":{},"a":{}}'), "stands twice"),
+    "unknown dtype": (header({"a": F4 | {"dtype": "F8"}}, b"1234"), "dtype 'F8'"),
+    "negative shape": (header({"a": F4 | {"shape": [-1]}}, b"1234"), "shape"),
+    "float shape": (header({"a": F4 | {"shape": [1.0]}}, b"1234"), "shape"),
+    "NaN shape": (header(b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', b"1234"), "shape"),
+    "huge shape": (header({"a": F4 | {"shape": [2**62, 2**62]}}, b"1234"), "does not take"),
+    "wrong size": (header({"a": F4 | {"shape": [2]}}, b"1234"), "does not take 4 bytes"),
+    "offsets swapped": (header({"a": F4 | {"data_offsets": [4, 0]}}, b"1234"), "4:0"),
+    "overlap": (header({"a": F4, "b": F4}, b"1234"), "does not begin where"),
+    "hole": (header({"a": F4 | {"data_offsets": [4, 8]}}, b"12345678"), "does not begin where"),
+    "data missing": (header({"a": F4}, b"12"), "truncated, 2 of"),
+    "data left over": (header({"a": F4}, b"123456"), "2 bytes follow"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_broken_safetensors_files_are_refused(hf_folder, name):
+    folder, _ = hf_folder()
+    content, message = FILES[name]
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(convert.InputError, match=message):
+        convert.read(folder)
+
+
+def test_a_truncated_download_says_how_much_is_missing(hf_folder):
+    folder, _ = hf_folder()
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    done = run("convert", folder, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "truncated, 1,000 of" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"a": "../hf/model.safetensors"}, "is not the name of a safetensors file in the same folder"),
+        ({"a": "/etc/passwd"}, "is not the name"),
+        ({"a": "model.bin"}, "is not the name"),
+        ({"a": "other.safetensors"}, "shards are missing"),
+        ({"a": "model.safetensors"}, "does not place there"),
+        ({"a": 7}, "not an index"),
+        (None, "not an index"),
+    ],
+)
+def test_an_index_names_files_of_its_folder_only(hf_folder, weight_map, message):
+    folder, _ = hf_folder()
+    (folder / "sub").mkdir()
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(folder / file, folder / "sub" / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(convert.InputError, match=message):
+        convert.formats.safetensors.read_sharded(folder / "model.safetensors.index.json")
+
+
+def test_two_models_in_one_file_are_refused(hf_folder):
+    folder, _ = hf_folder()
+    edit_tensors(folder, lambda tensors: tensors.update({"h.0.ln_1.weight": torch.ones(36)}))
+    with pytest.raises(convert.InputError, match="two models in one file"):
+        convert.read(folder)
+
+
+def test_nothing_there_is_said_in_one_line(tmp_path):
+    for source, message in [
+        (tmp_path / "none", "no such file or folder"),
+        (tmp_path, "no checkpoint that can be read here"),
+        ("nobody/nothing", "the hub did not give it"),
+    ]:
+        done = run("convert", source, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+# writing
+
+
+def test_nothing_is_overwritten_without_force_and_no_strangers_files_with_it(tmp_path, hf_folder):
+    folder, _ = hf_folder()
+    out = tmp_path / "out"
+    run("convert", folder, out, "--to=hf")
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    refused = run("convert", folder, out, "--to=hf", check=False)
+    assert refused.returncode == 2
+    assert "--force" in refused.stderr
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    run("convert", folder, out, "--to=hf", "--force")
+    assert (out / "model.safetensors").stat().st_mtime_ns != before
+    (out / "thesis.tex").write_text("years of work")
+    refused = run("convert", folder, out, "--to=hf", "--force", check=False)
+    assert refused.returncode == 2
+    assert "thesis.tex" in refused.stderr
+    assert (out / "thesis.tex").read_text() == "years of work"
+    assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_a_write_that_fails_half_way_leaves_nothing_behind(tmp_path, to):
+    """A limit on a file's size stands for a disk that fills up: the operating system refuses to write on."""
+    out = tmp_path / "deep" / "out"
+    command = f"ulimit -f 1000; exec {sys.executable} -m convert {TINY} {out} --to={to}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("convert: ")
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch, to):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=5_000_000))
+    checkpoint = convert.read(TINY)
+    with pytest.raises(convert.InputError, match=r"too full: 5\.9 MB are needed, 5\.0 MB are free"):
+        convert.write(tmp_path / "out", checkpoint.params, checkpoint.config, to=to)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspecting_prints_the_whole_mapping():
+    text = run("convert", TINY).stdout
+    assert "transformer.h.11.attn.c_attn.weight  128x384   float16  D (C N H) -> D C N H" in text
+    assert "2,936,576 in 148 tensors" in text
+    assert text.count("\n") == 148 + 7
+
+
+def test_convert_needs_neither_torch_nor_flax_nor_transformers(tmp_path):
+    script = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "flax", "transformers", "jaxgpt", "train"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+import convert
+for to in ("hf", "orbax"):
+    source = convert.read(sys.argv[1])
+    convert.write(f"{sys.argv[2]}/{to}", source.params, source.config, to=to)
+    assert len(convert.read(f"{sys.argv[2]}/{to}").params) == 148
+"""
+    subprocess.run([sys.executable, "-c", script, str(TINY), str(tmp_path)], cwd=ROOT, check=True)
+
+
+def read_all(folder: Path) -> dict[str, np.ndarray]:
+    checkpoint = convert.read(folder)
+    return {name: np.asarray(array) for name, array in checkpoint.tensors.items()}
