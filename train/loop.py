@@ -52,7 +52,8 @@ def train(settings: Settings) -> int:
 
     # step k + 1 is under way before the metrics of step k are fetched
     began, batches = time.time(), _batches(setup, first)
-    train_step = make_train_step(setup.model, setup.tx, setup.lr, settings.seed)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    train_step = make_train_step(setup.model, setup.tx, setup.lr, settings.seed, places)
     compiled = train_step.lower(state, _shape_of_batch(setup)).compile()
     print(f"\nthe step is compiled, in {time.time() - began:.0f} s", flush=True)
     progress, stop = Progress(first, settings.steps, settings.batch_size * setup.context), StopSignal()

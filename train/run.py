@@ -158,7 +158,7 @@ class Checkpoints:
         )
         params, moments = restored["params"], restored["opt_state"]
         return State(
-            jax.numpy.int32(step),
+            jax.device_put(jax.numpy.int32(step), state.step.sharding),
             {name: params[name] for name in state.trainable},
             {name: params[name] for name in state.frozen},
             jax.tree.unflatten(jax.tree.structure(state.opt_state), [moments[k] for k in _by_path(state.opt_state)]),

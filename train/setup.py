@@ -70,6 +70,8 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, State]:
     plan = freeze.parse(settings.freeze, config)
     tokenizer = jaxgpt.load_tokenizer(settings.tokenizer or settings.model)
     check_vocabulary(tokenizer, config)
+    if not 0 < len(tokenizer(settings.prompt)["input_ids"]) < config.n_positions:
+        raise InputError(f"--prompt: must have from 1 to {config.n_positions - 1} tokens")
     data = load_data(settings.data, tokenizer, context)
     for tokens in (data.train, data.held_out):
         check_vocabulary(tokenizer, config, tokens)

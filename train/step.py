@@ -38,7 +38,8 @@ def init_state(
 ) -> State:
     """The state before the first step; each moment is born where its parameter lies."""
     places = opt_shardings(tx, trainable, mesh)
-    return State(jnp.int32(0), trainable, frozen, jax.jit(tx.init, out_shardings=places)(trainable))
+    step = jax.device_put(jnp.int32(0), NamedSharding(mesh, P()))
+    return State(step, trainable, frozen, jax.jit(tx.init, out_shardings=places)(trainable))
 
 
 def opt_shardings(tx: optax.GradientTransformation, trainable: dict[str, Array], mesh: Mesh) -> Any:
@@ -51,8 +52,13 @@ def opt_shardings(tx: optax.GradientTransformation, trainable: dict[str, Array],
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, trainable))
 
 
-def make_train_step(model: GPT, tx: optax.GradientTransformation, lr: optax.Schedule, seed: int) -> jax.stages.Wrapped:
-    """The step; only the trainable parameters are differentiated, so that XLA drops the backward pass of the rest."""
+def make_train_step(
+    model: GPT, tx: optax.GradientTransformation, lr: optax.Schedule, seed: int, places: State | None = None
+) -> jax.stages.Wrapped:
+    """The step; only the trainable parameters are differentiated, so that XLA drops the backward pass of the rest.
+
+    `places` are the state's shardings, which it keeps.
+    """
     config = model.config
     has_dropout = max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0
 
@@ -65,10 +71,10 @@ def make_train_step(model: GPT, tx: optax.GradientTransformation, lr: optax.Sche
         loss, grads = jax.value_and_grad(loss_of)(state.trainable)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {"loss": loss, "lr": jnp.asarray(lr(state.step)), "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "lr": jnp.asarray(lr(state.step)), "grad_norm": optax.tree.norm(grads)}
         return State(state.step + 1, trainable, state.frozen, opt_state), metrics
 
-    return jax.jit(train_step, donate_argnames="state")
+    return jax.jit(train_step, donate_argnames="state", out_shardings=places and (places, None))
 
 
 def make_eval_step(

@@ -6,6 +6,7 @@ A training run's step folder holds the same two items beside its optimizer state
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -59,6 +60,8 @@ def full_disk_as_os_error() -> Iterator[None]:
         yield
     except ValueError as error:
         if found := re.search(r"os_error_code='(\d+)'", str(error)):
+            # each of the other tensors failed too: one message is enough
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise OSError(int(found[1]), f"while a checkpoint was written: {os.strerror(int(found[1]))}") from None
         raise
 

@@ -1,0 +1,336 @@
+"""The program, run as a user runs it: what it learns, writes, resumes and refuses."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, random_hf, run, torch_logits
+from transformers import GPT2LMHeadModel
+
+import convert
+import jaxgpt
+from convert.dialect import same
+from convert.source import complete_steps
+from train.__main__ import main
+from train.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Path:
+    """A random 3-block model with dropout and the bundled tokenizer: quick to compile, divisible by 8."""
+    folder = tmp_path_factory.mktemp("small")
+    dims = {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_inner": 64, "n_positions": 32, "vocab_size": 4096}
+    random_hf(**dims, bos_token_id=4095, eos_token_id=4095, resid_pdrop=0.1).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, folder / name)
+    return folder
+
+
+QUICK = ("--batch-size=8", "--steps=9", "--eval-every=4", "--checkpoint-every=3", "--log-every=1", "--lr=1e-3")
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl, without the one field that time decides."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["tokens_per_s"]
+    return lines
+
+
+def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, parameters and moments."""
+    from orbax import checkpoint as ocp
+
+    found = {}
+    for item in ("params", "opt_state"):
+        tree = ocp.StandardCheckpointer().restore((folder / "checkpoints" / str(step) / item).absolute())
+        found |= {f"{item}/{name}": np.asarray(array) for name, array in tree.items()}
+    return found
+
+
+def assert_same_run(a: Path, b: Path, step: int) -> None:
+    assert metrics(a) == metrics(b)
+    ours, theirs = arrays(a, step), arrays(b, step)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 40
+    for name in ours:
+        assert same(ours[name], theirs[name]), name
+
+
+@pytest.fixture(scope="session")
+def whole_run(small, tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK)
+    return out
+
+
+# what a run does
+
+
+def test_first6_learns_the_reference_and_says_what_it_does(tmp_path):
+    """A third of the demo: evaluation loss falls by at least 1 nat, frozen leaves are the file's own bits."""
+    out = tmp_path / "demo"
+    text = run("train", "--freeze=first6", f"--out={out}", "--steps=60").stdout
+    assert "2,936,576, as the config says 2,936,576" in text
+    assert "a blind guess has ln(V) = 8.318: fine" in text
+    assert "trains      1,189,888   40.5%  blocks.6-11, ln_f" in text
+    assert "tok_emb (also the head: tied), pos_emb, blocks.0-5" in text
+    lines = metrics(out)
+    evaluations = [line["eval_loss"] for line in lines if line["eval_loss"] is not None]
+    assert evaluations[0] < 0.6 * np.log(4096)
+    assert evaluations[-1] < evaluations[0] - 1.0
+    trained = jaxgpt.named_params(jaxgpt.from_pretrained(out))
+    for name, array in jaxgpt.named_params(jaxgpt.from_pretrained("tiny")).items():
+        frozen = re.match(r"(tok_emb|pos_emb|blocks\.[0-5])\.", name)
+        assert same(np.asarray(array), np.asarray(trained[name])) == bool(frozen), name
+    samples = (out / "samples.md").read_text()
+    assert samples.startswith("## Before training\n\nThe")
+    assert "\n## After 60 steps\n\nThe" in samples
+    assert samples in text
+
+
+def test_what_a_run_leaves_on_disk(whole_run):
+    assert {path.name for path in whole_run.iterdir()} == {
+        "run.json", "metrics.jsonl", "samples.md", "tokenizer", "checkpoints",
+    }  # fmt: skip
+    assert complete_steps(whole_run) == [3, 6, 9]
+    lines = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
+    fields = ["step", "loss", "eval_loss", "lr", "grad_norm", "tokens_per_s", "trainable_params"]
+    assert all(list(line) == fields for line in lines)
+    assert [line["step"] for line in lines] == list(range(10))
+    assert [line["step"] for line in lines if line["eval_loss"] is not None] == [0, 4, 8, 9]
+    assert lines[1]["lr"] == 0
+    assert max(line["lr"] for line in lines[1:]) == pytest.approx(1e-3)
+    written = json.loads((whole_run / "run.json").read_text())
+    assert written["settings"]["freeze"] == "first1"
+    assert written["parameters"]["trainable"] == lines[0]["trainable_params"] < written["parameters"]["all"]
+
+
+def test_a_run_is_a_model_for_every_command(whole_run, tmp_path):
+    run("convert", whole_run, tmp_path / "hf", "--to=hf")
+    exported = GPT2LMHeadModel.from_pretrained(tmp_path / "hf").eval()
+    tokens = np.arange(30, dtype=np.int32)[None]
+    logits = np.asarray(jaxgpt.from_pretrained(whole_run)(tokens))
+    assert np.abs(torch_logits(exported, tokens) - logits).max() < 1e-5
+    assert len(jaxgpt.load_tokenizer(tmp_path / "hf")) == 4096
+    assert run("jaxgpt", "generate", whole_run, "--max-new-tokens=5").stdout.startswith("The")
+
+
+def test_bfloat16_computes_nearly_the_same_over_float32_weights(small, whole_run, tmp_path):
+    run("train", f"--model={small}", f"--out={tmp_path / 'half'}", "--freeze=first1", "--dtype=bfloat16", *QUICK)
+    full, half = metrics(whole_run), metrics(tmp_path / "half")
+    for a, b in zip(full[1:], half[1:], strict=True):
+        assert 0 < abs(a["loss"] - b["loss"]) < 0.02 * a["loss"]
+    assert {array.dtype for name, array in arrays(tmp_path / "half", 9).items() if "params" in name} == {
+        np.dtype("float32")
+    }
+
+
+@pytest.mark.parametrize("mesh", [None, "data=8", "data=2,fsdp=2,tensor=2"])
+def test_eight_devices_have_the_losses_of_one(small, whole_run, tmp_path, mesh):
+    out = tmp_path / "eight"
+    flags = [f"--mesh={mesh}"] if mesh else []
+    command = ("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, *flags)
+    run(*command, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    assert json.loads((out / "run.json").read_text())["machine"]["devices"] == ["cpu"] * 8
+    for one, eight in zip(metrics(whole_run), metrics(out), strict=True):
+        for field in ("loss", "eval_loss"):
+            assert (one[field] is None) == (eight[field] is None)
+            assert one[field] is None or abs(one[field] - eight[field]) <= 1e-5, one
+
+
+# resuming
+
+
+def test_a_run_that_died_and_was_resumed_is_bitwise_the_run_that_was_not(small, whole_run, tmp_path):
+    """As after a kill: the newest checkpoint is older than the metrics, the last line is cut, a write was under way."""
+    out = tmp_path / "died"
+    shutil.copytree(whole_run, out)
+    for step in (6, 9):
+        shutil.rmtree(out / "checkpoints" / str(step))
+    (out / "checkpoints" / "6.orbax-checkpoint-tmp").mkdir()
+    (out / "metrics.jsonl").write_text((out / "metrics.jsonl").read_text()[:-30])
+    run("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume")
+    assert_same_run(out, whole_run, 9)
+    assert (out / "samples.md").read_text() == (whole_run / "samples.md").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_its_step_and_resume_goes_on_from_there(small, whole_run, tmp_path, number):
+    out = tmp_path / "stopped"
+    command = ["train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume"]
+    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 2/9"):
+            process.send_signal(number)
+            break
+    rest = process.stdout.read()
+    assert process.wait(60) == 75, rest
+    stopped_at = int(re.search(r"stopped at step (\d+), which is saved; .* --resume", rest)[1])
+    assert stopped_at in complete_steps(out)
+    assert 2 <= stopped_at < 9
+    run(*command)
+    assert_same_run(out, whole_run, 9)
+    finished = run(*command).stdout
+    assert "is finished: all 9 steps are made" in finished
+    assert_same_run(out, whole_run, 9)
+
+
+def test_keep_bounds_the_checkpoints(small, tmp_path):
+    run("train", f"--model={small}", f"--out={tmp_path / 'r'}", "--freeze=head", *QUICK, "--keep=1")
+    assert complete_steps(tmp_path / "r") == [9]
+
+
+def test_resuming_another_run_is_refused(small, whole_run, tmp_path, capsys, monkeypatch):
+    text = tmp_path / "other.txt"
+    text.write_text("word " * 5000)
+    same_flags = [f"--model={small}", f"--out={whole_run}", "--freeze=first1", *QUICK, "--resume"]
+    for change, message in [
+        (["--freeze=full"], "--freeze was first1 and is full"),
+        (["--seed=1", "--lr=2e-3"], "--lr was 0.001 and is 0.002; --seed was 0 and is 1"),
+        ([f"--data={text}"], "the tokenised text is another"),
+    ]:
+        assert message in refused([*same_flags, *change], capsys, monkeypatch)
+
+
+# refusing
+
+
+def refused(flags: list[str], capsys, monkeypatch) -> str:
+    """The one line on standard error of a command that exits with 2."""
+    monkeypatch.setattr(sys, "argv", ["train", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith("train: ")
+    assert "Traceback" not in error
+    return error
+
+
+BAD = {
+    "an unknown strategy": (["--freeze=fisrt6"], "A freezing strategy is one of"),
+    "too many blocks": (["--freeze=first40"], "has only 3 blocks"),
+    "no such model": (["--model=/nowhere"], "no such file or folder"),
+    "no such data": (["--data=/nowhere"], "does not exist"),
+    "empty data": (["--data={tmp}/empty.txt"], "is empty"),
+    "white space": (["--data={tmp}/white.txt"], "is empty"),
+    "binary data": (["--data={tmp}/binary.txt"], "is not text: there is a zero byte at 3"),
+    "latin-1 data": (["--data={tmp}/latin.txt"], "is not UTF-8 text: byte 0xe9 at 3"),
+    "short data": (["--data={tmp}/short.txt"], "too few for one context of 32"),
+    "folder without text": (["--data={tmp}/images"], "holds no .txt or .md file"),
+    "long context": (["--context=64"], "more than the model's 32 positions"),
+    "no steps": (["--steps=0"], "--steps: must be at least 1"),
+    "negative rate": (["--lr=-1"], "--lr: must be from 0 to 10"),
+    "not a number": (["--lr=nan"], "--lr: must be from 0 to 10"),
+    "odd mesh": (["--mesh=rows=2"], "is not AXIS=SIZE"),
+    "large mesh": (["--mesh=data=3"], "makes 3 devices, but there are 1"),
+    "another tokenizer": (["--model={tmp}/mismatch"], "has 4,097 tokens, the model only 4,096"),
+    "truncated weights": (["--model={tmp}/truncated"], "truncated"),
+    "missing config": (["--model={small}/model.safetensors", "--tokenizer={tmp}/images"], "no tokenizer lies there"),
+    "both": (["--resume", "--force"], "contradict each other"),
+    "long prompt": (["--prompt={long}"], "--prompt: must have from 1 to 31 tokens"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_clear_line_and_writes_nothing(name, small, tmp_path, capsys, monkeypatch):
+    flags, message = BAD[name]
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "white.txt").write_text(" \n\n")
+    (tmp_path / "binary.txt").write_bytes(b"PNG\0\1\2" * 1000)
+    (tmp_path / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 1000)
+    (tmp_path / "short.txt").write_text("only a few words")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "cat.png").write_bytes(b"\x89PNG")
+    for folder in ("mismatch", "truncated"):
+        shutil.copytree(small, tmp_path / folder)
+    tokenizer = jaxgpt.load_tokenizer(small)
+    tokenizer.add_tokens(["<|user|>"])
+    tokenizer.save_pretrained(tmp_path / "mismatch")
+    os.truncate(tmp_path / "truncated" / "model.safetensors", 100_000)
+    before = sorted(tmp_path.rglob("*"))
+    values = {"tmp": tmp_path, "small": small, "long": "word " * 40}
+    flags = [flag.format(**values) for flag in flags]
+    error = refused([f"--model={small}", f"--out={tmp_path}/runs/x", *flags], capsys, monkeypatch)
+    assert message in error
+    assert error.count("\n") == 1 or "A freezing strategy" in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_holds_a_run_needs_resume_or_force(small, whole_run, tmp_path, capsys, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")}
+    flags = [f"--model={small}", "--freeze=head", "--steps=2"]
+    error = refused([*flags, f"--out={whole_run}"], capsys, monkeypatch)
+    assert "--resume goes on with it, --force deletes it" in error
+    assert {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")} == before
+    copy = tmp_path / "copy"
+    shutil.copytree(whole_run, copy)
+    (copy / "notes.txt").write_text("mine")
+    run("train", *flags, f"--out={copy}", "--force")
+    assert complete_steps(copy) == [2]
+    assert (copy / "notes.txt").read_text() == "mine"
+
+
+def test_a_full_disk_is_noticed_before_the_first_file(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
+    error = refused([f"--model={small}", f"--out={tmp_path}/runs/x"], capsys, monkeypatch)
+    assert re.search(r"the disk is too full: \d+\.\d MB are needed, 1\.0 MB are free\n", error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_during_the_run_ends_it_with_the_last_checkpoint_whole(small, tmp_path):
+    """A limit on a file's size, set after the first checkpoint, stands for the disk."""
+    out = tmp_path / "r"
+    flags = (f"--model={small}", f"--out={out}", "--freeze=full", *QUICK)
+    script = f"""
+import resource, sys, train.run
+from train.__main__ import main
+save = train.run.Checkpoints.save
+def limited(self, state, config):
+    if int(state.step) > 3:
+        self.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    save(self, state, config)
+train.run.Checkpoints.save = limited
+sys.argv = {["train", *flags]!r}
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("train: ")
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert complete_steps(out) == [3]
+    assert len(convert.read(out).params) == 12 * 3 + 4
+
+
+# the command line
+
+
+def test_help_answers_at_once_and_explains_every_flag():
+    began = time.perf_counter()
+    text = run("train", "--help").stdout
+    assert time.perf_counter() - began < 1.5
+    for field in dataclasses.fields(Settings):
+        name = field.name.replace("_", "-")
+        flag = re.search(rf"│ --{name}\b(.*?)\(default:[^)]+\)", text, re.S)
+        assert flag, name
+        assert len(flag[1].split()) > 6, name
+        assert flag[1].count("│ --") == 0, name
+
+
+def test_every_setting_is_read_somewhere():
+    code = "".join(path.read_text() for path in (ROOT / "train").glob("*.py"))
+    for field in dataclasses.fields(Settings):
+        assert re.search(rf'(settings\.|")\b{field.name}\b', code), field.name
