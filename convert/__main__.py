@@ -1,6 +1,6 @@
 """python -m convert SRC: inspect a checkpoint. python -m convert SRC DST --to=hf: convert it."""
 
-import sys
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,20 +9,20 @@ import tyro
 
 from convert.checkpoint import Checkpoint, read, write
 from convert.dialect import HEAD
-from convert.errors import InputError
+from convert.errors import one_clear_line
 from convert.layout import shape_of
 from convert.source import tokenizer_files
+
+DESCRIPTION = """Inspects a GPT-2 checkpoint, or converts it between PyTorch's world and JAX's.
+
+  python -m convert gpt2                         what is in it, and how every name maps
+  python -m convert gpt2 gpt2-orbax --to=orbax   to an Orbax checkpoint, for JAX
+  python -m convert runs/demo out --to=hf        a training run's newest checkpoint, for transformers"""
 
 
 @dataclass(frozen=True)
 class Command:
-    """Inspects a GPT-2 checkpoint, or converts it between PyTorch's world and JAX's.
-
-    Examples:
-      python -m convert gpt2                          what is in it, and how every name maps
-      python -m convert gpt2 gpt2-orbax --to=orbax    to an Orbax checkpoint, for JAX
-      python -m convert runs/demo out --to=hf         a training run's newest checkpoint, for transformers
-    """
+    """A conversion; see `DESCRIPTION`."""
 
     src: Annotated[str, tyro.conf.Positional]
     """A Hugging Face folder, a .safetensors file, an Orbax checkpoint, a training run, or a hub name such as gpt2."""
@@ -40,11 +40,11 @@ class Command:
 
 def main() -> None:
     """Reads the command line; a mistake of the user's is one message and exit code 2."""
-    command = tyro.cli(Command, prog="python -m convert", config=(tyro.conf.FlagCreatePairsOff,))
-    try:
+    command = tyro.cli(
+        Command, prog="python -m convert", description=DESCRIPTION, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    with one_clear_line("convert"):
         run(command)
-    except (InputError, OSError) as error:
-        sys.exit(_refuse(error))
 
 
 def run(command: Command) -> None:
@@ -80,7 +80,7 @@ def describe(checkpoint: Checkpoint) -> str:
         rows.append((name, shape, dtype, "same" if left == right else row.layout, row.ours))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    count = sum(int(array.size if hasattr(array, "size") else 0) for array in checkpoint.params.values())
+    count = sum(math.prod(array.shape) for array in checkpoint.params.values())
     summary = [
         f"source      {checkpoint.path}",
         f"format      {checkpoint.format}",
@@ -91,11 +91,6 @@ def describe(checkpoint: Checkpoint) -> str:
         f"parameters  {count:,} in {len(checkpoint.params)} tensors; {len(checkpoint.buffers)} buffers left out",
     ]
     return "\n".join([*table, "", *summary])
-
-
-def _refuse(error: Exception) -> int:
-    print(f"convert: {error}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """python -m jaxgpt generate MODEL: text from a checkpoint."""
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
+
+from convert.errors import one_clear_line
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,8 @@ class Generate:
 def main() -> None:
     """Reads the command line; a mistake of the user's is one message and exit code 2."""
     command = tyro.extras.subcommand_cli_from_dict({"generate": Generate}, prog="python -m jaxgpt")
-    from convert.errors import InputError
-
-    try:
+    with one_clear_line("jaxgpt"):
         print(generate(command))
-    except (InputError, OSError) as error:
-        print(f"jaxgpt: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def generate(command: Generate) -> str:

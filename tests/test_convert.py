@@ -372,6 +372,11 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_inspecting_an_orbax_checkpoint_counts_the_same(tmp_path):
+    run("convert", TINY, tmp_path / "out")
+    assert "2,936,576 in 148 tensors" in run("convert", tmp_path / "out").stdout
+
+
 def test_inspecting_prints_the_whole_mapping():
     text = run("convert", TINY).stdout
     assert "transformer.h.11.attn.c_attn.weight  128x384   float16  D (C N H) -> D C N H" in text

@@ -4,21 +4,18 @@ import sys
 
 import tyro
 
+from convert.errors import one_clear_line
 from train.settings import Settings
 
 
 def main() -> None:
     """Reads the command line; a mistake of the user's is one message and exit code 2."""
     settings = tyro.cli(Settings, prog="python -m train", config=(tyro.conf.FlagCreatePairsOff,))
-    # after the flags are read: --help answers without the second that importing JAX takes
-    from convert.errors import InputError
-    from train.loop import train
+    with one_clear_line("train"):
+        # after the flags are read: --help answers without the second that importing JAX takes
+        from train.loop import train
 
-    try:
         sys.exit(train(settings))
-    except (InputError, OSError) as error:
-        print(f"train: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":
