@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from convert.checkpoint import Checkpoint, read, write
+from convert.checkpoint import Checkpoint, read
 from convert.dialect import HEAD
 from convert.errors import one_clear_line
-from convert.layout import shape_of
+from convert.export import write
 from convert.source import tokenizer_files
 
 DESCRIPTION = """Inspects a GPT-2 checkpoint, or converts it between PyTorch's world and JAX's.
@@ -28,12 +28,20 @@ class Command:
     """A Hugging Face folder, a .safetensors file, an Orbax checkpoint, a training run, or a hub name such as gpt2."""
     dst: Annotated[Path | None, tyro.conf.Positional] = None
     """The folder to write; without it SRC is only inspected."""
-    to: Literal["orbax", "hf"] = "orbax"
-    """Format of DST: an Orbax checkpoint, or a Hugging Face folder (config.json and safetensors)."""
+    to: Literal["orbax", "hf", "nanogpt", "lesson"] = "orbax"
+    """Form of DST: an Orbax folder; a Hugging Face folder (config.json and safetensors); nanoGPT's ckpt.pt; or the
+    lesson's state dict, a .pt file."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Type of the numbers in DST; None keeps SRC's."""
     shard_size: str = "5GB"
     """Largest safetensors file in DST, in bytes (KB, MB, GB are powers of ten); more is split into shards."""
+    dialect: str | None = None
+    """How SRC names and lays out its tensors: hf, dialogpt, nanogpt, mingpt, old-mingpt, linear, lesson, llmc or
+    jaxgpt; None: recognised."""
+    n_head: int | None = None
+    """Number of attention heads; needed for a bare state dict, whose shapes do not tell."""
+    activation: str | None = None
+    """gelu_new (GPT-2's tanh form), gelu (exact), relu, silu or tanh; needed where neither config nor dialect tells."""
     force: bool = False
     """Replace DST if it exists and holds a checkpoint."""
 
@@ -49,7 +57,7 @@ def main() -> None:
 
 def run(command: Command) -> None:
     """Inspects or converts."""
-    checkpoint = read(command.src)
+    checkpoint = read(command.src, dialect=command.dialect, n_head=command.n_head, activation=command.activation)
     if command.dst is None:
         print(describe(checkpoint))
         return
@@ -70,14 +78,15 @@ def run(command: Command) -> None:
 def describe(checkpoint: Checkpoint) -> str:
     """The mapping as a table, and what was found out about the checkpoint."""
     config, dialect = checkpoint.config, checkpoint.dialect
-    theirs = {bare: name for name in checkpoint.tensors for bare in dialect.bare_names({name: None})}
+    theirs = {dialect.bare(name): name for name in checkpoint.tensors}
+    head = dialect.row(HEAD).names[0]
     rows = [("theirs", "shape", "dtype", "layout", "ours")]
     for row in dialect.expand(config):
-        left, right = row.layout.split(" -> ")
-        shape = "x".join(map(str, shape_of(left, config.dims)))
-        dtype = str(checkpoint.params[row.ours].dtype)
-        name = theirs.get(row.theirs) or theirs[dialect.their_name(HEAD)]
-        rows.append((name, shape, dtype, "same" if left == right else row.layout, row.ours))
+        for name in row.names:
+            array = checkpoint.tensors[theirs[name if name in theirs else head]]
+            shape = "x".join(map(str, array.shape))
+            layout = "same" if row.left == row.right else row.layout
+            rows.append((theirs.get(name, theirs.get(head, name)), shape, str(array.dtype), layout, row.ours))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     count = sum(math.prod(array.shape) for array in checkpoint.params.values())
@@ -88,6 +97,7 @@ def describe(checkpoint: Checkpoint) -> str:
         f"model       {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, MLP {config.n_inner}, "
         f"context {config.n_positions}, vocabulary {config.vocab_size:,}, {config.activation_function}, "
         f"{'tied' if config.tie_word_embeddings else 'untied'} head",
+        f"              {'with' if config.bias else 'without'} biases, LayerNorm epsilon {config.layer_norm_epsilon:g}",
         f"parameters  {count:,} in {len(checkpoint.params)} tensors; {len(checkpoint.buffers)} buffers left out",
     ]
     return "\n".join([*table, "", *summary])

@@ -38,6 +38,8 @@ class GPTConfig:
     """Divide the attention scores of block i by i + 1 (Mistral's stanford-crfm models)."""
     reorder_and_upcast_attn: bool = False
     """Attention scores in float32 whatever the compute dtype. Ours always are, so both values compute the same."""
+    bias: bool = True
+    """Linear layers and LayerNorms have biases (nanoGPT can do without)."""
     tie_word_embeddings: bool = True
     """The output head is the token embedding itself."""
     embd_pdrop: float = 0.0
@@ -59,6 +61,7 @@ class GPTConfig:
             self._require(name, _is_number, "a probability in [0, 1)", lambda v: 0 <= v < 1)
         for name in (
             "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings",
+            "bias",
         ):  # fmt: skip
             self._require(name, lambda v: isinstance(v, bool), "true or false")
         for name in ("bos_token_id", "eos_token_id"):

@@ -2,13 +2,17 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from tqdm import tqdm
 
 from convert.errors import InputError
 
@@ -19,8 +23,10 @@ def check_free(path: Path, replaceable: tuple[str, ...], force: bool) -> None:
         return
     if not force:
         raise InputError(f"{path} exists already: choose another name, or --force to replace it")
-    if not path.is_dir() or path.is_symlink():
-        raise InputError(f"{path} is not a folder: it is not replaced, even with --force")
+    if path.is_symlink() or path.is_dir() == (replaceable == ()):
+        raise InputError(f"{path} is something else than what would be written: not replaced, even with --force")
+    if path.is_file():
+        return
     if others := [file.name for file in path.iterdir() if not any(file.match(name) for name in replaceable)]:
         raise InputError(f"{path} holds other things ({others[0]}): it is not replaced, even with --force")
 
@@ -38,10 +44,21 @@ def parse_size(text: str) -> int:
     """Bytes of "5GB", "500MB" or "100KB" (powers of ten, as Hugging Face counts)."""
     for suffix, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
         if text.upper().endswith(suffix):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, OverflowError):
                 if (size := float(text[: -len(suffix)]) * factor) >= 1:
                     return int(size)
     raise InputError(f"{text!r} is not a size such as 5GB, 500MB or 100KB")
+
+
+def track(doing: str, names: Iterable[str], arrays: Mapping[str, Any], dtype: Any = None) -> Iterator[str]:
+    """The names, one after another, with a bar of the bytes that are done; quiet where nobody is at a terminal."""
+    names = list(names)
+    sizes = {name: math.prod(arrays[name].shape) * np.dtype(dtype or arrays[name].dtype).itemsize for name in names}
+    with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc=doing, disable=None, leave=False) as bar:
+        for i, name in enumerate(names, 1):
+            bar.set_postfix_str(f"tensor {i}/{len(names)}", refresh=False)
+            yield name
+            bar.update(sizes[name])
 
 
 def write_json(path: Path, fields: dict[str, Any]) -> None:
@@ -65,20 +82,26 @@ def temporary_sibling(path: Path) -> Iterator[Path]:
             if not leftovers:
                 break
             for leftover in leftovers:
-                shutil.rmtree(leftover, ignore_errors=True)
+                _remove(leftover)
             time.sleep(0.1)
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Renames a finished folder into place; one that was there is removed after, not before."""
+    """Renames what is finished into place; what was there is removed after, not before."""
     old = path.with_name(f"{temporary.name}.old")
     if path.exists():
         path.rename(old)
     temporary.rename(path)
-    if old.exists():
-        shutil.rmtree(old)
+    _remove(old)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

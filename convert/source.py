@@ -11,7 +11,11 @@ SIDECARS = (
 )  # fmt: skip
 """Files of a tokenizer, which travel with a checkpoint."""
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
+"""`gpt2`, `openai-community/gpt2`, `gpt2@main`."""
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".json")
+"""What ends like this is a file that is not there, and no name of the hub."""
 
 
 def resolve(source: str | Path) -> Path:
@@ -25,7 +29,7 @@ def resolve(source: str | Path) -> Path:
         return newest_step(path) if (path / "checkpoints").is_dir() else path
     if path.exists():
         return path
-    if isinstance(source, str) and HUB_NAME.fullmatch(source) and path.suffix not in (".safetensors", ".bin", ".pt"):
+    if isinstance(source, str) and HUB_NAME.fullmatch(source) and path.suffix not in SUFFIXES:
         return _from_hub(source)
     raise InputError(f"{source}: no such file or folder")
 
@@ -52,13 +56,22 @@ def tokenizer_files(path: Path) -> dict[str, Path]:
     return {}
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(source: str) -> Path:
+    """Downloads what is needed, or finds it in the hub's cache: safetensors, and only where there are none a `.bin`."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
 
-    wanted = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", *SIDECARS]
+    found = HUB_NAME.fullmatch(source)
+    assert found is not None
+    always = ["config.json", "generation_config.json", *SIDECARS]
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{name}: no such file or folder here, and the hub did not give it ({cause})") from None
+        for weights in ("model*.safetensors", "pytorch_model*.bin"):
+            wanted = [*always, weights, weights.replace("*", "") + ".index.json"]
+            folder = Path(
+                huggingface_hub.snapshot_download(found["name"], revision=found["revision"], allow_patterns=wanted)
+            )
+            if any(folder.glob(weights)):
+                break
+    except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
+        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"{source}: no such file or folder here, and the hub did not give it ({cause})") from None
+    return folder

@@ -111,14 +111,18 @@ class GPT(nnx.Module):
         return jnp.einsum("BTD,DV->BTV", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
-def _linear(config: GPTConfig, in_features, out_features, *, residual: bool = False, **kwargs) -> nnx.LinearGeneral:
+def _linear(
+    config: GPTConfig, in_features, out_features, *, residual: bool = False, use_bias: bool | None = None, **kwargs
+) -> nnx.LinearGeneral:
     """GPT-2's initialisation: N(0, 0.02), over sqrt(2 L) for what is added to the residual stream."""
     std = 0.02 / (2 * config.n_layer) ** 0.5 if residual else 0.02
     axis = tuple(range(-len(in_features), 0)) if isinstance(in_features, tuple) else -1
+    kwargs["use_bias"] = config.bias if use_bias is None else use_bias
     return nnx.LinearGeneral(in_features, out_features, axis=axis, kernel_init=nnx.initializers.normal(std), **kwargs)
 
 
 def _layer_norm(config: GPTConfig, **kwargs) -> nnx.LayerNorm:
     # in the stream's dtype, and not with the fast variance E[x^2] - E[x]^2: single dimensions of GPT-2's stream reach
     # thousands, where bfloat16 has no digits left for the rest and the fast variance cancels
-    return nnx.LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon, use_fast_variance=False, **kwargs)
+    kwargs |= {"use_bias": config.bias, "use_fast_variance": False}
+    return nnx.LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon, **kwargs)

@@ -31,12 +31,24 @@ def abstract(config: convert.GPTConfig, *, dtype=None, param_dtype=None) -> GPT:
     return nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0), **dtypes))
 
 
-def from_pretrained(source: str | Path, *, mesh: Mesh | None = None, param_dtype=None, dtype=None) -> GPT:
+def from_pretrained(
+    source: str | Path,
+    *,
+    dialect: str | None = None,
+    n_head: int | None = None,
+    activation: str | None = None,
+    mesh: Mesh | None = None,
+    param_dtype=None,
+    dtype=None,
+) -> GPT:
     """The model of a checkpoint.
 
     Args:
-        source: `"tiny"` (bundled), a Hugging Face folder, a `.safetensors` file, an Orbax checkpoint, a training run
-            (its newest checkpoint), or a hub name such as `"gpt2"`.
+        source: `"tiny"` (bundled), a Hugging Face folder, a `.safetensors`, `.pt` or `.bin` file, an Orbax checkpoint,
+            a training run (its newest checkpoint), or a hub name such as `"gpt2"` or `"gpt2@main"`.
+        dialect: how its tensors are named and laid out; recognised by default.
+        n_head: the number of heads, which a bare state dict does not tell.
+        activation: the activation function, where neither config nor dialect tells it.
         mesh: where the parameters go, by the rules of `jaxgpt.mesh`; the first device without.
         param_dtype: what the parameters are kept in; float32 by default, whatever the file holds.
         dtype: what matrix products compute in; `param_dtype` by default.
@@ -44,7 +56,7 @@ def from_pretrained(source: str | Path, *, mesh: Mesh | None = None, param_dtype
     Raises:
         InputError: a ValueError that lists what is missing, left over or of another shape.
     """
-    checkpoint = convert.read(locate(source))
+    checkpoint = convert.read(locate(source), dialect=dialect, n_head=n_head, activation=activation)
     param_dtype = np.dtype(param_dtype or jnp.float32)
     model = abstract(checkpoint.config, dtype=dtype or param_dtype, param_dtype=param_dtype)
     one = SingleDeviceSharding(jax.devices()[0])
@@ -63,10 +75,10 @@ def save_pretrained(
     shard_size: str = "5GB",
     force: bool = False,
 ) -> None:
-    """Writes a folder that `transformers.GPT2LMHeadModel.from_pretrained` reads, and reads it back to compare.
+    """Writes what PyTorch reads, by default a folder for transformers, and reads it back to compare.
 
     Args:
-        dialect: `"hf"`, or `"orbax"` for our own form.
+        dialect: `"hf"`; `"nanogpt"` or `"lesson"` for a `.pt` file; `"orbax"` for our own form.
         tokenizer: a transformers tokenizer, saved beside the weights.
         dtype: `"float32"`, `"float16"` or `"bfloat16"`; the parameters' own by default.
         shard_size: bytes of the largest file, as in `"5GB"`.

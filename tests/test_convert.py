@@ -19,10 +19,11 @@ from transformers import GPT2LMHeadModel
 
 import convert
 import jaxgpt
-from convert.dialect import same
-from convert.dialects.hf_gpt2 import FIELDS, HF_GPT2, config_from_hf
+from convert.dialects.hf import HF
+from convert.dialects.hf_config import FIELDS, config_from_hf
 from convert.dialects.jaxgpt import JAXGPT
 from convert.layout import relayout, shape_of, swap
+from convert.mapping import same
 
 
 def edit_config(folder: Path, **fields) -> None:
@@ -44,13 +45,13 @@ def test_the_table_covers_the_models_parameters_exactly():
     for tied in (True, False):
         config = jaxgpt.GPTConfig(**DIMS, tie_word_embeddings=tied)
         shapes = {name: p.shape for name, p in jaxgpt.named_params(jaxgpt.pretrained.abstract(config)).items()}
-        assert shapes == {r.ours: shape_of(r.layout.split(" -> ")[1], config.dims) for r in HF_GPT2.expand(config)}
+        assert shapes == {r.ours: shape_of(r.layout.split(" -> ")[1], config.dims) for r in HF.expand(config)}
         assert shapes.keys() == {row.ours for row in JAXGPT.expand(config)}
 
 
 def test_a_layout_read_backwards_is_its_inverse():
     dims = jaxgpt.GPTConfig(**DIMS).dims
-    for row in HF_GPT2.rows:
+    for row in HF.rows:
         left, right = row.layout.split(" -> ")
         theirs = np.arange(np.prod(shape_of(left, dims))).reshape(shape_of(left, dims))
         ours = relayout(theirs, row.layout, dims)

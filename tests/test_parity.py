@@ -200,10 +200,10 @@ def bundled_pair():
 
 def _as_ours(tensors, config):
     """PyTorch's tensors under our names; the tables are judged by the logits above."""
-    from convert.dialects.hf_gpt2 import HF_GPT2
+    from convert.dialects.hf_gpt2 import HF
 
     tensors = {name: tensor.numpy() for name, tensor in tensors.items()}
-    ours, same_config = HF_GPT2.to_ours(tensors, config)
+    ours, same_config = HF.to_ours(tensors, config)
     assert same_config == config
     return {name: np.array(array) for name, array in ours.items()}  # a copy: PyTorch updates its own in place
 

@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel
 
 import convert
 import jaxgpt
-from convert.dialect import same
+from convert.mapping import same
 from convert.source import complete_steps
 from train.__main__ import main
 from train.settings import Settings

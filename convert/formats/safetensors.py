@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from convert.disk import track
 from convert.errors import InputError
 
 DTYPES = {
@@ -68,28 +69,6 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return {name: views[name] for name, *_ in header}
 
 
-def read_sharded(index: Path) -> dict[str, np.ndarray]:
-    """Views of all tensors that an index such as `model.safetensors.index.json` names, each in the file it names."""
-    try:
-        weight_map = json.loads(index.read_text("utf-8"), object_pairs_hook=_unique)["weight_map"]
-        shards = sorted({Path(shard) for shard in weight_map.values()})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(f"{index}: not an index of shards ({type(error).__name__}: {error})") from None
-    if strange := [shard for shard in shards if str(shard) != shard.name or shard.suffix != ".safetensors"]:
-        raise InputError(f"{index}: {str(strange[0])!r} is not the name of a safetensors file in the same folder")
-    if missing := [shard.name for shard in shards if not (index.parent / shard).is_file()]:
-        raise InputError(f"{index}: shards are missing: {', '.join(missing)}")
-    found: dict[str, np.ndarray] = {}
-    for shard in shards:
-        tensors = read(index.parent / shard)
-        if strays := [name for name in tensors if weight_map.get(name) != shard.name]:
-            raise InputError(f"{index}: {shard.name} holds {strays[0]!r}, which the index does not place there")
-        found |= tensors
-    if absent := [name for name in weight_map if name not in found]:
-        raise InputError(f"{index}: {absent[0]!r} is not in {weight_map[absent[0]]}")
-    return found
-
-
 def write(path: Path, tensors: Mapping[str, Any], dtype: np.dtype | None = None) -> None:
     """Writes tensors one after another, so that one at a time is in memory; `dtype` casts them.
 
@@ -107,7 +86,7 @@ def write(path: Path, tensors: Mapping[str, Any], dtype: np.dtype | None = None)
     text += b" " * (-len(text) % 8)
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
+        for name in track("writing", order, tensors, dtype):
             array = np.asarray(tensors[name])
             # row-major whatever the strides: safetensors 0.8 writes a strided array's bytes in memory order (#825)
             array = np.ascontiguousarray(array, dtype=dtype or array.dtype)
@@ -118,7 +97,7 @@ def write(path: Path, tensors: Mapping[str, Any], dtype: np.dtype | None = None)
 
 def _parse(path: Path, text: bytes) -> list[tuple[str, np.dtype, tuple[int, ...], int, int]]:
     try:
-        header = json.loads(text, object_pairs_hook=_unique)
+        header = json.loads(text, object_pairs_hook=unique)
         header.pop("__metadata__", None)
         return [_entry(name, fields) for name, fields in header.items()]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -134,7 +113,8 @@ def _entry(name: str, fields: dict[str, Any]) -> tuple[str, np.dtype, tuple[int,
     return name, DTYPES[dtype], tuple(shape), begin, stop
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names all differ: `object_pairs_hook` of `json.loads`."""
     if len(fields := dict(pairs)) != len(pairs):
         raise ValueError("a name stands twice")
     return fields

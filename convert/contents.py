@@ -1,0 +1,133 @@
+"""What lies at a path, whatever it is called: its format, its tensors by their own names, what it says of itself."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.config import GPTConfig
+from convert.dialect import Tensors
+from convert.errors import InputError
+from convert.formats import llmc, safetensors, torch_zip
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Where a folder's weights are looked for, in this order."""
+
+STATE_DICTS = ("model", "state_dict", "model_state_dict")
+"""Under what a training script may have put its state dict."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An opened checkpoint that nobody has interpreted yet."""
+
+    format: str
+    tensors: Tensors
+    config: GPTConfig | None = None
+    """Ours, where the format has one."""
+    config_json: dict[str, Any] | None = None
+    """Hugging Face's, where one lies beside the weights."""
+    model_args: dict[str, Any] | None = None
+    """nanoGPT's, where the file has them."""
+
+
+def open_contents(path: Path) -> Contents:
+    """Opens a folder or a file; no tensor data is read.
+
+    Raises:
+        InputError: no weights are there, or they are damaged.
+    """
+    if path.is_dir() and (path / "params").is_dir():
+        from convert.formats import orbax
+
+        params, config = orbax.read(path)
+        return Contents("Orbax", params, config=config)
+    weights = path if path.is_file() else next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    if weights is None:
+        raise InputError(f"{path}: no checkpoint that can be read here; looked for {', '.join(WEIGHTS)}, and Orbax")
+    json_file = weights.parent / "config.json"
+    config_json = read_json(json_file) if json_file.is_file() else None
+    if weights.name.endswith(".safetensors.index.json"):
+        sharded = read_shards(weights, ".safetensors", safetensors.read)
+        return Contents("safetensors in shards", sharded, None, config_json)
+    if weights.name.endswith(".index.json"):
+        sharded = read_shards(weights, ".bin", _state_dict)
+        return Contents("PyTorch zip in shards", sharded, None, config_json)
+    if weights.suffix == ".safetensors":
+        return Contents("safetensors", safetensors.read(weights), None, config_json)
+    with weights.open("rb") as file:
+        magic = file.read(512)
+    if magic[:4] == b"PK\3\4":
+        tree = torch_zip.read(weights)
+        model_args = tree.get("model_args") if isinstance(tree, dict) else None
+        tensors = _find_state_dict(weights, tree)
+        return Contents("PyTorch zip", tensors, None, config_json, model_args if isinstance(model_args, dict) else None)
+    if llmc.is_llmc(weights):
+        tensors, config = llmc.read(weights)
+        return Contents("llm.c", tensors, config=config)
+    raise InputError(f"{weights}: {_what_else(magic)}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, without NaN, duplicate names or endless depth."""
+    try:
+        fields = json.loads(path.read_text("utf-8"), object_pairs_hook=safetensors.unique)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return fields
+
+
+def read_shards(index: Path, suffix: str, read: Callable[[Path], Tensors]) -> dict[str, Any]:
+    """All tensors that an index names, each in the file it names, and those are files of its own folder."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise InputError(f"{index}: not an index of shards")
+    shards = sorted(set(weight_map.values()))
+    if strange := [shard for shard in shards if Path(shard).name != shard or Path(shard).suffix != suffix]:
+        raise InputError(f"{index}: {strange[0]!r} is not the name of a {suffix} file in the same folder")
+    if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
+        raise InputError(f"{index}: shards are missing: {', '.join(missing)}")
+    found: dict[str, Any] = {}
+    for shard in shards:
+        tensors = read(index.parent / shard)
+        if strays := [name for name in tensors if weight_map.get(name) != shard]:
+            raise InputError(f"{index}: {shard} holds {strays[0]!r}, which the index does not place there")
+        found |= tensors
+    if absent := [name for name in weight_map if name not in found]:
+        raise InputError(f"{index}: {absent[0]!r} is not in {weight_map[absent[0]]}")
+    return found
+
+
+def _state_dict(path: Path) -> Tensors:
+    with path.open("rb") as file:
+        magic = file.read(512)
+    if magic[:4] != b"PK\3\4":
+        raise InputError(f"{path}: {_what_else(magic)}")
+    return _find_state_dict(path, torch_zip.read(path))
+
+
+def _find_state_dict(path: Path, tree: Any) -> dict[str, np.ndarray]:
+    candidates = [tree, *(tree.get(key) for key in STATE_DICTS)] if isinstance(tree, Mapping) else []
+    for found in candidates:
+        if isinstance(found, Mapping) and found and all(isinstance(v, np.ndarray) for v in found.values()):
+            if not all(isinstance(name, str) for name in found):
+                raise InputError(f"{path}: its tensors are not named by strings")
+            return dict(found)
+    inside = f"it holds {', '.join(map(repr, list(tree)[:8]))}" if isinstance(tree, Mapping) else "it is no dict"
+    raise InputError(f"{path}: no state dict in it, nor under {', '.join(STATE_DICTS)}; {inside}")
+
+
+def _what_else(magic: bytes) -> str:
+    resave = "load it with torch.load(…, weights_only=True) in PyTorch and torch.save its state dict again"
+    if magic[:2] == b"\x80\x02" and b"\xfc\x9cF\xf9 j\xa8P\x19" in magic[:32]:
+        return f"a pickle of PyTorch before 1.6, which is not read: {resave}"
+    if magic[257:262] == b"ustar":
+        return f"a tar archive of PyTorch before 0.2, which is not read: {resave}"
+    if magic[:1] == b"\x80":
+        return f"a bare pickle, which is not read: {resave}"
+    return "no safetensors, PyTorch or llm.c file"

@@ -1,0 +1,206 @@
+"""Parameters to a checkpoint on disk: written beside its place, read back, compared, and only then named."""
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.checkpoint import Checkpoint, read
+from convert.config import GPTConfig
+from convert.dialect import Dialect, Tensors
+from convert.dialects.hf import HF
+from convert.dialects.hf_config import config_to_hf
+from convert.dialects.jaxgpt import JAXGPT
+from convert.dialects.lesson import LESSON
+from convert.dialects.linear import NANOGPT
+from convert.disk import check_free, check_space, parse_size, publish, temporary_sibling, track, write_json
+from convert.errors import InputError
+from convert.formats import safetensors, torch_zip
+from convert.layout import shape_of
+from convert.mapping import check_params, same, to_theirs
+from convert.source import SIDECARS
+
+HF_FILES = ("config.json", "generation_config.json", "README.md", "model*.safetensors", "model.safetensors.index.json")
+
+TARGETS: dict[str, tuple[Dialect, tuple[str, ...]]] = {
+    "orbax": (JAXGPT, ("_CHECKPOINT_METADATA", "commit_success.txt", "params", "config", "tokenizer")),
+    "hf": (HF, (*HF_FILES, *SIDECARS)),
+    "nanogpt": (NANOGPT, ()),
+    "lesson": (LESSON, ()),
+}
+"""What can be written: its dialect, and the names of its folder that may be replaced (none: it is one file)."""
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+PLAIN = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "layer_norm_epsilon")
+"""What the models of these files can't be told to do otherwise than GPT-2 does."""
+
+UNSTATED = ("bos_token_id", "eos_token_id", "reorder_and_upcast_attn", "embd_pdrop", "attn_pdrop", "resid_pdrop")
+"""What a `.pt` file has no place for; none of it changes a logit."""
+
+
+def write(
+    path: str | Path,
+    params: Tensors,
+    config: GPTConfig,
+    *,
+    to: str,
+    dtype: str | None = None,
+    shard_size: str = "5GB",
+    tokenizer: Mapping[str, Path] | None = None,
+    force: bool = False,
+) -> None:
+    """Writes a checkpoint, reads it back and compares it before it gets its name.
+
+    Args:
+        path: a folder for `"hf"` and `"orbax"`, a file such as `ckpt.pt` for `"nanogpt"` and `"lesson"`.
+        params: our names to arrays, which are read one at a time.
+        to: the form, one of `TARGETS`.
+        dtype: casts to `"float32"`, `"float16"` or `"bfloat16"`; kept by default.
+        shard_size: bytes of the largest safetensors file, as in `"5GB"`.
+        tokenizer: files to put beside the weights, by name.
+        force: replace a checkpoint that is there.
+
+    Raises:
+        InputError: `path` is taken, or the form can't hold these parameters.
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    path = Path(path).expanduser()
+    if to not in TARGETS:
+        raise InputError(f"can't write {to!r}, only {', '.join(TARGETS)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    dialect, replaceable = TARGETS[to]
+    limit, kind = parse_size(shard_size), np.dtype(dtype) if dtype else None
+    check_params(params, config, JAXGPT)
+    if to == "hf" and not config.bias:
+        params, config = with_zero_biases(params, config)
+    _check_form(dialect, config)
+    check_free(path, replaceable, force)
+    check_space(path, sum(_nbytes(array, kind) for array in params.values()))
+    with temporary_sibling(path) as temporary:
+        match to:
+            case "hf":
+                _write_hf(temporary, params, config, kind, limit, tokenizer or {})
+            case "orbax":
+                _write_orbax(temporary, params, config, kind, tokenizer or {})
+            case "nanogpt":
+                tree = {"model": to_theirs(NANOGPT, params, config), "model_args": model_args(config)}
+                torch_zip.write(temporary, tree | {"iter_num": 0, "best_val_loss": 1e9, "config": {}}, kind)
+            case "lesson":
+                torch_zip.write(temporary, to_theirs(LESSON, params, config), kind)
+        if to == "lesson":  # a bare state dict: what it can't tell is given
+            written = read(temporary, n_head=config.n_head, activation=config.activation_function)
+        else:
+            written = read(temporary)
+        _compare(written, params, config, kind)
+        publish(temporary, path)
+
+
+def with_zero_biases(params: Tensors, config: GPTConfig) -> tuple[dict[str, Any], GPTConfig]:
+    """The same model for a form that has biases: all of them zero."""
+    config, dims = replace(config, bias=True), config.dims
+    dtype = next(iter(params.values())).dtype
+    rows = JAXGPT.expand(config)
+    zeros = {row.ours: np.zeros(shape_of(row.right, dims), dtype) for row in rows if row.ours not in params}
+    return {**params, **zeros}, config
+
+
+def model_args(config: GPTConfig) -> dict[str, Any]:
+    """nanoGPT's name for a config."""
+    names = {"vocab_size": "vocab_size", "block_size": "n_positions", "n_embd": "n_embd", "n_layer": "n_layer"}
+    sizes = {theirs: getattr(config, ours) for theirs, ours in names.items()}
+    return {**sizes, "n_head": config.n_head, "bias": config.bias, "dropout": float(config.resid_pdrop)}
+
+
+def _check_form(dialect: Dialect, config: GPTConfig) -> None:
+    """Refuses what the file's readers would compute otherwise."""
+    if dialect.name not in ("nanogpt", "lesson"):
+        return
+    plain = GPTConfig()
+    wanted = {name: getattr(plain, name) for name in PLAIN} | {"n_inner": 4 * config.n_embd} | dict(dialect.fixed)
+    if dialect.name == "nanogpt":
+        wanted["tie_word_embeddings"] = True
+        wanted |= dict.fromkeys(("embd_pdrop", "attn_pdrop"), config.resid_pdrop)
+    for name, value in wanted.items():
+        if getattr(config, name) != value:
+            raise InputError(
+                f"{dialect.title} can't hold this model: its {name} is {value!r}, here it is {getattr(config, name)!r}"
+            )
+
+
+def _write_orbax(
+    folder: Path, params: Tensors, config: GPTConfig, kind: np.dtype | None, tokenizer: Mapping[str, Path]
+) -> None:
+    from convert.formats import orbax
+
+    orbax.write(folder, {name: _cast(array, kind) for name, array in params.items()}, config)
+    (folder / "tokenizer").mkdir()
+    for name, file in tokenizer.items():
+        shutil.copyfile(file, folder / "tokenizer" / name)
+
+
+def _write_hf(
+    folder: Path,
+    params: Tensors,
+    config: GPTConfig,
+    kind: np.dtype | None,
+    limit: int,
+    tokenizer: Mapping[str, Path],
+) -> None:
+    folder.mkdir()
+    tensors = to_theirs(HF, params, config)
+    fields = config_to_hf(config) | {"dtype": np.dtype(kind or next(iter(tensors.values())).dtype).name}
+    write_json(folder / "config.json", fields)
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
+    count = sum(math.prod(array.shape) for array in params.values())
+    card = f"A GPT-2 of {count:,} parameters, written by jaxgpt. Tell here what it was trained on, and for what.\n"
+    (folder / "README.md").write_text(f"---\nlibrary_name: transformers\ntags: [gpt2, jaxgpt]\n---\n\n{card}", "utf-8")
+    for name, source in tokenizer.items():
+        shutil.copyfile(source, folder / name)
+    shards = _shards(tensors, kind, limit)
+    if len(shards) == 1:
+        return safetensors.write(folder / "model.safetensors", tensors, kind)
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(shards, 1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        safetensors.write(folder / file, {name: tensors[name] for name in names}, kind)
+        weight_map |= dict.fromkeys(names, file)
+    total = sum(_nbytes(array, kind) for array in tensors.values())
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _shards(tensors: Tensors, kind: np.dtype | None, limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, array in tensors.items():
+        if shards[-1] and size + _nbytes(array, kind) > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += _nbytes(array, kind)
+    return shards
+
+
+def _nbytes(array: Any, kind: np.dtype | None) -> int:
+    return math.prod(array.shape) * np.dtype(kind or array.dtype).itemsize
+
+
+def _cast(array: Any, kind: np.dtype | None) -> np.ndarray:
+    return np.asarray(array).astype(kind or array.dtype, copy=False)
+
+
+def _compare(written: Checkpoint, params: Tensors, config: GPTConfig, kind: np.dtype | None) -> None:
+    expected = config
+    if written.dialect.name not in ("hf", "jaxgpt"):  # files that have no place for these
+        expected = replace(config, **{name: getattr(written.config, name) for name in UNSTATED})
+    if written.config != expected:
+        raise RuntimeError(f"{written.path}: reads back as {written.config}, not as {expected}")
+    for name in track("comparing", params, params, kind):
+        if not same(_cast(params[name], kind), written.params[name]):
+            raise RuntimeError(f"{written.path}: {name} reads back otherwise than it was written; is the disk sound?")

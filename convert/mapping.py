@@ -1,0 +1,97 @@
+"""Their tensors to our parameters and back, by a dialect's table, with nothing missing and nothing left over."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from convert.config import GPTConfig
+from convert.dialect import EMBEDDING, HEAD, Dialect, Tensors, listing
+from convert.errors import InputError
+from convert.layout import LazyArray, relayout, shape_of, swap
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def to_ours(dialect: Dialect, tensors: Tensors, config: GPTConfig) -> tuple[dict[str, Any], GPTConfig]:
+    """Our parameters from their tensors, and the config with what only the tensors can tell: a tied head.
+
+    Raises:
+        InputError: lists every tensor that is missing, left over or of another shape than the config says.
+    """
+    tensors = dialect.bare_names(tensors)
+    tensors, config = _settle_head(dialect, tensors, config)
+    rows, dims = list(dialect.expand(config)), config.dims
+    expected = {name: shape_of(row.left, dims) for row in rows for name in row.names}
+    buffers = dialect.buffers_in(tensors, config)
+    problems = list(_differences(tensors, expected, ignore=buffers))
+    problems += [
+        f"dtype: {name} is {tensors[name].dtype}, not a floating-point type"
+        for name, shape in expected.items()
+        if name in tensors and tuple(tensors[name].shape) == shape and np.dtype(tensors[name].dtype).name not in FLOATS
+    ]
+    if problems:
+        raise InputError(listing(f"not a whole {dialect.title} checkpoint", problems))
+    return {row.ours: relayout(_gather(tensors, row.theirs), row.layout, dims) for row in rows}, config
+
+
+def to_theirs(dialect: Dialect, params: Tensors, config: GPTConfig) -> dict[str, Any]:
+    """Their tensors, with the prefix, from our parameters; strict like `to_ours`."""
+    check_params(params, config, dialect)
+    tensors = {}
+    for row in dialect.expand(config):
+        (name,) = row.names
+        prefix = "" if row.ours == HEAD else dialect.prefix
+        tensors[prefix + name] = relayout(params[row.ours], swap(row.layout), config.dims)
+    if config.tie_word_embeddings and dialect.writes_tied_head:
+        (head,), (embedding,) = dialect.row(HEAD).names, dialect.row(EMBEDDING).names
+        tensors[head] = tensors[dialect.prefix + embedding]
+    return tensors
+
+
+def check_params(params: Tensors, config: GPTConfig, dialect: Dialect) -> None:
+    """Refuses parameters that are not those of the config."""
+    ours = {row.ours: shape_of(row.right, config.dims) for row in dialect.expand(config)}
+    if problems := list(_differences(params, ours)):
+        raise InputError(listing("the parameters do not fit the config", problems))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two arrays are bitwise equal, NaNs and signed zeros included."""
+    if tuple(a.shape) != tuple(b.shape) or a.dtype != b.dtype:
+        return False
+    return bool(np.array_equal(_bits(np.asarray(a)), _bits(np.asarray(b))))
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.itemsize in (1, 2, 4, 8) else array
+
+
+def _differences(tensors: Tensors, expected: dict[str, tuple], ignore: Any = ()) -> Iterator[str]:
+    yield from (f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors)
+    for name, array in tensors.items():
+        if name not in expected and name not in ignore:
+            yield f"not known: {name} {tuple(array.shape)}"
+        elif name in expected and tuple(array.shape) != expected[name]:
+            yield f"shape: {name} is {tuple(array.shape)}, the config says {expected[name]}"
+
+
+def _gather(tensors: Tensors, theirs: str | tuple[str, ...]) -> Any:
+    if isinstance(theirs, str):
+        return tensors[theirs]
+    parts = [tensors[name] for name in theirs]
+    return LazyArray((len(parts), *parts[0].shape), parts[0].dtype, lambda: np.stack([np.asarray(p) for p in parts]))
+
+
+def _settle_head(dialect: Dialect, tensors: dict[str, Any], config: GPTConfig) -> tuple[dict[str, Any], GPTConfig]:
+    """Tied or not: decided by the tensors that are there and, where both are and are equal, by the config."""
+    (embedding,), (head,) = dialect.row(EMBEDDING).names, dialect.row(HEAD).names
+    if head == HEAD or head not in tensors or not config.tie_word_embeddings:  # our own files state it
+        return tensors, config
+    rest = {name: array for name, array in tensors.items() if name != head}
+    if embedding not in tensors:  # a file with the head alone holds the one matrix under its other name
+        return {embedding: tensors[head], **rest}, config
+    if same(tensors[embedding], tensors[head]):
+        return rest, config
+    return tensors, replace(config, tie_word_embeddings=False)

@@ -1,0 +1,163 @@
+"""Which dialect a checkpoint is of, by its names, shapes and config, and what that config is."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from convert.config import ACTIVATIONS, GPTConfig
+from convert.contents import Contents
+from convert.dialect import EMBEDDING, Dialect, Tensors
+from convert.dialects.hf import DIALOGPT, HF
+from convert.dialects.hf_config import config_from_hf
+from convert.dialects.jaxgpt import JAXGPT
+from convert.dialects.lesson import LESSON
+from convert.dialects.linear import MINGPT, NANOGPT, UNKNOWN_LINEAR
+from convert.dialects.llmc import LLMC
+from convert.dialects.old_mingpt import OLD_MINGPT
+from convert.errors import InputError
+
+DIALECTS = {d.name: d for d in (HF, DIALOGPT, NANOGPT, MINGPT, UNKNOWN_LINEAR, LESSON, OLD_MINGPT, LLMC, JAXGPT)}
+
+WRAPPERS = ("_orig_mod.", "module.", "model.")
+"""What torch.compile, DataParallel and Lightning put before every name."""
+
+OTHER_ARCHITECTURES = (
+    (r"gpt_neox\.", "GPT-NeoX"),
+    (r"attn\.attention\.(q|k|v)_proj", "GPT-Neo"),
+    (r"attn\.(q|k|v)_proj|(^|\.)layers\.\d+\.self_attn", "GPT-J or a Llama"),
+    (r"rotary_emb", "a model with rotary positions, such as CodeShell"),
+    (r"mlp\.c_fc2", "BTLM"),
+    (r"crossattention|ln_cross_attn", "a GPT-2 with cross-attention"),
+    (r"h\.\d+\.norm_1|attn\.(qkv|attn)\.(weight|bias)$", "litgpt"),
+    (r"\.lora_|base_model\.", "a LoRA adapter: merge it into its base model first"),
+)
+"""What looks like a GPT-2 from afar, by names that no GPT-2 has."""
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What was found out about a checkpoint's contents."""
+
+    dialect: Dialect
+    reason: str
+    tensors: Tensors
+    """Under the dialect's names, without wrappers."""
+    config: GPTConfig
+
+
+def recognise(
+    contents: Contents, *, dialect: str | None = None, n_head: int | None = None, activation: str | None = None
+) -> Recognised:
+    """The dialect, by what is there or as it is told, and the config, by what states it and by the shapes.
+
+    Raises:
+        InputError: it is of another architecture, or it does not tell what has to be known.
+    """
+    if dialect is not None and dialect not in DIALECTS:
+        raise InputError(f"--dialect: {dialect!r} is not one of {', '.join(DIALECTS)}")
+    tensors = unwrap(contents.tensors)
+    found, reason = (DIALECTS[dialect], "it was given") if dialect else _by_names(contents, tensors)
+    if contents.config is not None:
+        config = contents.config
+    elif contents.config_json is not None:
+        config = config_from_hf(contents.config_json)
+    else:
+        config = _by_shapes(found, found.bare_names(tensors), contents.model_args or {}, n_head, activation)
+    if n_head not in (None, config.n_head):
+        raise InputError(f"--n-head={n_head} contradicts the checkpoint, which says {config.n_head}")
+    if activation not in (None, config.activation_function):
+        raise InputError(f"--activation={activation} contradicts the checkpoint's {config.activation_function}")
+    return Recognised(found, reason, tensors, config)
+
+
+def unwrap(tensors: Tensors) -> dict[str, Any]:
+    """The tensors without wrappers before their names, and with LayerNorm's gamma and beta by their new names."""
+    plain = dict(tensors)
+    for wrapper in WRAPPERS * 2:  # in any order, each once
+        if plain and all(name.startswith(wrapper) for name in plain):
+            plain = {name.removeprefix(wrapper): array for name, array in plain.items()}
+    renamed: dict[str, Any] = {}
+    for name, array in plain.items():
+        new = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+        if new in renamed:
+            raise InputError(f"{new} stands twice, under an old name and a new one")
+        renamed[new] = array
+    return renamed
+
+
+def _by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, str]:
+    if contents.format == "Orbax":
+        return JAXGPT, "an Orbax checkpoint with the items `params` and `config`"
+    if contents.format == "llm.c":
+        return LLMC, "the file begins with llm.c's magic number"
+    for pattern, what in OTHER_ARCHITECTURES:
+        if hit := next((name for name in tensors if re.search(pattern, name)), None):
+            raise InputError(f"{hit} is a name of another architecture than GPT-2: {what}")
+    names = {HF.bare(name) for name in tensors}
+    if "lm_head.decoder.weight" in names:
+        return DIALOGPT, "its head is called lm_head.decoder.weight"
+    if "blocks.0.attn.key.weight" in names:
+        return OLD_MINGPT, "query, key and value are apart"
+    if "blocks.0.mlp.fc1.weight" in names:
+        return LESSON, "its names are tok_emb, blocks, fc1 and fc2"
+    kernel = next((tensors[name] for name in tensors if HF.bare(name) == "h.0.attn.c_attn.weight"), None)
+    norm = next((tensors[name] for name in tensors if HF.bare(name) == "h.0.ln_1.weight"), None)
+    if kernel is None or norm is None or len(kernel.shape) != 2 or len(norm.shape) != 1:
+        some = ", ".join(list(tensors)[:4]) or "none"
+        raise InputError(f"not a GPT-2 that is known; its {len(tensors)} names are like {some}")
+    rows, columns = kernel.shape
+    if columns == 3 * rows and rows == norm.shape[0]:
+        return HF, f"c_attn is (in, out), {rows} x {columns}: Conv1D"
+    if rows == 3 * columns and columns == norm.shape[0]:
+        linear = f"c_attn is (out, in), {rows} x {columns}: nn.Linear"
+        if contents.model_args is not None:
+            return NANOGPT, f"it has nanoGPT's model_args, and {linear}"
+        if any(HF.bare(name) == "h.0.attn.bias" for name in tensors):
+            return MINGPT, f"{linear}, beside masks called attn.bias"
+        return UNKNOWN_LINEAR, linear
+    raise InputError(
+        f"h.0.attn.c_attn.weight is {rows} x {columns}, and the width {norm.shape[0]}: no GPT-2's q, k and v "
+        "(multi-query attention, as in BigCode?)"
+    )
+
+
+def _by_shapes(
+    dialect: Dialect, tensors: Tensors, model_args: dict[str, Any], n_head: int | None, activation: str | None
+) -> GPTConfig:
+    """The config of a checkpoint that comes without one."""
+    fc1, pos, tok = dialect.row("blocks.{i}.mlp.fc1.kernel"), dialect.row("pos_emb.embedding"), dialect.row(EMBEDDING)
+    V, D = _axes(tensors, tok.at(0).names[0], tok.left, "VD")
+    (T,) = _axes(tensors, pos.names[0], pos.left, "T")
+    (F,) = _axes(tensors, fc1.at(0).names[0], fc1.left, "F")
+    block = re.compile(re.escape(fc1.names[0]).replace(r"\{i\}", r"(\d+)"))
+    n_layer = 1 + max(int(found[1]) for name in tensors if (found := block.fullmatch(name)))
+    stated = {"n_head": n_head, "activation_function": activation} | dict(dialect.fixed)
+    if activation is not None:
+        stated["activation_function"] = activation
+    bias = dialect.row("ln_f.bias").names[0] in tensors
+    if model_args:
+        stated["n_head"] = model_args.get("n_head")
+        bias = model_args.get("bias", True)
+        for name, size in (("vocab_size", V), ("block_size", T), ("n_embd", D), ("n_layer", n_layer)):
+            if name in model_args and model_args[name] != size:
+                raise InputError(f"model_args says {name} = {model_args[name]!r}, the tensors {size}")
+        stated |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), model_args.get("dropout", 0.0))
+    if stated["n_head"] is None:
+        raise InputError(
+            f"the number of heads is in no tensor's shape, and a wrong one gives plausible nonsense: "
+            f"give --n-head (n_head=…), a divisor of {D}"
+        )
+    if stated["activation_function"] is None:
+        raise InputError(
+            f"{dialect.title} does not tell its activation: give --activation (activation=…), one of "
+            f"{', '.join(ACTIVATIONS)}; gelu_new is GPT-2's tanh form, gelu the exact one"
+        )
+    return GPTConfig(vocab_size=V, n_positions=T, n_embd=D, n_layer=n_layer, n_inner=F, bias=bias, **stated)
+
+
+def _axes(tensors: Tensors, name: str, side: str, letters: str) -> list[int]:
+    """Sizes of some axes of a tensor, by their letters in its layout."""
+    axes = side.split()
+    if name not in tensors or len(tensors[name].shape) != len(axes):
+        raise InputError(f"{name} is missing, or is not of {len(axes)} axes: the model's size can't be told")
+    return [int(tensors[name].shape[axes.index(letter)]) for letter in letters]
