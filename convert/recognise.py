@@ -59,7 +59,7 @@ def recognise(
     found, reason = (DIALECTS[dialect], "it was given") if dialect else _by_names(contents, tensors)
     if contents.config is not None:
         config = contents.config
-    elif contents.config_json is not None:
+    elif contents.config_json is not None and found is not NANOGPT:  # nanoGPT's own model_args are in the file
         config = config_from_hf(contents.config_json)
     else:
         config = _by_shapes(found, found.bare_names(tensors), contents.model_args or {}, n_head, activation)
@@ -145,7 +145,7 @@ def _by_shapes(
     if stated["n_head"] is None:
         raise InputError(
             f"the number of heads is in no tensor's shape, and a wrong one gives plausible nonsense: "
-            f"give --n-head (n_head=…), a divisor of {D}"
+            f"give --n-head (n_head=…), a divisor of {D}; what python -m convert writes states it"
         )
     if stated["activation_function"] is None:
         raise InputError(

@@ -61,8 +61,12 @@ def from_pretrained(
     model = abstract(checkpoint.config, dtype=dtype or param_dtype, param_dtype=param_dtype)
     one = SingleDeviceSharding(jax.devices()[0])
     places = meshes.shardings(checkpoint.params, mesh) if mesh else dict.fromkeys(checkpoint.params, one)
-    params = {name: _put(array, places[name], param_dtype) for name, array in checkpoint.params.items()}
-    return with_params(model, params)
+    if checkpoint.format == "Orbax":
+        from convert.formats import orbax
+
+        return with_params(model, orbax.restore(checkpoint.path, places, param_dtype))
+    arrays = checkpoint.params.items()
+    return with_params(model, {name: _put(array, places[name], param_dtype) for name, array in arrays})
 
 
 def save_pretrained(

@@ -47,6 +47,14 @@ def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig]:
     return found, read_config(path)
 
 
+def restore(path: Path, places: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """The parameters as JAX arrays in their places (shardings by name); a host reads only what its devices hold."""
+    targets = {name: ocp.ArrayRestoreArgs(sharding=place, dtype=dtype, strict=False) for name, place in places.items()}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(targets, 0), restore_args=targets)
+        return checkpointer.restore(path.absolute() / "params", arguments)
+
+
 def write(path: Path, params: Mapping[str, Any], config: GPTConfig) -> None:
     """Writes a new checkpoint; Orbax writes to a temporary sibling and renames it."""
     with full_disk_as_os_error():

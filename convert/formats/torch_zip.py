@@ -65,7 +65,17 @@ def read(path: Path) -> Any:
             if order != b"little":
                 raise InputError(f"{path}: saved on a big-endian machine, which is not supported")
             program = archive.read(pickles[0])
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error, OverflowError) as error:
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        struct.error,
+    ) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: a damaged zip file ({error})") from None
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -186,6 +196,8 @@ def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> n
     numbers = [offset, *_plain(shape, tuple), *_plain(strides, tuple)]
     if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or len(shape) != len(strides) or len(shape) > 8:
         raise InputError(f"a tensor of shape {shape!r} and strides {strides!r} at {offset!r}")
+    if math.prod(max(n, 1) for n in shape) >= 2**48:
+        raise InputError(f"a tensor of shape {shape!r}")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if 0 not in shape and last >= storage.size:
         raise InputError(f"a tensor of shape {shape} reaches beyond its storage of {storage.size:,} elements")
