@@ -1,6 +1,7 @@
 """What a user can mend, and how the command lines say it."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -13,12 +14,21 @@ class InputError(ValueError):
 @contextlib.contextmanager
 def one_clear_line(program: str) -> Iterator[None]:
     """Ends a command line with a message and exit code 2 instead of a traceback, where the user can mend the cause."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a letter is no reason to stop
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (InputError, OSError) as error:
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except InputError as error:
         print(f"{program}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"{program}: {what}", file=sys.stderr)
         sys.exit(2)

@@ -1,6 +1,5 @@
 """Parameters to a checkpoint on disk: written beside its place, read back, compared, and only then named."""
 
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,22 +12,19 @@ from convert.checkpoint import Checkpoint, read
 from convert.config import GPTConfig
 from convert.dialect import Dialect, Tensors
 from convert.dialects.hf import HF
-from convert.dialects.hf_config import config_to_hf
 from convert.dialects.jaxgpt import JAXGPT
 from convert.dialects.lesson import LESSON
 from convert.dialects.linear import NANOGPT
-from convert.disk import check_free, check_space, parse_size, publish, temporary_sibling, track, write_json
+from convert.disk import check_free, check_space, parse_size, publish, temporary_sibling, track
 from convert.errors import InputError
-from convert.formats import safetensors, torch_zip
+from convert.formats import torch_zip
+from convert.hf_folder import FILES, nbytes, write_hf_folder
 from convert.layout import shape_of
 from convert.mapping import check_params, same, to_theirs
-from convert.source import SIDECARS
-
-HF_FILES = ("config.json", "generation_config.json", "README.md", "model*.safetensors", "model.safetensors.index.json")
 
 TARGETS: dict[str, tuple[Dialect, tuple[str, ...]]] = {
     "orbax": (JAXGPT, ("_CHECKPOINT_METADATA", "commit_success.txt", "params", "config", "tokenizer")),
-    "hf": (HF, (*HF_FILES, *SIDECARS)),
+    "hf": (HF, FILES),
     "nanogpt": (NANOGPT, ()),
     "lesson": (LESSON, ()),
 }
@@ -69,7 +65,7 @@ def write(
         InputError: `path` is taken, or the form can't hold these parameters.
         OSError: the disk is full or not writable; nothing is left behind.
     """
-    path = Path(path).expanduser()
+    path = Path(path).expanduser().absolute()
     if to not in TARGETS:
         raise InputError(f"can't write {to!r}, only {', '.join(TARGETS)}")
     if dtype is not None and dtype not in DTYPES:
@@ -81,11 +77,11 @@ def write(
         params, config = with_zero_biases(params, config)
     _check_form(dialect, config)
     check_free(path, replaceable, force)
-    check_space(path, sum(_nbytes(array, kind) for array in params.values()))
+    check_space(path, sum(nbytes(array, kind) for array in params.values()))
     with temporary_sibling(path) as temporary:
         match to:
             case "hf":
-                _write_hf(temporary, params, config, kind, limit, tokenizer or {})
+                write_hf_folder(temporary, params, config, kind, limit, tokenizer or {})
             case "orbax":
                 _write_orbax(temporary, params, config, kind, tokenizer or {})
             case "nanogpt":
@@ -138,57 +134,10 @@ def _write_orbax(
 ) -> None:
     from convert.formats import orbax
 
-    orbax.write(folder, {name: _cast(array, kind) for name, array in params.items()}, config)
+    orbax.write(folder, params, config, kind)
     (folder / "tokenizer").mkdir()
     for name, file in tokenizer.items():
         shutil.copyfile(file, folder / "tokenizer" / name)
-
-
-def _write_hf(
-    folder: Path,
-    params: Tensors,
-    config: GPTConfig,
-    kind: np.dtype | None,
-    limit: int,
-    tokenizer: Mapping[str, Path],
-) -> None:
-    folder.mkdir()
-    tensors = to_theirs(HF, params, config)
-    fields = config_to_hf(config) | {"dtype": np.dtype(kind or next(iter(tensors.values())).dtype).name}
-    write_json(folder / "config.json", fields)
-    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-    write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
-    count = sum(math.prod(array.shape) for array in params.values())
-    card = f"A GPT-2 of {count:,} parameters, written by jaxgpt. Tell here what it was trained on, and for what.\n"
-    (folder / "README.md").write_text(f"---\nlibrary_name: transformers\ntags: [gpt2, jaxgpt]\n---\n\n{card}", "utf-8")
-    for name, source in tokenizer.items():
-        shutil.copyfile(source, folder / name)
-    shards = _shards(tensors, kind, limit)
-    if len(shards) == 1:
-        return safetensors.write(folder / "model.safetensors", tensors, kind)
-    weight_map: dict[str, str] = {}
-    for i, names in enumerate(shards, 1):
-        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
-        safetensors.write(folder / file, {name: tensors[name] for name in names}, kind)
-        weight_map |= dict.fromkeys(names, file)
-    total = sum(_nbytes(array, kind) for array in tensors.values())
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _shards(tensors: Tensors, kind: np.dtype | None, limit: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, array in tensors.items():
-        if shards[-1] and size + _nbytes(array, kind) > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += _nbytes(array, kind)
-    return shards
-
-
-def _nbytes(array: Any, kind: np.dtype | None) -> int:
-    return math.prod(array.shape) * np.dtype(kind or array.dtype).itemsize
 
 
 def _cast(array: Any, kind: np.dtype | None) -> np.ndarray:

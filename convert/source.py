@@ -11,6 +11,9 @@ SIDECARS = (
 )  # fmt: skip
 """Files of a tokenizer, which travel with a checkpoint."""
 
+BUNDLED = {"tiny": Path(__file__).parents[1] / "jaxgpt" / "assets" / "tiny"}
+"""Models that are installed with the packages, by name."""
+
 HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
 """`gpt2`, `openai-community/gpt2`, `gpt2@main`."""
 
@@ -19,13 +22,15 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".json")
 
 
 def resolve(source: str | Path) -> Path:
-    """The file or folder of the checkpoint; a training run stands for its newest complete one.
+    """The file or folder of the checkpoint; a training run stands for its newest complete one, `tiny` is bundled.
 
     Raises:
         InputError: nothing is there, and it can't be had from the hub either.
     """
+    if str(source) in BUNDLED:
+        return BUNDLED[str(source)]
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() and str(source):
         return newest_step(path) if (path / "checkpoints").is_dir() else path
     if path.exists():
         return path

@@ -1,11 +1,12 @@
 """python -m jaxgpt generate MODEL: text from a checkpoint."""
 
+import os
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from convert.errors import one_clear_line
+from convert.errors import InputError, one_clear_line
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Generate:
 def main() -> None:
     """Reads the command line; a mistake of the user's is one message and exit code 2."""
     command = tyro.extras.subcommand_cli_from_dict({"generate": Generate}, prog="python -m jaxgpt")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns that PyTorch is not there
     with one_clear_line("jaxgpt"):
         print(generate(command))
 
@@ -41,6 +43,12 @@ def generate(command: Generate) -> str:
 
     import jaxgpt
 
+    try:
+        command.prompt.encode()
+    except UnicodeEncodeError:
+        raise InputError("--prompt is not valid UTF-8") from None
+    if not command.prompt:
+        raise InputError("--prompt is empty")
     model, tokenizer = jaxgpt.from_pretrained(command.model), jaxgpt.load_tokenizer(command.model)
     ids = np.asarray([tokenizer(command.prompt)["input_ids"]], np.int32)
     tokens = jaxgpt.generate(

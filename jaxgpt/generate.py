@@ -1,5 +1,6 @@
 """Text from a model: the plain way, one whole forward pass for each new token, on the device."""
 
+import math
 from functools import partial
 
 import jax
@@ -40,13 +41,18 @@ def generate(
         raise InputError(
             f"prompt ids reach from {prompt.min()} to {prompt.max()}; the model has {config.vocab_size} rows"
         )
-    length = prompt.shape[1] + max_new_tokens
-    if max_new_tokens < 0 or length > config.n_positions:
-        raise InputError(
-            f"{prompt.shape[1]} + {max_new_tokens} tokens do not fit into a context of {config.n_positions}"
-        )
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-        raise InputError("temperature must be at least 0, top_k at least 1, top_p above 0 and at most 1")
+    room = config.n_positions - prompt.shape[1]
+    if not 0 <= max_new_tokens <= room:
+        where = f"the prompt has {prompt.shape[1]} tokens, the context {config.n_positions}"
+        raise InputError(f"max_new_tokens must be from 0 to {max(room, 0)}, not {max_new_tokens}: {where}")
+    if not 0 <= temperature < math.inf:
+        raise InputError(f"temperature must be at least 0 and finite, not {temperature}")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k must be at least 1, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top_p must be above 0 and at most 1, not {top_p}")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be from 0 to 2^32 - 1, not {seed}")
     buffer = np.pad(prompt, ((0, 0), (0, max_new_tokens))).astype(np.int32)
     top_k = min(top_k or config.vocab_size, config.vocab_size)
     settings = (temperature, 1.0 if top_p is None else top_p, -1 if eos_id is None else eos_id)

@@ -16,14 +16,6 @@ from jaxgpt import mesh as meshes
 from jaxgpt.model import GPT
 from jaxgpt.params import named_params, with_params
 
-BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}
-"""Models that come with the package, by name."""
-
-
-def locate(source: str | Path) -> str | Path:
-    """A bundled model's folder for its name; anything else as it is."""
-    return BUNDLED.get(str(source), source)
-
 
 def abstract(config: convert.GPTConfig, *, dtype=None, param_dtype=None) -> GPT:
     """A model without memory: its parameters are shapes."""
@@ -56,7 +48,7 @@ def from_pretrained(
     Raises:
         InputError: a ValueError that lists what is missing, left over or of another shape.
     """
-    checkpoint = convert.read(locate(source), dialect=dialect, n_head=n_head, activation=activation)
+    checkpoint = convert.read(source, dialect=dialect, n_head=n_head, activation=activation)
     param_dtype = np.dtype(param_dtype or jnp.float32)
     model = abstract(checkpoint.config, dtype=dtype or param_dtype, param_dtype=param_dtype)
     one = SingleDeviceSharding(jax.devices()[0])

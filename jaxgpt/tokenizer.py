@@ -8,14 +8,13 @@ import numpy as np
 from convert.config import GPTConfig
 from convert.errors import InputError
 from convert.source import resolve, tokenizer_files
-from jaxgpt.pretrained import locate
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 def load_tokenizer(source: str | Path) -> Any:
     """The transformers tokenizer that lies with a checkpoint; see `from_pretrained` for what `source` may be."""
-    path = resolve(locate(source))
+    path = resolve(source)
     files = tokenizer_files(path)
     if not files:
         raise InputError(f"{source}: no tokenizer lies there (tokenizer.json, or vocab.json and merges.txt)")
@@ -25,7 +24,7 @@ def load_tokenizer(source: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception for a broken file
-        raise InputError(f"{folder}: the tokenizer can't be read ({error})") from None
+        raise InputError(f"{folder}: the tokenizer can't be read ({type(error).__name__}: {error})") from None
 
 
 def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | None = None) -> None:

@@ -280,7 +280,7 @@ def test_inspecting_prints_the_whole_mapping():
     text = run("convert", TINY).stdout
     assert "transformer.h.11.attn.c_attn.weight  128x384   float16  D (C N H) -> D C N H" in text
     assert "2,936,576 in 148 tensors" in text
-    assert text.count("\n") == 148 + 7
+    assert text.count("\n") == 148 + 8
 
 
 def test_convert_needs_neither_torch_nor_flax_nor_transformers(tmp_path):

@@ -91,10 +91,17 @@ def test_equal_seeds_give_equal_texts_and_other_seeds_others(tiny):
         ([1, 2], {}, "non-empty"),
         ([[1, 4096]], {}, "the model has 4096 rows"),
         ([[-1]], {}, "the model has 4096 rows"),
-        ([[1]], {"max_new_tokens": 256}, "do not fit into a context of 256"),
+        (
+            [[1]],
+            {"max_new_tokens": 256},
+            "max_new_tokens must be from 0 to 255, not 256: the prompt has 1 tokens, the context 256",
+        ),
         ([[1]], {"temperature": -1}, "temperature must be"),
-        ([[1]], {"top_k": 0}, "top_k at least 1"),
-        ([[1]], {"top_p": 0.0}, "top_p above 0"),
+        ([[1]], {"temperature": float("nan")}, "temperature must be"),
+        ([[1]], {"seed": -1}, "seed must be"),
+        ([[1]], {"seed": 10**20}, "seed must be"),
+        ([[1]], {"top_k": 0}, "top_k must be at least 1"),
+        ([[1]], {"top_p": 0.0}, "top_p must be above 0"),
     ],
 )
 def test_what_can_not_be_generated_is_refused(tiny, prompt, settings, message):

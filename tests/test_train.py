@@ -166,6 +166,55 @@ def test_a_run_that_died_and_was_resumed_is_bitwise_the_run_that_was_not(small, 
     assert (out / "samples.md").read_text() == (whole_run / "samples.md").read_text()
 
 
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(small, whole_run, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "damaged"
+    shutil.copytree(whole_run, out)
+    flags = [f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume"]
+    for file in (out / "checkpoints" / "9" / "opt_state").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            os.truncate(file, 100)
+    error = refused(flags, capsys, monkeypatch)
+    assert f"checkpoint {out}/checkpoints/9 is damaged" in error
+    assert "delete that folder, and --resume goes on from the one before it" in error
+    assert complete_steps(out) == [3, 6, 9]
+    shutil.rmtree(out / "checkpoints" / "9")
+    shutil.rmtree(out / "tokenizer")
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": "x}\n{}\n7\n')
+    run("train", *flags)
+    assert_same_run(out, whole_run, 9)
+    assert len(jaxgpt.load_tokenizer(out)) == 4096
+
+
+def test_nothing_is_deleted_that_can_not_be_resumed(small, whole_run, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "broken"
+    shutil.copytree(whole_run, out)
+    flags = [f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK]
+    for file in out.glob("checkpoints/*/_CHECKPOINT_METADATA"):
+        file.unlink()
+    files = sorted(out.rglob("*"))
+    assert "is damaged (_CHECKPOINT_METADATA is missing)" in refused([*flags, "--resume"], capsys, monkeypatch)
+    assert "--seed: must be" in refused([*flags, "--force", "--seed=-1"], capsys, monkeypatch)
+    assert "is no file and no folder" in refused([*flags, "--force", "--data=/nowhere"], capsys, monkeypatch)
+    (out / "run.json").rename(out / "gone.json")
+    assert "no run.json" in refused([*flags, "--resume"], capsys, monkeypatch)
+    assert "no run.json" in refused([*flags, "--force"], capsys, monkeypatch)
+    (out / "gone.json").rename(out / "run.json")
+    assert sorted(out.rglob("*")) == files
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path):
+    command = [sys.executable, "-m", "train", f"--out={tmp_path}/r", "--batch-size=2", "--context=64"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode in (75, 130), error
+    assert "Traceback" not in error
+    assert "stopped before the first step; nothing was written" in out or "train: interrupted" in error
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_its_step_and_resume_goes_on_from_there(small, whole_run, tmp_path, number):
     out = tmp_path / "stopped"
@@ -223,7 +272,7 @@ BAD = {
     "an unknown strategy": (["--freeze=fisrt6"], "A freezing strategy is one of"),
     "too many blocks": (["--freeze=first40"], "has only 3 blocks"),
     "no such model": (["--model=/nowhere"], "no such file or folder"),
-    "no such data": (["--data=/nowhere"], "does not exist"),
+    "no such data": (["--data=/nowhere"], "is no file and no folder"),
     "empty data": (["--data={tmp}/empty.txt"], "is empty"),
     "white space": (["--data={tmp}/white.txt"], "is empty"),
     "binary data": (["--data={tmp}/binary.txt"], "is not text: there is a zero byte at 3"),
@@ -231,9 +280,15 @@ BAD = {
     "short data": (["--data={tmp}/short.txt"], "too few for one context of 32"),
     "folder without text": (["--data={tmp}/images"], "holds no .txt or .md file"),
     "long context": (["--context=64"], "more than the model's 32 positions"),
-    "no steps": (["--steps=0"], "--steps: must be at least 1"),
-    "negative rate": (["--lr=-1"], "--lr: must be from 0 to 10"),
-    "not a number": (["--lr=nan"], "--lr: must be from 0 to 10"),
+    "no steps": (["--steps=0"], "--steps: must be from 1 to 10^9"),
+    "negative rate": (["--lr=-1"], "--lr: must be above 0 and at most 10"),
+    "not a number": (["--lr=nan"], "--lr: must be above 0"),
+    "negative seed": (["--seed=-1"], "--seed: must be from 0 to"),
+    "huge seed": (["--seed=99999999999999999999"], "--seed: must be from 0 to"),
+    "endless": (["--steps=999999999999999999999"], "--steps: must be from 1 to 10^9"),
+    "a checkpoint for --out": (["--out={tmp}/truncated"], "is a checkpoint (config.json lies there)"),
+    "no run in --out": (["--out={tmp}/precious", "--resume"], "holds tokenizer but no run.json"),
+    "no run to replace": (["--out={tmp}/precious", "--force"], "holds tokenizer but no run.json"),
     "odd mesh": (["--mesh=rows=2"], "is not AXIS=SIZE"),
     "large mesh": (["--mesh=data=3"], "makes 3 devices, but there are 1"),
     "another tokenizer": (["--model={tmp}/mismatch"], "has 4,097 tokens, the model only 4,096"),
@@ -254,6 +309,8 @@ def test_bad_input_gets_one_clear_line_and_writes_nothing(name, small, tmp_path,
     (tmp_path / "short.txt").write_text("only a few words")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "cat.png").write_bytes(b"\x89PNG")
+    (tmp_path / "precious" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "precious" / "tokenizer" / "mine.json").touch()
     for folder in ("mismatch", "truncated"):
         shutil.copytree(small, tmp_path / folder)
     tokenizer = jaxgpt.load_tokenizer(small)
@@ -295,15 +352,15 @@ def test_a_disk_that_fills_up_during_the_run_ends_it_with_the_last_checkpoint_wh
     out = tmp_path / "r"
     flags = (f"--model={small}", f"--out={out}", "--freeze=full", *QUICK)
     script = f"""
-import resource, sys, train.run
+import resource, sys, train.checkpoints
 from train.__main__ import main
-save = train.run.Checkpoints.save
+save = train.checkpoints.Checkpoints.save
 def limited(self, state, config):
     if int(state.step) > 3:
         self.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     save(self, state, config)
-train.run.Checkpoints.save = limited
+train.checkpoints.Checkpoints.save = limited
 sys.argv = {["train", *flags]!r}
 main()
 """

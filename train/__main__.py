@@ -1,5 +1,6 @@
 """python -m train: fine-tune a GPT. `--help` explains every flag."""
 
+import os
 import sys
 
 import tyro
@@ -11,6 +12,7 @@ from train.settings import Settings
 def main() -> None:
     """Reads the command line; a mistake of the user's is one message and exit code 2."""
     settings = tyro.cli(Settings, prog="python -m train", config=(tyro.conf.FlagCreatePairsOff,))
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns that PyTorch is not there
     with one_clear_line("train"):
         # after the flags are read: --help answers without the second that importing JAX takes
         from train.loop import train

@@ -40,7 +40,9 @@ def load_data(source: Path | None, tokenizer: Any, context: int) -> Data:
     Raises:
         InputError: there is no text, it is not UTF-8, or it is shorter than one window.
     """
-    name, documents = ("the Python language reference", _python_reference()) if source is None else _read(source)
+    name, documents = (
+        ("the Python language reference", _python_reference()) if source is None else _read(source.expanduser())
+    )
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
     tokens = np.concatenate([np.asarray(ids + end, np.int32) for ids in encoded])
@@ -105,7 +107,7 @@ def _read(source: Path) -> tuple[str, list[str]]:
     elif source.is_file():
         files = [source]
     else:
-        raise InputError(f"--data: {source} does not exist")
+        raise InputError(f"--data: {source} is no file and no folder")
     documents = [text for file in files if (text := _read_text(file)).strip()]
     if not documents:
         raise InputError(f"--data: {source} is empty")

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from jaxgpt.mesh import batch_sharding
+from train.checkpoints import Checkpoints
 from train.data import train_batches
 from train.progress import Progress
 from train.report import Evaluation, sample, sanity_checks, written
-from train.run import Checkpoints, Run
+from train.run import Run
 from train.settings import Settings
 from train.setup import Setup, prepare
 from train.step import make_train_step
@@ -23,40 +24,47 @@ STOPPED = 75
 
 def train(settings: Settings) -> int:
     """Runs until the last step or a signal, and returns the exit code."""
-    run = Run(settings.out)
+    run, stop = Run(settings.out.expanduser()), StopSignal()
     setup, state = prepare(settings, run)
     facts, config = setup.facts, setup.model.config
 
-    # start, or go on from the newest complete checkpoint
+    # go on from the newest complete checkpoint, or begin
     first = run.last_step if settings.resume else None
-    if first is None:
-        run.start(settings, setup.tokenizer, facts)
-        checkpoints = Checkpoints(run.checkpoints, settings.keep)
-    else:
+    if first is not None:
         run.check_same(settings, setup.data.digest)
         checkpoints = Checkpoints(run.checkpoints, settings.keep)
         state = checkpoints.restore(first, state)
-        run.truncate_metrics(first)
 
     # look before the first step
+    stop.listen()
     evaluation = Evaluation(setup)
     before = eval_loss = evaluation.loss(state)
     print(sanity_checks(setup, first or 0, before))
-    if first is None:
-        run.log(0, None, before, None, facts)
-        run.write_sample(0, sample(setup, state))
-        first = 0
-    elif first == settings.steps:
+    if first == settings.steps:
         print(f"\n{run.folder} is finished: all {settings.steps} steps are made\n{written(run)}")
         return 0
-
-    # step k + 1 is under way before the metrics of step k are fetched
-    began, batches = time.time(), _batches(setup, first)
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    text = sample(setup, state) if first is None else None
+    began, places = time.time(), jax.tree.map(lambda leaf: leaf.sharding, state)
     train_step = make_train_step(setup.model, setup.tx, setup.lr, settings.seed, places)
     compiled = train_step.lower(state, _shape_of_batch(setup)).compile()
     print(f"\nthe step is compiled, in {time.time() - began:.0f} s", flush=True)
-    progress, stop = Progress(first, settings.steps, settings.batch_size * setup.context), StopSignal()
+    if stop.requested:
+        print("stopped before the first step; nothing was written")
+        return STOPPED
+
+    # all went well so far: the first files
+    if first is None:
+        first = 0
+        run.start(settings, facts)
+        run.log(0, None, before, None, facts)
+        run.write_sample(0, text or "")
+        checkpoints = Checkpoints(run.checkpoints, settings.keep)
+    else:
+        run.truncate_metrics(first)
+    run.save_tokenizer(setup.tokenizer)
+
+    # step k + 1 is under way before the metrics of step k are fetched
+    batches, progress = _batches(setup, first), Progress(first, settings.steps, settings.batch_size * setup.context)
     pending: tuple[int, dict[str, Any]] | None = None
 
     def report(step: int, metrics: dict[str, Any], eval_loss: float | None = None) -> None:
@@ -67,26 +75,25 @@ def train(settings: Settings) -> int:
             run.log(step, metrics, eval_loss, speed, facts)
             progress.logged(step, metrics["loss"], eval_loss, speed)
 
-    with stop:
-        for step in range(first + 1, settings.steps + 1):
-            state, metrics = compiled(state, next(batches))
-            if pending:
-                report(*pending)
-            pending, last = (step, metrics), step == settings.steps or stop.requested
-            if step % settings.eval_every == 0 or step == settings.steps:
-                jax.block_until_ready(metrics)
-                progress.pause()
-                eval_loss = evaluation.loss(state)
-                progress.go_on()
-                report(step, metrics, eval_loss)
-                pending = None
-            if step % settings.checkpoint_every == 0 or last:
-                checkpoints.save(state, config)
-            if last:
-                break
+    for step in range(first + 1, settings.steps + 1):
+        state, metrics = compiled(state, next(batches))
         if pending:
             report(*pending)
-        checkpoints.wait()
+        pending, last = (step, metrics), step == settings.steps or stop.requested
+        if step % settings.eval_every == 0 or step == settings.steps:
+            jax.block_until_ready(metrics)
+            progress.pause()
+            eval_loss = evaluation.loss(state)
+            progress.go_on()
+            report(step, metrics, eval_loss)
+            pending = None
+        if step % settings.checkpoint_every == 0 or last:
+            checkpoints.save(state, config)
+        if last:
+            break
+    if pending:
+        report(*pending)
+    checkpoints.wait()
     progress.close()
     checkpoints.close()
 
@@ -114,19 +121,16 @@ def _shape_of_batch(setup: Setup) -> jax.ShapeDtypeStruct:
 
 
 class StopSignal:
-    """Within it, SIGINT and SIGTERM ask the loop to stop after its step; a second one stops at once."""
+    """Once it listens, SIGINT and SIGTERM ask the loop to stop after its step; a second one stops at once."""
 
     def __init__(self):
         self.requested = False
 
-    def __enter__(self) -> "StopSignal":
+    def listen(self) -> None:
+        """From here on."""
         self._old = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
     def _ask(self, number, frame) -> None:
         self.requested = True
-        self.__exit__()
+        for old_number, handler in self._old.items():
+            signal.signal(old_number, handler)

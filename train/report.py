@@ -1,6 +1,7 @@
 """What a run tells a person before its first step and after its last."""
 
 import math
+import shlex
 
 import jax
 import numpy as np
@@ -58,11 +59,12 @@ loss        {loss:.3f} nats per held-out token at step {step}; a blind guess has
 
 def written(run: Run) -> str:
     """Where everything is, and how to use it."""
+    folder = shlex.quote(str(run.folder))
     files = "\n".join(f"  {path}" for path in run.files if path.exists())
     return f"""
 written:
 {files}
 
 use it:
-  python -m jaxgpt generate {run.folder} --prompt='The'
-  python -m convert {run.folder} {run.folder}-hf --to=hf    # for transformers"""
+  python -m jaxgpt generate {folder} --prompt='The'
+  python -m convert {folder} {shlex.quote(f"{run.folder}-hf")} --to=hf    # for transformers"""

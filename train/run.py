@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, what may be touched, its metrics and its checkpoints."""
+"""The folder of a run: what lies where, what may be touched, its metrics and its samples."""
 
 import dataclasses
 import json
@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from orbax import checkpoint as ocp
 
-from convert.config import GPTConfig
+from convert.disk import write_json
 from convert.errors import InputError
-from convert.formats import orbax
 from convert.source import complete_steps
 from train.settings import Settings
-from train.step import State
 
 FREE_TO_CHANGE = ("out", "resume", "force", "mesh", "checkpoint_every", "log_every", "keep")
 """Settings that may differ when a run is resumed; all others would make it another run."""
@@ -45,42 +42,58 @@ class Run:
         return steps[-1] if steps else None
 
     def check(self, settings: Settings) -> None:
-        """Refuses a folder that can't be written to, or that holds a run and was not to be resumed or replaced."""
+        """Refuses a folder that can't be written to, or holds something that must not be resumed or replaced."""
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"--out: {self.folder} is not a folder")
-        there = [path for path in self.files if path.exists()]
-        if there and not settings.resume and not settings.force:
-            raise InputError(
-                f"--out: {self.folder} holds a run already ({there[0].name}): "
-                "--resume goes on with it, --force deletes it and starts over, --out=OTHER leaves it"
-            )
         if settings.resume and settings.force:
             raise InputError("--resume and --force contradict each other")
+        for name in ("config.json", "params", "model.safetensors"):
+            if (self.folder / name).exists():
+                raise InputError(f"--out: {self.folder} is a checkpoint ({name} lies there); choose another folder")
+        there = [path for path in self.files if path.exists()]
+        if not there:
+            return
+        if not self.settings.is_file():
+            raise InputError(
+                f"--out: {self.folder} holds {there[0].name} but no run.json, so that it is no run that can be "
+                "resumed or replaced; choose another folder"
+            )
+        if not settings.resume and not settings.force:
+            raise InputError(
+                f"--out: {self.folder} holds a run already: --resume goes on with it, --force deletes it and starts "
+                "over, --out=OTHER leaves it"
+            )
+        steps = [path for path in self.checkpoints.glob("*") if path.name.isdecimal()]
+        if settings.resume and steps and self.last_step is None:
+            raise InputError(
+                f"--resume: {steps[0]} is damaged (_CHECKPOINT_METADATA is missing), and there is no other checkpoint; "
+                "--force deletes the run and starts over"
+            )
 
     def check_same(self, settings: Settings, digest: str) -> None:
         """Refuses to resume a run with other settings or other data than it was started with."""
         try:
             before = json.loads(self.settings.read_text("utf-8"))
-            changed = [
-                f"--{name.replace('_', '-')} was {before['settings'][name]} and is {value}"
-                for name, value in _plain(settings).items()
-                if name not in FREE_TO_CHANGE and before["settings"][name] != value
-            ]
-            changed += ["the tokenised text is another"] * (before["data"]["sha256"] != digest)
+            old, data = dict(before["settings"]), before["data"]["sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"--resume: {self.settings} can't be read ({error})") from None
+            raise InputError(f"--resume: {self.settings} can't be read ({type(error).__name__}: {error})") from None
+        changed = [
+            f"--{name.replace('_', '-')} was {old.get(name, 'unknown')} and is {value}"
+            for name, value in _plain(settings).items()
+            if name not in FREE_TO_CHANGE and old.get(name, "unknown") != value
+        ]
+        changed += ["the tokenised text is another"] * (data != digest)
         if changed:
             raise InputError(f"--resume: this would be another run than {self.folder} holds: {'; '.join(changed)}")
 
-    def start(self, settings: Settings, tokenizer: Any, facts: dict[str, Any]) -> None:
-        """Makes the folder, without what an earlier run left where `--force` says so."""
+    def start(self, settings: Settings, facts: dict[str, Any]) -> None:
+        """Makes the folder, without what is left of an earlier run: `check` has allowed that."""
         for path in self.files:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save_pretrained(self.tokenizer)
         packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
         machine = {
             "python": platform.python_version(),
@@ -88,14 +101,17 @@ class Run:
             "devices": [device.device_kind for device in jax.local_devices()],
             "packages": {name: version(name) for name in packages},
         }
-        self.settings.write_text(
-            json.dumps({"settings": _plain(settings), **facts, "machine": machine}, indent=2) + "\n"
-        )
+        write_json(self.settings, {"settings": _plain(settings), **facts, "machine": machine})
+
+    def save_tokenizer(self, tokenizer: Any) -> None:
+        """Puts the tokenizer beside the checkpoints, if it is not there."""
+        if not self.tokenizer.exists():
+            tokenizer.save_pretrained(self.tokenizer)
 
     def truncate_metrics(self, step: int) -> None:
         """Forgets lines of steps after `step`, which will be written again, and a line that was cut off."""
         lines = self.metrics.read_text("utf-8").splitlines() if self.metrics.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if -1 < _step_of(line) <= step]
         temporary = self.metrics.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
         temporary.replace(self.metrics)
@@ -125,57 +141,13 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
 
-class Checkpoints:
-    """A run's checkpoints: written by Orbax in the background, each complete or not there at all."""
-
-    def __init__(self, folder: Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
-
-    def save(self, state: State, config: GPTConfig) -> None:
-        """Starts to write a checkpoint; the state may be donated right after."""
-        step = int(state.step)
-        if step in self._manager.all_steps():
-            return
-        moments = ocp.args.StandardSave(_by_path(state.opt_state))
-        with orbax.full_disk_as_os_error():
-            self._manager.save(
-                step, args=ocp.args.Composite(**orbax.items(state.params, config), opt_state=moments), force=True
-            )
-
-    def restore(self, step: int, state: State) -> State:
-        """The state of a step, in the shapes and places of the state given, whose values are not used."""
-
-        def target(arrays):
-            return {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for name, a in arrays.items()}
-
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(target(state.params)),
-                opt_state=ocp.args.StandardRestore(target(_by_path(state.opt_state))),
-            ),
-        )
-        params, moments = restored["params"], restored["opt_state"]
-        return State(
-            jax.device_put(jax.numpy.int32(step), state.step.sharding),
-            {name: params[name] for name in state.trainable},
-            {name: params[name] for name in state.frozen},
-            jax.tree.unflatten(jax.tree.structure(state.opt_state), [moments[k] for k in _by_path(state.opt_state)]),
-        )
-
-    def wait(self) -> None:
-        """Until all is on disk; raises what went wrong in the background."""
-        with orbax.full_disk_as_os_error():
-            self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        self._manager.close()
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
 def _plain(settings: Settings) -> dict[str, Any]:
     return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(settings).items()}
+
+
+def _step_of(line: str) -> int:
+    """The step of a line of metrics.jsonl; -1 for one that was cut off or broken."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1

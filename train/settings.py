@@ -47,7 +47,8 @@ class Settings:
     keep: int = 3
     """Number of newest checkpoints that stay on disk."""
     resume: bool = False
-    """Go on from the newest complete checkpoint in --out; starts fresh where there is none."""
+    """Go on from the newest complete checkpoint in --out; starts fresh where nothing is. A run that Ctrl-C or SIGTERM
+    stopped has saved its last step, and exited with 75."""
     force: bool = False
     """Delete the run that --out holds and start over."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -86,8 +86,15 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, State]:
 
 def _check_numbers(settings: Settings) -> None:
     for name in ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "keep", "context"):
-        if (value := getattr(settings, name)) is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')}: must be at least 1, not {value}")
-    for name, least, most in (("lr", 0, 10), ("warmup", 0, 1), ("weight_decay", 0, 10), ("clip", 0, math.inf)):
-        if (value := getattr(settings, name)) is not None and not least <= value <= most:
-            raise InputError(f"--{name.replace('_', '-')}: must be from {least} to {most}, not {value}")
+        if (value := getattr(settings, name)) is not None and not 1 <= value <= 10**9:
+            raise InputError(f"--{name.replace('_', '-')}: must be from 1 to 10^9, not {value}")
+    for name, most in (("lr", 10), ("clip", math.inf)):
+        if (value := getattr(settings, name)) is not None and not 0 < value <= most:
+            raise InputError(
+                f"--{name}: must be above 0" + f" and at most {most}" * (most < math.inf) + f", not {value}"
+            )
+    for name, most in (("warmup", 1), ("weight_decay", 10)):
+        if not 0 <= (value := getattr(settings, name)) <= most:
+            raise InputError(f"--{name.replace('_', '-')}: must be from 0 to {most}, not {value}")
+    if not 0 <= settings.seed < 2**32:
+        raise InputError(f"--seed: must be from 0 to 2^32 - 1, not {settings.seed}")

@@ -20,17 +20,19 @@ from convert.config import GPTConfig
 from convert.errors import InputError
 from convert.layout import LazyArray
 
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is a complete checkpoint: Orbax renames it into place when all of it is written."""
-    return (path / "_CHECKPOINT_METADATA").is_file() and (path / "params" / "_METADATA").is_file()
+CHUNK = 2**26
+"""Bytes of the largest piece of an array that is written, and has to be read, at once."""
 
 
 def read_config(path: Path) -> GPTConfig:
     """The item `config`."""
     try:
-        return GPTConfig(**json.loads((path / "config" / "metadata").read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        fields = json.loads((path / "config" / "metadata").read_text("utf-8"))
+        known = {field.name for field in dataclasses.fields(GPTConfig)}
+        if not isinstance(fields, dict) or fields.keys() != known:
+            raise InputError(f"its fields are not {', '.join(sorted(known))}")
+        return GPTConfig(**fields)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: the item `config` can't be read ({error})") from None
 
 
@@ -43,22 +45,48 @@ def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig]:
             str(name): LazyArray(tuple(m.shape), np.dtype(m.dtype), _reader(params, name)) for name, m in tree.items()
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: not a checkpoint that Orbax can read ({error})") from None
+        raise InputError(f"{path}: not a checkpoint that Orbax can read ({brief(error)})") from None
     return found, read_config(path)
 
 
 def restore(path: Path, places: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     """The parameters as JAX arrays in their places (shardings by name); a host reads only what its devices hold."""
     targets = {name: ocp.ArrayRestoreArgs(sharding=place, dtype=dtype, strict=False) for name, place in places.items()}
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(targets, 0), restore_args=targets)
-        return checkpointer.restore(path.absolute() / "params", arguments)
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(targets, 0), restore_args=targets)
+            return checkpointer.restore(path.absolute() / "params", arguments)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: the checkpoint is damaged ({brief(error)})") from None
 
 
-def write(path: Path, params: Mapping[str, Any], config: GPTConfig) -> None:
-    """Writes a new checkpoint; Orbax writes to a temporary sibling and renames it."""
-    with full_disk_as_os_error():
-        _write(path, params, config)
+def brief(error: Exception) -> str:
+    """The first sentence of what TensorStore says, which can be hundreds of lines."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def write(path: Path, params: Mapping[str, Any], config: GPTConfig, dtype: np.dtype | None = None) -> None:
+    """Writes a new checkpoint; Orbax writes to a temporary sibling and renames it.
+
+    Arrays are neither copied nor compressed nor gathered into one file, so that of a mapped checkpoint no more than
+    some chunks are in memory: Orbax's defaults take 1.7 times the checkpoint's size.
+    """
+    arrays = {name: np.asarray(array) for name, array in params.items()}
+    numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    params_handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False,
+        use_compression=False,
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler)),
+    )
+    handler = ocp.CompositeCheckpointHandler(params=params_handler, config=ocp.JsonCheckpointHandler())
+    chunked = {name: ocp.SaveArgs(dtype=dtype, chunk_byte_size=CHUNK) for name in arrays}
+    items = {
+        "params": ocp.args.PyTreeSave(arrays, save_args=chunked),
+        "config": ocp.args.JsonSave(dataclasses.asdict(config)),
+    }
+    with full_disk_as_os_error(), ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path.absolute(), args=ocp.args.Composite(**items))
 
 
 @contextlib.contextmanager
@@ -74,12 +102,6 @@ def full_disk_as_os_error() -> Iterator[None]:
         raise
 
 
-def _write(path: Path, params: Mapping[str, Any], config: GPTConfig) -> None:
-    handler = ocp.CompositeCheckpointHandler(params=ocp.StandardCheckpointHandler(), config=ocp.JsonCheckpointHandler())
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path.absolute(), args=ocp.args.Composite(**items(params, config)))
-
-
 def items(params: Mapping[str, Any], config: GPTConfig) -> dict[str, Any]:
     """The two items of a checkpoint, for `ocp.args.Composite`."""
     return {
@@ -90,12 +112,12 @@ def items(params: Mapping[str, Any], config: GPTConfig) -> dict[str, Any]:
 
 def _reader(params: Path, name: str):
     def read_one() -> np.ndarray:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            return checkpointer.restore(
-                params,
-                ocp.args.PyTreeRestore(
-                    item={name: 0}, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)}, partial_restore=True
-                ),
-            )[name]
+        how = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
+        try:
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                arguments = ocp.args.PyTreeRestore(item={name: 0}, restore_args=how, partial_restore=True)
+                return checkpointer.restore(params, arguments)[name]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{params.parent}: {name} is damaged ({brief(error)})") from None
 
     return read_one

@@ -1,0 +1,85 @@
+"""Peak anonymous memory of conversions of a large checkpoint: python benchmarks/memory.py [--shape gpt2-xl]
+
+Writes a checkpoint of random numbers, converts it, and watches RssAnon: file-backed pages, which the system takes back
+when it needs them, do not count. Linux only.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import convert
+from convert.dialects.jaxgpt import JAXGPT
+from convert.layout import LazyArray, shape_of
+
+SHAPES = {
+    "gpt2": {},
+    "gpt2-xl": {"n_embd": 1600, "n_layer": 48, "n_head": 25, "n_inner": 6400},
+}
+
+
+def main() -> None:
+    """Prints a table: conversion, seconds, peak."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="gpt2-xl")
+    parser.add_argument("--folder", type=Path, default=None, help="where there is room; a temporary folder by default")
+    arguments = parser.parse_args()
+    config = convert.GPTConfig(**SHAPES[arguments.shape])
+    folder = Path(tempfile.mkdtemp(prefix="jaxgpt-memory-", dir=arguments.folder))
+    try:
+        params = {row.ours: random(shape_of(row.right, config.dims)) for row in JAXGPT.expand(config)}
+        convert.write(folder / "one", params, config, to="hf", shard_size="999GB")
+        convert.write(folder / "shards", params, config, to="hf", shard_size="1GB")
+        convert.write(folder / "lesson.pt", params, config, to="lesson")
+        print(f"{arguments.shape}: {sum(np.prod(a.shape) for a in params.values()):,.0f} float32 parameters")
+        print(f"{'from':<10} {'to':<8} {'seconds':>8} {'peak RssAnon':>14}")
+        told = ["--n-head", str(config.n_head), "--activation", config.activation_function]
+        for source, to in [
+            ("one", "orbax"),
+            ("one", "hf"),
+            ("shards", "orbax"),
+            ("shards", "hf"),
+            ("lesson.pt", "orbax"),
+        ]:
+            seconds, peak = watch([str(folder / source), str(folder / "out"), f"--to={to}", *told])
+            print(f"{source:<10} {to:<8} {seconds:>8.0f} {peak / 1e6:>11,.0f} MB", flush=True)
+            shutil.rmtree(folder / "out")
+        seconds, peak = watch([str(folder / "one")])
+        print(f"{'one':<10} {'inspect':<8} {seconds:>8.2f} {peak / 1e6:>11,.0f} MB")
+    finally:
+        shutil.rmtree(folder)
+
+
+def random(shape: tuple[int, ...]) -> LazyArray:
+    """Numbers that do not compress well, the same at each reading."""
+    return LazyArray(
+        shape,
+        np.dtype(np.float32),
+        lambda: np.random.default_rng(0).standard_normal(shape, np.float32) * np.float32(0.02),
+    )
+
+
+def watch(command: list[str]) -> tuple[float, int]:
+    """Seconds and peak RssAnon in bytes of `python -m convert …`."""
+    began, peak = time.perf_counter(), 0
+    process = subprocess.Popen([sys.executable, "-m", "convert", *command], stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak = max(peak, int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024)
+        except (OSError, TypeError):
+            pass
+        time.sleep(0.005)
+    assert process.returncode == 0
+    return time.perf_counter() - began, peak
+
+
+if __name__ == "__main__":
+    main()

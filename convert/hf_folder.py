@@ -1,0 +1,73 @@
+"""A folder as `GPT2LMHeadModel.save_pretrained` writes it."""
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.config import GPTConfig
+from convert.dialect import Tensors
+from convert.dialects.hf import HF
+from convert.dialects.hf_config import config_to_hf
+from convert.disk import write_json
+from convert.formats import safetensors
+from convert.mapping import to_theirs
+from convert.source import SIDECARS
+
+FILES = (
+    "config.json", "generation_config.json", "README.md", "model*.safetensors", "model.safetensors.index.json",
+    *SIDECARS,
+)  # fmt: skip
+"""Names in such a folder."""
+
+
+def write_hf_folder(
+    folder: Path,
+    params: Tensors,
+    config: GPTConfig,
+    kind: np.dtype | None,
+    limit: int,
+    tokenizer: Mapping[str, Path],
+) -> None:
+    """Writes config, generation config, model card, tokenizer and weights, these in shards of at most `limit` bytes."""
+    folder.mkdir()
+    tensors = to_theirs(HF, params, config)
+    fields = config_to_hf(config) | {"dtype": np.dtype(kind or next(iter(tensors.values())).dtype).name}
+    write_json(folder / "config.json", fields)
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
+    count = sum(math.prod(array.shape) for array in params.values())
+    card = f"A GPT-2 of {count:,} parameters, written by jaxgpt. Tell here what it was trained on, and for what.\n"
+    (folder / "README.md").write_text(f"---\nlibrary_name: transformers\ntags: [gpt2, jaxgpt]\n---\n\n{card}", "utf-8")
+    for name, source in tokenizer.items():
+        shutil.copyfile(source, folder / name)
+    shards = _shards(tensors, kind, limit)
+    if len(shards) == 1:
+        return safetensors.write(folder / "model.safetensors", tensors, kind)
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(shards, 1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        safetensors.write(folder / file, {name: tensors[name] for name in names}, kind)
+        weight_map |= dict.fromkeys(names, file)
+    total = sum(nbytes(array, kind) for array in tensors.values())
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _shards(tensors: Tensors, kind: np.dtype | None, limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, array in tensors.items():
+        if shards[-1] and size + nbytes(array, kind) > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes(array, kind)
+    return shards
+
+
+def nbytes(array: Any, kind: np.dtype | None) -> int:
+    """Bytes of an array, or of it cast."""
+    return math.prod(array.shape) * np.dtype(kind or array.dtype).itemsize
