@@ -72,21 +72,22 @@ def write(path: Path, params: Mapping[str, Any], config: GPTConfig, dtype: np.dt
     Arrays are neither copied nor compressed nor gathered into one file, so that of a mapped checkpoint no more than
     some chunks are in memory: Orbax's defaults take 1.7 times the checkpoint's size.
     """
-    arrays = {name: np.asarray(array) for name, array in params.items()}
-    numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
-    params_handler = ocp.PyTreeCheckpointHandler(
-        use_ocdbt=False,
-        use_compression=False,
-        type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler)),
-    )
-    handler = ocp.CompositeCheckpointHandler(params=params_handler, config=ocp.JsonCheckpointHandler())
-    chunked = {name: ocp.SaveArgs(dtype=dtype, chunk_byte_size=CHUNK) for name in arrays}
-    items = {
-        "params": ocp.args.PyTreeSave(arrays, save_args=chunked),
-        "config": ocp.args.JsonSave(dataclasses.asdict(config)),
-    }
-    with full_disk_as_os_error(), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path.absolute(), args=ocp.args.Composite(**items))
+    with full_disk_as_os_error(), _quiet("absl"):
+        arrays = {name: np.asarray(array) for name, array in params.items()}
+        numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+        params_handler = ocp.PyTreeCheckpointHandler(
+            use_ocdbt=False,
+            use_compression=False,
+            type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler)),
+        )
+        handler = ocp.CompositeCheckpointHandler(params=params_handler, config=ocp.JsonCheckpointHandler())
+        chunked = {name: ocp.SaveArgs(dtype=dtype, chunk_byte_size=CHUNK) for name in arrays}
+        items = {
+            "params": ocp.args.PyTreeSave(arrays, save_args=chunked),
+            "config": ocp.args.JsonSave(dataclasses.asdict(config)),
+        }
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(path.absolute(), args=ocp.args.Composite(**items))
 
 
 @contextlib.contextmanager
@@ -100,6 +101,18 @@ def full_disk_as_os_error() -> Iterator[None]:
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise OSError(int(found[1]), f"while a checkpoint was written: {os.strerror(int(found[1]))}") from None
         raise
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Orbax warns that there is nothing to merge and no `jax.Array`, which is meant."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def items(params: Mapping[str, Any], config: GPTConfig) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The pickle inside a PyTorch file, both ways: a machine that runs it without importing or calling anything, and a writer.
+"""The pickle inside a PyTorch file, both ways: a machine that runs it and imports nothing, and a writer.
 
-The machine knows containers, numbers, strings, and four callables of PyTorch's; whatever else a pickle names is refused.
+The machine knows containers, numbers, strings, and four callables of PyTorch's; anything else is refused by name.
 """
 
 import collections
