@@ -13,14 +13,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-CASES = {
-    "HF folder, jaxgpt": """
-from convert import read
+TO_JAX = """
 import jax, numpy as np
+from convert import read
+from jaxgpt.pretrained import to_jax
 def load():
-    arrays = {n: jax.device_put(np.array(a, np.float32, order="C")) for n, a in read(folder).params.items()}
-    return jax.block_until_ready(arrays)
-""",
+    return jax.block_until_ready(to_jax(read(folder + SOURCE, **TOLD), np.dtype("float32")))
+"""
+TOLD = 'dict(n_head=12, activation="gelu_new")'
+
+CASES = {
+    "HF folder, jaxgpt arrays": TO_JAX.replace("SOURCE", "''").replace("TOLD", "{}"),
     "HF folder, jaxgpt.from_pretrained": """
 import jax, jaxgpt
 def load():
@@ -34,18 +37,13 @@ logging.disable_progress_bar()
 def load():
     return [p.detach().clone() for p in GPT2LMHeadModel.from_pretrained(folder).parameters()]
 """,
-    ".pt, jaxgpt": """
-from convert import read
-import jax, numpy as np
-def load():
-    params = read(folder + "/lesson.pt", n_head=12, activation="gelu_new").params
-    return jax.block_until_ready({n: jax.device_put(np.array(a, np.float32, order="C")) for n, a in params.items()})
-""",
-    ".pt, torch.load + clone": """
+    ".bin in HF's layout, jaxgpt arrays": TO_JAX.replace("SOURCE", "'/hf.bin'").replace("TOLD", "{}"),
+    ".bin, torch.load + clone": """
 import torch
 def load():
-    return [t.clone() for t in torch.load(folder + "/lesson.pt", mmap=True, weights_only=True).values()]
+    return [t.clone() for t in torch.load(folder + "/hf.bin", mmap=True, weights_only=True).values()]
 """,
+    ".pt of nn.Linear, jaxgpt arrays": TO_JAX.replace("SOURCE", "'/lesson.pt'").replace("TOLD", TOLD),
     "HF folder, inspect": """
 from convert import read
 def load():
@@ -54,7 +52,7 @@ def load():
     ".pt, inspect": """
 from convert import read
 def load():
-    return read(folder + "/lesson.pt", n_head=12, activation="gelu_new")
+    return read(folder + "/hf.bin")
 """,
 }
 
@@ -89,7 +87,10 @@ def main() -> None:
     versions = f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {versions}")
     with tempfile.TemporaryDirectory() as folder:
-        GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
+        model = GPT2LMHeadModel(GPT2Config())
+        model.save_pretrained(folder)
+        state = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+        torch.save(state, Path(folder) / "hf.bin")
         source = convert.read(folder)
         convert.write(Path(folder) / "lesson.pt", source.params, source.config, to="lesson")
         print(f"{'':<36} {'median s':>9} {'min s':>7} {'peak MB':>8}")

@@ -1,6 +1,8 @@
 """From a checkpoint to a model and back: `from_pretrained`, `save_pretrained`, and our own Orbax `save` and `load`."""
 
+import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +53,23 @@ def from_pretrained(
     checkpoint = convert.read(source, dialect=dialect, n_head=n_head, activation=activation)
     param_dtype = np.dtype(param_dtype or jnp.float32)
     model = abstract(checkpoint.config, dtype=dtype or param_dtype, param_dtype=param_dtype)
+    return with_params(model, to_jax(checkpoint, param_dtype, mesh))
+
+
+def to_jax(checkpoint: convert.Checkpoint, dtype: np.dtype, mesh: Mesh | None = None) -> dict[str, jax.Array]:
+    """The parameters by name as JAX arrays of a dtype, on the first device or by the rules of a mesh.
+
+    One copy of a mapped file, several tensors at once; a host reads only the slices that its devices hold.
+    """
     one = SingleDeviceSharding(jax.devices()[0])
     places = meshes.shardings(checkpoint.params, mesh) if mesh else dict.fromkeys(checkpoint.params, one)
     if checkpoint.format == "Orbax":
         from convert.formats import orbax
 
-        return with_params(model, orbax.restore(checkpoint.path, places, param_dtype))
-    arrays = checkpoint.params.items()
-    return with_params(model, {name: _put(array, places[name], param_dtype) for name, array in arrays})
+        return orbax.restore(checkpoint.path, places, dtype)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        arrays = pool.map(lambda name: _put(checkpoint.params[name], places[name], dtype), places)
+        return dict(zip(places, arrays, strict=True))
 
 
 def save_pretrained(
@@ -103,6 +114,14 @@ def load(path: str | Path, *, mesh: Mesh | None = None, param_dtype=None, dtype=
 def _put(array: Any, sharding: jax.sharding.Sharding, dtype: np.dtype) -> jax.Array:
     """On the devices, each of which is given only its own slice; of a mapped file, no more than that is read."""
     source = array if isinstance(array, np.ndarray) else np.asarray(array)
-    return jax.make_array_from_callback(
-        source.shape, sharding, lambda index: np.array(source[index], dtype=dtype, order="C", copy=True)
-    )
+    return jax.make_array_from_callback(source.shape, sharding, lambda index: _aligned(source[index], dtype))
+
+
+def _aligned(source: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A contiguous copy at an address that XLA takes over as it is on a CPU, instead of copying it again."""
+    size = source.size * dtype.itemsize
+    buffer = np.empty(size + 64, np.uint8)
+    begin = -buffer.ctypes.data % 64
+    copy = buffer[begin : begin + size].view(dtype).reshape(source.shape)
+    copy[...] = source
+    return copy

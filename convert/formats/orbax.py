@@ -20,7 +20,7 @@ from convert.config import GPTConfig
 from convert.errors import InputError
 from convert.layout import LazyArray
 
-CHUNK = 2**26
+CHUNK = 2**24
 """Bytes of the largest piece of an array that is written, and has to be read, at once."""
 
 
