@@ -61,6 +61,8 @@ def same(a: Any, b: Any) -> bool:
     """Whether two arrays are bitwise equal, NaNs and signed zeros included."""
     if tuple(a.shape) != tuple(b.shape) or a.dtype != b.dtype:
         return False
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.__array_interface__ == b.__array_interface__:
+        return True  # the same bytes of the same file: a tied head, which need not be read
     return bool(np.array_equal(_bits(np.asarray(a)), _bits(np.asarray(b))))
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -269,6 +270,42 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch
     with pytest.raises(convert.InputError, match=r"too full: 5\.9 MB are needed, 5\.0 MB are free"):
         convert.write(tmp_path / "out", checkpoint.params, checkpoint.config, to=to)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_a_kill_leaves_all_or_nothing(tmp_path, to):
+    outcomes = set()
+    for i in range(6):
+        out = tmp_path / str(i)
+        process = subprocess.Popen([sys.executable, "-m", "convert", str(TINY), str(out), f"--to={to}"], cwd=ROOT)
+        deadline = time.monotonic() + 30
+        while not list(tmp_path.glob(f".{i}.*")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.02 * i)
+        process.kill()
+        process.wait()
+        outcomes.add(out.exists())
+        if out.exists():
+            assert len(convert.read(out).params) == 148
+    assert False in outcomes
+
+
+def test_opening_reads_no_tensor_data(tmp_path):
+    """Even a tied head that stands twice is known to be one by its place in the file."""
+    state = random_hf().state_dict()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    random_hf().config.save_pretrained(tmp_path)
+    sizes = []
+    original = np.asarray
+
+    def watched(array, *args, **kwargs):
+        sizes.append(getattr(array, "size", 0))
+        return original(array, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("convert.mapping.np.asarray", watched)
+        assert convert.read(tmp_path).config.tie_word_embeddings
+    assert max(sizes, default=0) == 0
 
 
 def test_inspecting_an_orbax_checkpoint_counts_the_same(tmp_path):
