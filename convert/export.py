@@ -77,7 +77,8 @@ def write(
         params, config = with_zero_biases(params, config)
     _check_form(dialect, config)
     check_free(path, replaceable, force)
-    check_space(path, sum(nbytes(array, kind) for array in params.values()))
+    size = sum(nbytes(array, kind) for array in params.values())
+    check_space(path, 2 * size if to == "orbax" else size)  # Orbax may need scratch files
     with temporary_sibling(path) as temporary:
         match to:
             case "hf":

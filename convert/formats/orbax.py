@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from convert.config import GPTConfig
 from convert.errors import InputError
 from convert.layout import LazyArray
 
-CHUNK = 2**24
+CHUNK = 2**26
 """Bytes of the largest piece of an array that is written, and has to be read, at once."""
 
 
@@ -70,10 +71,13 @@ def write(path: Path, params: Mapping[str, Any], config: GPTConfig, dtype: np.dt
     """Writes a new checkpoint; Orbax writes to a temporary sibling and renames it.
 
     Arrays are neither copied nor compressed nor gathered into one file, so that of a mapped checkpoint no more than
-    some chunks are in memory: Orbax's defaults take 1.7 times the checkpoint's size.
+    some chunks are in memory: Orbax's defaults take 1.7 times the checkpoint. What has to be cast, re-laid or read
+    is first put into a scratch file beside `path`, one array at a time, and mapped.
     """
     with full_disk_as_os_error(), _quiet("absl"):
-        arrays = {name: np.asarray(array) for name, array in params.items()}
+        scratch = path.with_name(f"{path.name}.scratch")
+        scratch.mkdir()
+        arrays = {name: _mapped(array, dtype, scratch / name) for name, array in params.items()}
         numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
         params_handler = ocp.PyTreeCheckpointHandler(
             use_ocdbt=False,
@@ -81,13 +85,25 @@ def write(path: Path, params: Mapping[str, Any], config: GPTConfig, dtype: np.dt
             type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler)),
         )
         handler = ocp.CompositeCheckpointHandler(params=params_handler, config=ocp.JsonCheckpointHandler())
-        chunked = {name: ocp.SaveArgs(dtype=dtype, chunk_byte_size=CHUNK) for name in arrays}
+        chunked = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in arrays}
         items = {
             "params": ocp.args.PyTreeSave(arrays, save_args=chunked),
             "config": ocp.args.JsonSave(dataclasses.asdict(config)),
         }
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(path.absolute(), args=ocp.args.Composite(**items))
+        shutil.rmtree(scratch)
+
+
+def _mapped(array: Any, dtype: np.dtype | None, scratch: Path) -> np.ndarray:
+    """The array, row by row in memory or in a mapped file."""
+    if isinstance(array, np.ndarray) and array.flags.c_contiguous and dtype in (None, array.dtype):
+        return array
+    if 0 in array.shape:
+        return np.empty(array.shape, dtype or array.dtype)
+    copy = np.memmap(scratch, dtype or array.dtype, "w+", shape=array.shape or (1,)).reshape(array.shape)
+    copy[...] = np.asarray(array)
+    return np.asarray(copy)
 
 
 @contextlib.contextmanager
