@@ -97,7 +97,7 @@ def describe(checkpoint: Checkpoint) -> str:
         f"model       {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, MLP {config.n_inner}, "
         f"context {config.n_positions}, vocabulary {config.vocab_size:,}, {config.activation_function}, "
         f"{'tied' if config.tie_word_embeddings else 'untied'} head",
-        f"              {'with' if config.bias else 'without'} biases, LayerNorm epsilon {config.layer_norm_epsilon:g}",
+        f"            {'with' if config.bias else 'without'} biases, LayerNorm epsilon {config.layer_norm_epsilon:g}",
         f"parameters  {count:,} in {len(checkpoint.params)} tensors; {len(checkpoint.buffers)} buffers left out",
     ]
     return "\n".join([*table, "", *summary])
