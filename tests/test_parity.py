@@ -10,6 +10,8 @@ from conftest import DIMS, random_tokens, torch_logits
 
 import convert
 import jaxgpt
+from convert.dialects.hf import HF
+from convert.mapping import to_ours
 from jaxgpt import freeze, named_params, with_params
 from jaxgpt.attention import einsum_attention
 from jaxgpt.dropout import Keys, dropout
@@ -200,10 +202,9 @@ def bundled_pair():
 
 def _as_ours(tensors, config):
     """PyTorch's tensors under our names; the tables are judged by the logits above."""
-    from convert.dialects.hf_gpt2 import HF
 
     tensors = {name: tensor.numpy() for name, tensor in tensors.items()}
-    ours, same_config = HF.to_ours(tensors, config)
+    ours, same_config = to_ours(HF, tensors, config)
     assert same_config == config
     return {name: np.array(array) for name, array in ours.items()}  # a copy: PyTorch updates its own in place
 
