@@ -267,7 +267,8 @@ def test_a_write_that_fails_half_way_leaves_nothing_behind(tmp_path, to):
 def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch, to):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=5_000_000))
     checkpoint = convert.read(TINY)
-    with pytest.raises(convert.InputError, match=r"too full: (5\.9|11\.7) MB are needed, 5\.0 MB are free"):
+    needed = {"hf": r"5\.9", "orbax": r"11\.7"}[to]  # Orbax may need scratch files as large as the checkpoint
+    with pytest.raises(convert.InputError, match=rf"too full: {needed} MB are needed, 5\.0 MB are free"):
         convert.write(tmp_path / "out", checkpoint.params, checkpoint.config, to=to)
     assert list(tmp_path.iterdir()) == []
 
