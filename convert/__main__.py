@@ -90,12 +90,13 @@ def describe(checkpoint: Checkpoint) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     count = sum(math.prod(array.shape) for array in checkpoint.params.values())
+    padding = f" ({config.n_padding:,} of padding)" if config.n_padding else ""
     summary = [
         f"source      {checkpoint.path}",
         f"format      {checkpoint.format}",
         f"dialect     {dialect.title}: {checkpoint.reason}",
         f"model       {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, MLP {config.n_inner}, "
-        f"context {config.n_positions}, vocabulary {config.vocab_size:,}, {config.activation_function}, "
+        f"context {config.n_positions}, vocabulary {config.vocab_size:,}{padding}, {config.activation_function}, "
         f"{'tied' if config.tie_word_embeddings else 'untied'} head",
         f"            {'with' if config.bias else 'without'} biases, LayerNorm epsilon {config.layer_norm_epsilon:g}",
         f"parameters  {count:,} in {len(checkpoint.params)} tensors; {len(checkpoint.buffers)} buffers left out",

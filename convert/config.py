@@ -18,6 +18,8 @@ class GPTConfig:
 
     vocab_size: int = 50257
     """V, rows of the token embedding."""
+    n_padding: int = 0
+    """Rows at the end of the token embedding (and of an untied head) that stand for no token."""
     n_positions: int = 1024
     """T, rows of the position embedding: the longest context."""
     n_embd: int = 768
@@ -56,6 +58,7 @@ class GPTConfig:
     def __post_init__(self):
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
             self._require(name, _is_int, "an integer from 1 to 2^31", lambda v: 1 <= v <= 2**31)
+        self._require("n_padding", _is_int, "an integer from 0 to below vocab_size", lambda v: 0 <= v < self.vocab_size)
         self._require("layer_norm_epsilon", _is_number, "a number in [0, 1)", lambda v: 0 <= v < 1)
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
             self._require(name, _is_number, "a probability in [0, 1)", lambda v: 0 <= v < 1)
@@ -78,6 +81,11 @@ class GPTConfig:
         value = getattr(self, name)
         if not (is_type(value) and in_range(value)):
             raise InputError(f"config: {name} must be {expected}, not {value!r}")
+
+    @property
+    def n_tokens(self) -> int:
+        """Ids that stand for a token, from 0 on: the rows before the padding."""
+        return self.vocab_size - self.n_padding
 
     @property
     def dims(self) -> dict[str, int]:

@@ -35,7 +35,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 PLAIN = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "layer_norm_epsilon")
 """What the models of these files can't be told to do otherwise than GPT-2 does."""
 
-UNSTATED = ("bos_token_id", "eos_token_id", "reorder_and_upcast_attn", "embd_pdrop", "attn_pdrop", "resid_pdrop")
+UNSTATED = (
+    "n_padding", "bos_token_id", "eos_token_id", "reorder_and_upcast_attn", "embd_pdrop", "attn_pdrop", "resid_pdrop",
+)  # fmt: skip
 """What a `.pt` file has no place for; none of it changes a logit."""
 
 

@@ -9,7 +9,7 @@ from jaxgpt.model import GPT
 from jaxgpt.params import count_params, named_params, with_params
 from jaxgpt.pretrained import from_pretrained, load, save, save_pretrained
 from jaxgpt.tokenizer import load_tokenizer
-from jaxgpt.vocab import resize_vocab
+from jaxgpt.vocab import resize_vocab, untie_head
 
 __all__ = [
     "GPT",
@@ -27,5 +27,6 @@ __all__ = [
     "resize_vocab",
     "save",
     "save_pretrained",
+    "untie_head",
     "with_params",
 ]

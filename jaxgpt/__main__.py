@@ -50,6 +50,7 @@ def generate(command: Generate) -> str:
     if not command.prompt:
         raise InputError("--prompt is empty")
     model, tokenizer = jaxgpt.from_pretrained(command.model), jaxgpt.load_tokenizer(command.model)
+    model = jaxgpt.vocab.mark_padding(model, tokenizer)
     ids = np.asarray([tokenizer(command.prompt)["input_ids"]], np.int32)
     tokens = jaxgpt.generate(
         model,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from convert.errors import InputError
+from jaxgpt.loss import mask_padding
 from jaxgpt.model import GPT
 
 
@@ -32,14 +33,14 @@ def generate(
         seed: of the draws; equal seeds give equal texts.
 
     Raises:
-        InputError: an empty prompt, ids the model has no row for, or more tokens than its context.
+        InputError: an empty prompt, ids that are no token of the model's, or more tokens than its context.
     """
     prompt, config = np.asarray(tokens), model.config
     if prompt.ndim != 2 or prompt.size == 0:
         raise InputError(f"prompts must be a non-empty (B, T) array of token ids, not of shape {prompt.shape}")
-    if not 0 <= prompt.min() <= prompt.max() < config.vocab_size:
+    if not 0 <= prompt.min() <= prompt.max() < config.n_tokens:
         raise InputError(
-            f"prompt ids reach from {prompt.min()} to {prompt.max()}; the model has {config.vocab_size} rows"
+            f"prompt ids reach from {prompt.min()} to {prompt.max()}; the model has {config.n_tokens} tokens"
         )
     room = config.n_positions - prompt.shape[1]
     if not 0 <= max_new_tokens <= room:
@@ -54,7 +55,7 @@ def generate(
     if not 0 <= seed < 2**32:
         raise InputError(f"seed must be from 0 to 2^32 - 1, not {seed}")
     buffer = np.pad(prompt, ((0, 0), (0, max_new_tokens))).astype(np.int32)
-    top_k = min(top_k or config.vocab_size, config.vocab_size)
+    top_k = min(top_k or config.n_tokens, config.n_tokens)  # of rows that are padding none is left
     settings = (temperature, 1.0 if top_p is None else top_p, -1 if eos_id is None else eos_id)
     return _generate(model, buffer, prompt.shape[1], jax.random.key(seed), *settings, top_k=top_k)
 
@@ -63,7 +64,7 @@ def generate(
 def _generate(model, buffer, start, key, temperature, top_p, eos_id, *, top_k):
     def step(t, buffer):
         # what lies to the right of t - 1 is not written yet, and causal attention does not see it
-        logits = model(buffer)[:, t - 1]
+        logits = mask_padding(model(buffer)[:, t - 1], model.config)
         token = _choose(logits, jax.random.fold_in(key, t), temperature, top_p, top_k)
         ended = (buffer[:, t - 1] == eos_id) & (t > start)
         return buffer.at[:, t].set(jnp.where(ended, eos_id, token))

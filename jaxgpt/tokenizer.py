@@ -1,5 +1,6 @@
 """The tokenizer of a checkpoint, and whether it belongs to the model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +28,72 @@ def load_tokenizer(source: str | Path) -> Any:
         raise InputError(f"{folder}: the tokenizer can't be read ({type(error).__name__}: {error})") from None
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """How many ids, from 0 on, hold all of a tokenizer's tokens: its largest id + 1, as there may be holes."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | None = None) -> None:
     """Refuses a tokenizer that is not the model's, before any id is looked up: JAX clamps ids that are too large.
 
     Raises:
-        InputError: more tokens than embedding rows, another end of text, or an id in `tokens` that has no row.
+        InputError: more tokens than rows for tokens, another end of text, or an id in `tokens` without such a row.
     """
-    rows, end = config.vocab_size, tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    size, end = vocabulary_size(tokenizer), tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    padding = f" (and {config.n_padding:,} of padding, by its config)" if config.n_padding else ""
     extend = (
         "extend the model first: jaxgpt.save_pretrained(jaxgpt.resize_vocab(jaxgpt.from_pretrained(MODEL), tokenizer), "
         "NEW, tokenizer=tokenizer), then --model=NEW"
     )
-    if len(tokenizer) > rows:
+    if size > config.n_tokens:
         raise InputError(
-            f"the tokenizer has {len(tokenizer):,} tokens, the model only {rows:,} embedding rows; {extend}"
+            f"the tokenizer has {size:,} tokens, the model only {config.n_tokens:,} embedding rows{padding}; {extend}"
         )
     if end is not None and config.eos_token_id is not None and end != config.eos_token_id:
         raise InputError(
             f"{END_OF_TEXT} is {end} to the tokenizer and {config.eos_token_id} to the model: "
             "they are not of the same vocabulary; use the tokenizer that the model was trained with"
         )
-    if tokens is not None and tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < rows:
-        raise InputError(f"the data holds token ids up to {int(tokens.max()):,}, the model has {rows:,} rows; {extend}")
+    if tokens is not None and tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < config.n_tokens:
+        raise InputError(
+            f"the data holds token ids up to {int(tokens.max()):,}, the model has {config.n_tokens:,} rows{padding}; "
+            f"{extend}"
+        )
+
+
+def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:
+    """Adds special tokens to a tokenizer, each with one id of its own, and returns those that it did not have.
+
+    A special token is never split, never merged with its neighbours, and dropped by `skip_special_tokens`. What the
+    tokenizer has already, as a special token or as an ordinary one, is left as it is.
+
+    Raises:
+        InputError: an empty token, white space around it, one that is given twice, or no valid text.
+    """
+    if isinstance(tokens, str):
+        raise InputError(f"--add-tokens: a list of tokens is expected, not the text {tokens!r}")
+    for i, token in enumerate(tokens):
+        if problem := _problem(token) or ("is given twice" if token in tokens[:i] else None):
+            raise InputError(f"--add-tokens: {token!r} {problem}")
+    known = tokenizer.get_vocab()
+    new = tuple(token for token in tokens if token not in known)
+    if new:
+        tokenizer.add_special_tokens({"extra_special_tokens": list(new)}, replace_extra_special_tokens=False)
+        if shared := set(known.values()).intersection(tokenizer.convert_tokens_to_ids(list(new))):
+            raise InputError(
+                f"--add-tokens: the tokenizer gives a new token the id {min(shared)}, which another token has: "
+                "its ids have holes; number them without holes first"
+            )
+    return new
+
+
+def _problem(token: Any) -> str | None:
+    if not isinstance(token, str) or not token:
+        return "is no token"
+    if token != token.strip():
+        return "has white space around it"
+    try:
+        token.encode()
+    except UnicodeEncodeError:
+        return "is not valid UTF-8"
+    return None

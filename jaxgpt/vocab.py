@@ -1,16 +1,20 @@
-"""A larger vocabulary for a trained model: the old rows are kept, the new ones start at their mean."""
+"""Another vocabulary for a trained model: more tokens, rows that are padding, a head of its own."""
 
 from dataclasses import replace
+from functools import partial
+from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from convert.config import GPTConfig
 from convert.errors import InputError
 from jaxgpt.model import GPT
 from jaxgpt.params import named_params, with_params
 from jaxgpt.pretrained import abstract
+from jaxgpt.tokenizer import vocabulary_size
 
 
 def resize_vocab(
@@ -18,33 +22,95 @@ def resize_vocab(
 ) -> GPT:
     """The model with embedding rows, and rows of an untied head, for all tokens of a tokenizer.
 
+    Rows of the model's tokens stay as they are, bit by bit. Rows that were padding count as new where they become
+    tokens, and are dropped where `pad_multiple` leaves no room for them. Those that fill up to `pad_multiple` are the
+    mean of the old ones: to a program that does not mask them, each is at most as likely as the average token.
+
     Args:
-        size_or_tokenizer: the number of tokens, or a tokenizer that has a length.
-        init: `"mean"`, the old rows' mean and noise of a hundredth of their standard deviation (Hewitt 2021:
-            random rows take probability from all others); or `"normal"`, GPT-2's N(0, 0.02).
-        pad_multiple: rows are rounded up to a multiple of it.
+        size_or_tokenizer: the number of tokens, or a tokenizer, which has as many as its largest id + 1.
+        init: of new tokens. `"mean"`, the old rows' mean and noise of a hundredth of their standard deviation
+            (Hewitt 2021: random rows take probability from all others); or `"normal"`, GPT-2's N(0, 0.02).
+        pad_multiple: the number of rows is rounded up to a multiple of it, with padding.
         seed: of the noise.
 
     Raises:
-        InputError: fewer rows than the model has.
+        InputError: fewer tokens than the model has, or what is no size.
     """
-    size = size_or_tokenizer if isinstance(size_or_tokenizer, int) else len(size_or_tokenizer)
-    rows, old = -(-size // pad_multiple) * pad_multiple, model.config.vocab_size
-    if rows < old:
-        raise InputError(f"the model has {old:,} rows; {rows:,} would cut trained ones away")
+    config, size = model.config, _size(size_or_tokenizer)
     if init not in ("mean", "normal"):
         raise InputError(f"init {init!r} is not mean or normal")
-    params = named_params(model)
-    keys = jax.random.split(jax.random.key(seed))
-    tok_emb = params["tok_emb.embedding"]
-    params["tok_emb.embedding"] = _extend(tok_emb, rows - old, init, keys[0])
+    if not _is_int(pad_multiple) or not 1 <= pad_multiple <= 2**31:
+        raise InputError(f"pad_multiple must be an integer from 1 to 2^31, not {pad_multiple!r}")
+    if not _is_int(seed) or not 0 <= seed < 2**32:
+        raise InputError(f"seed must be an integer from 0 to 2^32 - 1, not {seed!r}")
+    if size < config.n_tokens:
+        raise InputError(
+            f"the model has {config.n_tokens:,} tokens; {size:,} would cut trained ones away "
+            "(where the last rows stand for none, say so first: jaxgpt.vocab.mark_padding(model, tokenizer))"
+        )
+    rows = -(-size // int(pad_multiple)) * int(pad_multiple)
+    resized = replace(config, vocab_size=rows, n_padding=rows - size)
+    if resized == config:
+        return model
+    params, keys = named_params(model), jax.random.split(jax.random.key(int(seed)))
+    sizes = {"old": config.n_tokens, "size": size, "rows": rows, "init": init}
+    params["tok_emb.embedding"] = _resized(params["tok_emb.embedding"], keys[0], **sizes)
     if "lm_head.kernel" in params:
-        params["lm_head.kernel"] = _extend(params["lm_head.kernel"].T, rows - old, init, keys[1]).T
-    bigger = abstract(replace(model.config, vocab_size=rows), dtype=model.dtype, param_dtype=tok_emb.dtype)
-    return with_params(bigger, params)
+        params["lm_head.kernel"] = _resized(params["lm_head.kernel"].T, keys[1], **sizes).T
+    return _rebuilt(model, resized, params)
 
 
-def _extend(table: Float[Array, "V D"], new: int, init: str, key: Array) -> Float[Array, "W D"]:
-    noise = jax.random.normal(key, (new, table.shape[1]), table.dtype)
-    mean, std = table.mean(0, keepdims=True), table.std(0, keepdims=True)
-    return jnp.concatenate([table, 0.02 * noise if init == "normal" else mean + 0.01 * std * noise])
+def mark_padding(model: GPT, size_or_tokenizer: Any) -> GPT:
+    """The same parameters, with the rows beyond the tokenizer's tokens marked as padding in the config.
+
+    For checkpoints whose form has no place for it, such as nanoGPT's: 50,304 rows for GPT-2's 50,257 tokens.
+
+    Raises:
+        InputError: more tokens than the model has, or what is no size.
+    """
+    config, size = model.config, _size(size_or_tokenizer)
+    if size > config.n_tokens:
+        raise InputError(
+            f"the tokenizer has {size:,} tokens, the model only {config.n_tokens:,} embedding rows for tokens: "
+            "use the tokenizer that it was trained with, or extend the model with jaxgpt.resize_vocab"
+        )
+    marked = replace(config, n_padding=config.vocab_size - size)
+    return model if marked == config else _rebuilt(model, marked, named_params(model))
+
+
+def untie_head(model: GPT) -> GPT:
+    """The model with an output head of its own, at first a copy of the token embedding; an untied one as it is."""
+    if not model.config.tie_word_embeddings:
+        return model
+    params = named_params(model)
+    params["lm_head.kernel"] = params["tok_emb.embedding"].T  # in JAX a copy, not a view
+    return _rebuilt(model, replace(model.config, tie_word_embeddings=False), params)
+
+
+def _rebuilt(model: GPT, config: GPTConfig, params: dict[str, Array]) -> GPT:
+    dtypes = {"dtype": model.dtype, "param_dtype": params["tok_emb.embedding"].dtype}
+    return with_params(abstract(config, **dtypes), params)
+
+
+@partial(jax.jit, static_argnames=("old", "size", "rows", "init"))
+def _resized(
+    table: Float[Array, "V D"], key: Array, *, old: int, size: int, rows: int, init: str
+) -> Float[Array, "rows D"]:
+    """The first `old` rows, then new tokens' up to `size`, then padding; statistics in float32 of the old ones."""
+    kept, width = table[:old], table.shape[1]
+    mean = kept.mean(0, dtype=jnp.float32, keepdims=True)
+    noise = jax.random.normal(key, (size - old, width), jnp.float32)
+    new = 0.02 * noise if init == "normal" else mean + 0.01 * kept.std(0, dtype=jnp.float32, keepdims=True) * noise
+    padding = jnp.broadcast_to(mean, (rows - size, width))
+    return jnp.concatenate([kept, new.astype(table.dtype), padding.astype(table.dtype)])
+
+
+def _size(size_or_tokenizer: Any) -> int:
+    size = vocabulary_size(size_or_tokenizer) if hasattr(size_or_tokenizer, "get_vocab") else size_or_tokenizer
+    if not _is_int(size) or not 1 <= size <= 2**31:
+        raise InputError(f"a vocabulary is a tokenizer, or a number of tokens from 1 to 2^31, not {size!r}")
+    return int(size)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

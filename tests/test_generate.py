@@ -84,13 +84,56 @@ def test_equal_seeds_give_equal_texts_and_other_seeds_others(tiny):
     assert (texts[0] != texts[2]).any()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_padding_is_never_drawn_and_changes_no_draw(hf_folder, tied):
+    """Rows that would win every time, were they not masked; there are 112, so top_k must count the 97 tokens."""
+    plain = jaxgpt.from_pretrained(hf_folder(tie_word_embeddings=tied)[0])
+    wide, prompts = loud(jaxgpt.resize_vocab(plain, 97, pad_multiple=16)), random_tokens((50, 5))
+    assert (np.asarray(wide(prompts))[:, -1].argmax(-1) >= 97).all()
+    for settings in (
+        {},
+        {"temperature": 1e-3},
+        {"temperature": 1.0},
+        {"temperature": 1e30},  # every token is as likely as any other
+        {"temperature": 1e30, "top_p": 1.0},
+        {"temperature": 1.0, "top_k": 5},
+        {"temperature": 1e30, "top_k": 97},
+        {"temperature": 1e30, "top_k": 112},
+        {"temperature": 2.0, "top_k": 10**6, "top_p": 0.9},
+    ):
+        expected, tokens = (
+            np.asarray(jaxgpt.generate(model, prompts, max_new_tokens=20, seed=7, **settings))
+            for model in (plain, wide)
+        )
+        assert tokens.max() < 97, settings
+        assert (tokens == expected).all(), settings
+
+
+def loud(model, first: int = 97):
+    """The model with large rows from `first` on: for any state, half of them have the largest logits of all."""
+    params, D = jaxgpt.named_params(model), model.config.n_embd
+    signs = np.where(np.arange(model.config.vocab_size - first)[:, None] % 2, 50, -50)
+    rows = (signs * np.ones((1, D))).astype(np.float32)
+    params["tok_emb.embedding"] = params["tok_emb.embedding"].at[first:].set(rows)
+    if "lm_head.kernel" in params:
+        params["lm_head.kernel"] = params["lm_head.kernel"].at[:, first:].set(rows.T)
+    return jaxgpt.with_params(model, params)
+
+
+def test_a_prompt_of_padding_is_refused(hf_folder):
+    wide = jaxgpt.resize_vocab(jaxgpt.from_pretrained(hf_folder()[0]), 97, pad_multiple=16)
+    jaxgpt.generate(wide, np.asarray([[96]]), max_new_tokens=1)
+    with pytest.raises(jaxgpt.InputError, match="reach from 1 to 97; the model has 97 tokens"):
+        jaxgpt.generate(wide, np.asarray([[1, 97]]), max_new_tokens=1)
+
+
 @pytest.mark.parametrize(
     ("prompt", "settings", "message"),
     [
         ([[]], {}, "non-empty"),
         ([1, 2], {}, "non-empty"),
-        ([[1, 4096]], {}, "the model has 4096 rows"),
-        ([[-1]], {}, "the model has 4096 rows"),
+        ([[1, 4096]], {}, "the model has 4096 tokens"),
+        ([[-1]], {}, "the model has 4096 tokens"),
         (
             [[1]],
             {"max_new_tokens": 256},
@@ -115,3 +158,22 @@ def test_the_command_line():
     assert len(text) > len("In the beginning\n")
     refused = run("jaxgpt", "generate", "nowhere/to/be", check=False)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+def test_the_command_line_says_only_what_the_tokenizer_knows(tmp_path, tiny):
+    """As of a nanoGPT file: more rows than tokens, and nothing in it that says so."""
+    tokenizer = jaxgpt.load_tokenizer("tiny")
+    wide = loud(jaxgpt.resize_vocab(tiny[0], 4160), 4096)
+    prompt = np.asarray([tokenizer("In the beginning")["input_ids"]])
+    assert np.asarray(jaxgpt.generate(wide, prompt, max_new_tokens=1)).max() >= 4096
+    jaxgpt.save_pretrained(wide, tmp_path / "wide", tokenizer=tokenizer)
+    arguments = ("--prompt=In the beginning", "--max-new-tokens=12")
+    assert (
+        run("jaxgpt", "generate", tmp_path / "wide", *arguments).stdout
+        == run("jaxgpt", "generate", "tiny", *arguments).stdout
+    )
+    tokenizer.add_tokens([f"<|{i}|>" for i in range(65)])
+    jaxgpt.save_pretrained(wide, tmp_path / "other", tokenizer=tokenizer)
+    refused = run("jaxgpt", "generate", tmp_path / "other", check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "the tokenizer has 4,161 tokens, the model only 4,160 embedding rows" in refused.stderr

@@ -26,6 +26,9 @@ FIELDS: dict[str, Any] = {
 }
 """Fields of `config.json` that we honour, named as in `GPTConfig`, with the default of transformers' `GPT2Config`."""
 
+OURS: dict[str, Any] = {"n_padding": 0}
+"""Fields of our own, written where they are not at this default; transformers keeps them, and does not read them."""
+
 ALIASES = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -78,7 +81,7 @@ def config_from_hf(fields: dict[str, Any]) -> GPTConfig:
     given: dict[str, Any] = {}
     for name, value in fields.items():
         field = ALIASES.get(name, name)
-        if field in FIELDS:
+        if field in FIELDS or field in OURS:
             if field in given and given[field] != value:
                 raise InputError(f"config.json contradicts itself: {field} is {given[field]!r} and {name} is {value!r}")
             given[field] = value
@@ -87,7 +90,7 @@ def config_from_hf(fields: dict[str, Any]) -> GPTConfig:
                 raise InputError(f"config.json: {name} = {value!r} is not supported, only {AT_DEFAULT[name][0]!r}")
         elif name not in IRRELEVANT:
             raise InputError(f"config.json: the field {name!r} is not known, and may change what the model computes")
-    merged = FIELDS | given
+    merged = FIELDS | OURS | given
     if merged["n_inner"] is None and isinstance(merged["n_embd"], int):
         merged["n_inner"] = 4 * merged["n_embd"]
     activation = merged["activation_function"]
@@ -99,6 +102,7 @@ def config_from_hf(fields: dict[str, Any]) -> GPTConfig:
 def config_to_hf(config: GPTConfig) -> dict[str, Any]:
     """What `config.json` says of a model; `GPT2LMHeadModel.from_pretrained` reads it."""
     fields = {name: getattr(config, name) for name in FIELDS}
+    ours = {name: getattr(config, name) for name, default in OURS.items() if getattr(config, name) != default}
     if config.n_inner == 4 * config.n_embd:
         fields["n_inner"] = None
-    return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **fields}
+    return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **fields, **ours}

@@ -32,16 +32,16 @@ def is_llmc(path: Path) -> bool:
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], GPTConfig]:
-    """Views of the mapped file by name, and the config that the header states; padded vocabulary rows are kept."""
+    """Views of the mapped file by name, and the config that the header states; padded rows are kept, as padding."""
     size = path.stat().st_size
     if size < 1024:
         raise InputError(f"{path}: truncated, {size} bytes are no llm.c header")
     header = np.fromfile(path, "<i4", 256).tolist()
-    version, T, _, L, N, D, V = header[1:8]
+    version, T, tokens, L, N, D, V = header[1:8]
     if version not in DTYPES:
         raise InputError(f"{path}: llm.c version {version} is not supported, only 3 (float32) and 5 (bfloat16)")
     config = GPTConfig(
-        vocab_size=V, n_positions=T, n_embd=D, n_layer=L, n_head=N, n_inner=4 * D,
+        vocab_size=V, n_padding=V - tokens, n_positions=T, n_embd=D, n_layer=L, n_head=N, n_inner=4 * D,
         eos_token_id=50256 if V > 50256 else None, bos_token_id=50256 if V > 50256 else None,
     )  # fmt: skip
     dims = config.dims | {"3D": 3 * D}

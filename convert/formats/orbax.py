@@ -24,13 +24,16 @@ from convert.layout import LazyArray
 CHUNK = 2**26
 """Bytes of the largest piece of an array that is written, and has to be read, at once."""
 
+ADDED = frozenset({"n_padding"})
+"""Fields that checkpoints written before there were such don't have: at their defaults."""
+
 
 def read_config(path: Path) -> GPTConfig:
     """The item `config`."""
     try:
         fields = json.loads((path / "config" / "metadata").read_text("utf-8"))
         known = {field.name for field in dataclasses.fields(GPTConfig)}
-        if not isinstance(fields, dict) or fields.keys() != known:
+        if not isinstance(fields, dict) or not known - ADDED <= fields.keys() <= known:
             raise InputError(f"its fields are not {', '.join(sorted(known))}")
         return GPTConfig(**fields)
     except (OSError, ValueError) as error:
