@@ -1,4 +1,4 @@
-"""Which parameters train: strategies by name, as labels for `optax.multi_transform`.
+"""Which parameters train, and from when on: strategies by name, as labels for `optax.multi_transform`.
 
 Frozen is free when the trainable part alone is differentiated:
 
@@ -6,11 +6,11 @@ Frozen is free when the trainable part alone is differentiated:
     trainable, frozen = plan.partition(named_params(model))
     tx = freeze.optimizer(plan, trainable, optax.adamw(1e-4))
     grads = jax.grad(lambda t: loss(with_params(model, t | frozen), tokens))(trainable)
+
+A gradual unfreeze is several such phases; `examples/own_loop.py` is a whole loop over them.
 """
 
-import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,133 +20,117 @@ import optax
 from convert.config import GPTConfig
 from convert.dialects.jaxgpt import JAXGPT
 from convert.errors import InputError
+from jaxgpt import grammar, modules
 from jaxgpt.params import Rules, count_params, match
 
-TRAIN, FROZEN = "train", "frozen"
+FROZEN = "frozen"
 
-GRAMMAR = r"""A freezing strategy is one of
-  full            everything trains
-  firstN          the embeddings and the first N blocks are frozen, as in first6
-  lastN           only the last N blocks, ln_f and an untied head train, as in last3
-  head            only the head trains; a tied head is the token embedding
-  embeddings      only the token and position embeddings train
-  regex:PATTERN   only parameters whose whole name matches train, as in regex:blocks\.\d+\.mlp\..*"""
 
-EMBEDDINGS = r"(tok_emb|pos_emb)\..*"
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training that thaws what its strategy names, beside all that thawed before."""
+
+    name: str
+    """The strategy, and the label of what it thaws."""
+    start: int
+    """Optimizer steps that are made when it begins."""
+    rules: Rules[bool]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A parsed strategy: ordered (pattern, label) rules over parameter names."""
+    """A parsed strategy: one phase, or several of a gradual unfreeze. A `step` counts the steps that are made."""
 
     text: str
-    rules: Rules[str]
+    phases: tuple[Phase, ...]
 
-    def labels(self, params: Mapping[str, Any]) -> dict[str, str]:
-        """`"train"` or `"frozen"` for every name."""
-        return match(self.rules, params)
+    def at(self, step: int) -> int:
+        """Index of the phase to which the step after `step` belongs."""
+        return max(i for i, phase in enumerate(self.phases) if phase.start <= step)
 
-    def partition(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def labels(self, params: Iterable[str], step: int = 0) -> dict[str, str]:
+        """For every name the phase that thawed it, or `"frozen"`."""
+        params = list(params)
+        labels = dict.fromkeys(params, FROZEN)
+        for phase in reversed(self.phases[: self.at(step) + 1]):
+            labels |= {name: phase.name for name, thaws in match(phase.rules, params).items() if thaws}
+        return labels
+
+    def partition(self, params: Mapping[str, Any], step: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
         """The parameters that train, and those that are frozen."""
-        labels = self.labels(params)
-        trainable = {name: p for name, p in params.items() if labels[name] == TRAIN}
+        labels = self.labels(params, step)
+        trainable = {name: p for name, p in params.items() if labels[name] != FROZEN}
         return trainable, {name: p for name, p in params.items() if labels[name] == FROZEN}
 
     def describe(self, params: Mapping[str, Any], config: GPTConfig) -> str:
-        """Two lines for a person: what trains and what is frozen, with counts."""
+        """For a person: what trains and what is frozen, with counts; two lines, and one before them for each phase."""
         total, lines = count_params(params), []
-        for word, part in zip(("trains", "frozen"), self.partition(params), strict=True):
-            count = count_params(part)
-            groups = _groups(part, params, config) or "nothing"
-            lines.append(f"{word}  {count:>13,}  {count / total:6.1%}  {groups}")
+        for i, phase in enumerate(self.phases):
+            if len(self.phases) > 1:
+                lines.append(f"phase {i + 1}     {phase.name}, after {phase.start:,} steps")
+            for word, part in zip(("trains", "frozen"), self.partition(params, phase.start), strict=True):
+                count = count_params(part)
+                lines.append(f"{word}  {count:>13,}  {count / total:6.1%}  {modules.names(part, params, config)}")
         return "\n".join(lines)
 
 
-def parse(text: str, config: GPTConfig) -> Plan:
+def parse(text: str, config: GPTConfig, steps: int | None = None, *, epoch_steps: float | None = None) -> Plan:
     """The plan that a strategy such as `"first6"` stands for in a model of this shape.
 
+    Args:
+        steps: length of the training, which a gradual unfreeze by thirds or percent needs.
+        epoch_steps: steps in an epoch, which one by epochs needs.
+
     Raises:
-        InputError: an unknown strategy (the grammar is in the message), or one that leaves nothing to train.
+        InputError: an unknown strategy (the grammar is in the message), or one that leaves something without effect.
     """
-    if found := re.fullmatch(r"(first|last)(\d{1,6})", text):
-        kind, n, L = found[1], int(found[2]), config.n_layer
-        if n > L:
-            raise InputError(f"--freeze={text}: the model has only {L} blocks")
-        rules: Rules[str] = (
-            ((EMBEDDINGS, FROZEN), (_blocks(range(n)), FROZEN), (".*", TRAIN))
-            if kind == "first"
-            else ((_blocks(range(L - n, L)), TRAIN), (r"(ln_f|lm_head)\..*", TRAIN), (".*", FROZEN))
-        )
-    elif text == "full":
-        rules = ((".*", TRAIN),)
-    elif text == "head":
-        rules = ((r"tok_emb\..*" if config.tie_word_embeddings else r"lm_head\..*", TRAIN), (".*", FROZEN))
-    elif text == "embeddings":
-        rules = ((EMBEDDINGS, TRAIN), (".*", FROZEN))
-    elif text.startswith("regex:"):
-        rules = ((_pattern(text), TRAIN), (".*", FROZEN))
-    else:
-        raise InputError(f"--freeze={text}: unknown strategy\n{GRAMMAR}")
-    plan = Plan(text, rules)
     names = [row.ours for row in JAXGPT.expand(config)]
-    if TRAIN not in match(rules, names).values():
-        raise InputError(f"--freeze={text}: nothing would train; parameters are named like {', '.join(names[:3])}")
-    return plan
+    phases: list[Phase] = []
+    for name, after in grammar.schedule(text, config):
+        phase = Phase(name, grammar.start_of(text, after, steps, epoch_steps), grammar.rules(text, name, config))
+        thaws = {param for param, thawed in match(phase.rules, names).items() if thawed}
+        if not thaws:
+            raise InputError(f"--freeze={text}: nothing would train; parameters are named like {', '.join(names[:3])}")
+        if phases and all(label != FROZEN for label in Plan(text, tuple(phases)).labels(thaws, phase.start).values()):
+            raise InputError(f"--freeze={text}: {name} thaws nothing that does not train already")
+        if phase.start <= phases[-1].start if phases else phase.start != 0:
+            raise InputError(f"--freeze={text}: phases must begin at 0 and each later than the one before, not {after}")
+        if steps is not None and phase.start >= steps:
+            raise InputError(f"--freeze={text}: {name} would begin after the last of {steps:,} steps")
+        phases.append(phase)
+    return Plan(text, tuple(phases))
 
 
-def optimizer(plan: Plan, params: Any, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+def optimizer(
+    plan: Plan,
+    params: Any,
+    tx: optax.GradientTransformation | Callable[[Phase], optax.GradientTransformation],
+    step: int = 0,
+) -> optax.GradientTransformation:
     """`tx` for what trains and zero updates for what is frozen, as `optax.multi_transform` over the plan's labels.
 
     `params` is a pytree of named parameters: a model, or a dict by name, whole or its trainable part alone. State is
-    kept for what trains only. Anything that reads all gradients, such as a clip by global norm, belongs into `tx`.
+    kept for what trains only, apart for each phase that thawed something; `tx` may be made for each of them. Anything
+    that reads all gradients, such as a clip by global norm, belongs into a chain around it.
     """
     paths = [name_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    labels = plan.labels(dict.fromkeys(paths))
+    labels = plan.labels(paths, step)
     tree = jax.tree_util.tree_map_with_path(lambda path, _: labels[name_of(path)], params)
-    return optax.multi_transform({TRAIN: tx, FROZEN: optax.set_to_zero()}, lambda _: tree)
+    groups = {FROZEN: optax.set_to_zero()}
+    for phase in plan.phases:
+        if phase.name in labels.values():
+            groups[phase.name] = tx if isinstance(tx, optax.GradientTransformation) else tx(phase)
+    return optax.multi_transform(groups, lambda _: tree)
+
+
+def thaw(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
+    """The state of `tx` when a phase begins: what trained keeps its moments and counts, the rest starts afresh."""
+    held = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(opt_state)[0]}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: held.get(jax.tree_util.keystr(path), leaf), tx.init(params)
+    )
 
 
 def name_of(path: tuple) -> str:
     """A parameter's dotted name from its path in a pytree."""
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
-
-
-def _blocks(numbers: range) -> str:
-    return rf"blocks\.({'|'.join(map(str, numbers))})\..*" if numbers else r"(?!)"
-
-
-def _pattern(text: str) -> str:
-    pattern = text.removeprefix("regex:")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"--freeze={text}: not a regular expression ({error})\n{GRAMMAR}") from None
-    return pattern
-
-
-def _groups(part: Mapping[str, Any], params: Mapping[str, Any], config: GPTConfig) -> str:
-    """`tok_emb (also the head: tied), blocks.0-5`: neighbouring blocks joined, incomplete modules marked."""
-    whole, here = Counter(map(_module, params)), Counter(map(_module, part))
-
-    def mark(module: str) -> str:
-        tied = " (also the head: tied)" if module == "tok_emb" and config.tie_word_embeddings else ""
-        return tied + (f" ({here[module]} of {whole[module]} tensors)" if here[module] < whole[module] else "")
-
-    runs: list[tuple[str, str, str]] = []  # first and last module, and how they are marked
-    for module in (module for module in whole if here[module]):
-        if runs and module == _next_block(runs[-1][1]) and mark(module) == runs[-1][2]:
-            runs[-1] = (runs[-1][0], module, runs[-1][2])
-        else:
-            runs.append((module, module, mark(module)))
-    return ", ".join(
-        first + (f"-{last.removeprefix('blocks.')}" if last != first else "") + marked for first, last, marked in runs
-    )
-
-
-def _next_block(module: str) -> str | None:
-    return f"blocks.{int(module.removeprefix('blocks.')) + 1}" if module.startswith("blocks.") else None
-
-
-def _module(name: str) -> str:
-    parts = name.split(".")
-    return ".".join(parts[:2]) if parts[0] == "blocks" else parts[0]

@@ -1,6 +1,7 @@
 """Small random GPT-2s written by transformers, and strict JAX: what the tests share."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,17 @@ def hf_folder(tmp_path):
         return tmp_path / name, model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Path:
+    """A random 3-block model with dropout and the bundled tokenizer: quick to compile, divisible by 8."""
+    folder = tmp_path_factory.mktemp("small")
+    dims = {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_inner": 64, "n_positions": 32, "vocab_size": 4096}
+    random_hf(**dims, bos_token_id=4095, eos_token_id=4095, resid_pdrop=0.1).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, folder / name)
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Freezing: exact in what it names, bitwise in what it keeps, and free."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxgpt import freeze, make_mesh, named_params, with_params
 from jaxgpt.params import match
 from jaxgpt.pretrained import abstract
 from train.optimizer import make_optimizer, schedule
-from train.step import init_state, make_train_step
+from train.step import Rates, State, init_state, make_train_step
 
 TIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}))
 UNTIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}), tie_word_embeddings=False)
@@ -24,12 +25,12 @@ UNTIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}), tie_word_embeddings=False)
 def modules(config, text) -> set[str]:
     """`blocks.3`, `ln_f` …: the modules that train, each of which must do so entirely."""
     names = [row.ours for row in JAXGPT.expand(config)]
-    labels = freeze.parse(text, config).labels(dict.fromkeys(names))
+    labels = freeze.parse(text, config).labels(names)
     by_module: dict[str, set[str]] = {}
     for name, label in labels.items():
         by_module.setdefault(re.match(r"blocks\.\d+|\w+", name)[0], set()).add(label)
     assert all(len(found) == 1 for found in by_module.values())
-    return {module for module, found in by_module.items() if found == {"train"}}
+    return {module for module, found in by_module.items() if found == {text}}
 
 
 def blocks(first, last) -> set[str]:
@@ -110,9 +111,14 @@ def small(**flags):
 def make(model, params, text, lr=1e-2):
     plan = freeze.parse(text, model.config)
     trainable, frozen = plan.partition(jax.tree.map(jnp.array, params))
-    rate = schedule(lr, 20, 0.1)
+    rate = schedule(20, 0.1)
     tx = make_optimizer(plan, trainable, rate, weight_decay=0.1, clip=1.0)
-    return init_state(trainable, frozen, tx, make_mesh()), make_train_step(model, tx, rate, seed=0)
+    step = make_train_step(model, tx, rate, seed=0)
+    return init_state(trainable, frozen, tx, make_mesh()), partial(step, rates=rates_of(trainable, lr))
+
+
+def rates_of(trainable, lr, **factors):
+    return Rates(jnp.float32(lr), {name: jnp.float32(factors.get(name, 1)) for name in trainable})
 
 
 @pytest.fixture(autouse=True)
@@ -163,10 +169,11 @@ def test_frozen_is_free_first6_of_the_bundled_shape_takes_at_most_0_72_of_the_fl
         model = abstract(config)
         plan = freeze.parse(text, config)
         trainable, frozen = plan.partition(named_params(model))
-        tx = make_optimizer(plan, trainable, 1e-3, weight_decay=0.1, clip=1.0)
-        step = make_train_step(model, tx, optax.constant_schedule(1e-3), seed=0)
-        state = jaxgpt_state(trainable, frozen, tx)
-        compiled = step.lower(state, jax.ShapeDtypeStruct((4, 257), jnp.int32)).compile()
+        tx = make_optimizer(plan, trainable, optax.constant_schedule(1.0), weight_decay=0.1, clip=1.0)
+        step = make_train_step(model, tx, optax.constant_schedule(1.0), seed=0)
+        state = State(jax.ShapeDtypeStruct((), jnp.int32), trainable, frozen, jax.eval_shape(tx.init, trainable))
+        tokens = jax.ShapeDtypeStruct((4, 257), jnp.int32)
+        compiled = step.lower(state, tokens, rates_of(trainable, 1e-3)).compile()
         flops[text] = compiled.cost_analysis()["flops"]
         temporaries[text] = compiled.memory_analysis().temp_size_in_bytes
     print(f"FLOPs {flops['first6'] / flops['full']:.3f}, temporaries {temporaries['first6'] / temporaries['full']:.3f}")
@@ -188,9 +195,3 @@ def test_the_optimizer_works_on_whole_models_and_on_dicts_in_anybodys_loop():
         after = stepped if isinstance(stepped, dict) else named_params(stepped)
         for name, label in plan.labels(params).items():
             assert np.array_equal(after[name], params[name]) == (label == "frozen"), name
-
-
-def jaxgpt_state(trainable, frozen, tx):
-    from train.step import State
-
-    return State(jax.ShapeDtypeStruct((), jnp.int32), trainable, frozen, jax.eval_shape(tx.init, trainable))

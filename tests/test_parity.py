@@ -90,7 +90,9 @@ def test_adamw_steps_equal_torch(hf_folder, lr):
     rest = [p for p in theirs.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     their_tx = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8)
-    tx = make_optimizer(freeze.parse("full", model.config), params, lr, weight_decay=0.1, clip=1.0)
+    tx = make_optimizer(
+        freeze.parse("full", model.config), params, optax.constant_schedule(lr), weight_decay=0.1, clip=1.0
+    )
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its bias correction
         state = tx.init(params)
     for step in range(1 if lr == 1e-4 else 3):

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, random_hf, run, torch_logits
+from conftest import ROOT, run, torch_logits
+from runs import QUICK, arrays, assert_same_run, metrics
 from transformers import GPT2LMHeadModel
 
 import convert
@@ -23,48 +24,6 @@ from convert.mapping import same
 from convert.source import complete_steps
 from train.__main__ import main
 from train.settings import Settings
-
-
-@pytest.fixture(scope="session")
-def small(tmp_path_factory) -> Path:
-    """A random 3-block model with dropout and the bundled tokenizer: quick to compile, divisible by 8."""
-    folder = tmp_path_factory.mktemp("small")
-    dims = {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_inner": 64, "n_positions": 32, "vocab_size": 4096}
-    random_hf(**dims, bos_token_id=4095, eos_token_id=4095, resid_pdrop=0.1).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / name, folder / name)
-    return folder
-
-
-QUICK = ("--batch-size=8", "--steps=9", "--eval-every=4", "--checkpoint-every=3", "--log-every=1", "--lr=1e-3")
-
-
-def metrics(folder: Path) -> list[dict]:
-    """The lines of metrics.jsonl, without the one field that time decides."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["tokens_per_s"]
-    return lines
-
-
-def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint, parameters and moments."""
-    from orbax import checkpoint as ocp
-
-    found = {}
-    for item in ("params", "opt_state"):
-        tree = ocp.StandardCheckpointer().restore((folder / "checkpoints" / str(step) / item).absolute())
-        found |= {f"{item}/{name}": np.asarray(array) for name, array in tree.items()}
-    return found
-
-
-def assert_same_run(a: Path, b: Path, step: int) -> None:
-    assert metrics(a) == metrics(b)
-    ours, theirs = arrays(a, step), arrays(b, step)
-    assert ours.keys() == theirs.keys()
-    assert len(ours) > 40
-    for name in ours:
-        assert same(ours[name], theirs[name]), name
 
 
 @pytest.fixture(scope="session")
@@ -102,11 +61,11 @@ def test_first6_learns_the_reference_and_says_what_it_does(tmp_path):
 
 def test_what_a_run_leaves_on_disk(whole_run):
     assert {path.name for path in whole_run.iterdir()} == {
-        "run.json", "metrics.jsonl", "samples.md", "tokenizer", "checkpoints",
+        "run.json", "metrics.jsonl", "updates.jsonl", "samples.md", "report.html", "plots", "tokenizer", "checkpoints",
     }  # fmt: skip
     assert complete_steps(whole_run) == [3, 6, 9]
     lines = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
-    fields = ["step", "loss", "eval_loss", "lr", "grad_norm", "tokens_per_s", "trainable_params"]
+    fields = ["step", "loss", "eval_loss", "lr", "grad_norm", "tokens_per_s", "trainable_params", "peak_memory"]
     assert all(list(line) == fields for line in lines)
     assert [line["step"] for line in lines] == list(range(10))
     assert [line["step"] for line in lines if line["eval_loss"] is not None] == [0, 4, 8, 9]

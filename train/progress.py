@@ -46,8 +46,12 @@ class Progress:
             left = (self._steps - step) * self._tokens_per_step / max(speed, 1e-9)
             evaluated = "" if eval_loss is None else f"  eval loss {eval_loss:.4f}"
             line = f"step {step:>{len(str(self._steps))}}/{self._steps}  loss {loss:.4f}{evaluated}"
-            tqdm.write(f"{line}  {speed:,.0f} tokens/s  {left:.0f} s left", file=sys.stdout)
-            sys.stdout.flush()
+            self.say(f"{line}  {speed:,.0f} tokens/s  {left:.0f} s left")
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
 
     def close(self) -> None:
         """Ends the bar."""

@@ -8,8 +8,9 @@ import numpy as np
 
 import jaxgpt
 from jaxgpt.mesh import batch_sharding
-from jaxgpt.params import count_params, named_params, with_params
+from jaxgpt.params import count_params, with_params
 from jaxgpt.pretrained import abstract
+from train import plots
 from train.data import eval_batches
 from train.run import Run
 from train.setup import Setup
@@ -43,18 +44,30 @@ def sample(setup: Setup, state: State) -> str:
 
 def sanity_checks(setup: Setup, step: int, loss: float) -> str:
     """Counts, the loss against a blind guess, what trains and what is frozen."""
-    config, params, data = setup.model.config, named_params(setup.model), setup.data
-    uniform, expected = math.log(config.vocab_size), count_params(abstract(config))
+    config, params, data = setup.model.config, setup.params, setup.data
+    uniform, expected = math.log(config.n_tokens), count_params(abstract(config))
     verdict = "fine" if loss < 0.9 * uniform else "NO BETTER THAN GUESSING; are weights and tokenizer of one model?"
-    trains, frozen = setup.plan.describe(params, config).splitlines()
+    notes = ""
+    if setup.added:
+        notes += f"\ntokens      {', '.join(setup.added)}: new, at the mean of the others; rows {config.vocab_size:,}"
+    if config.n_padding:
+        notes += f"\npadding     {config.n_padding:,} rows stand for no token: not in loss or text"
+    if config.tie_word_embeddings and any(phase.name == "head" for phase in setup.plan.phases):
+        notes += "\nhead        is the token embedding itself, so that both train; --untie-head makes it a copy first"
     return f"""\
 model       {setup.settings.model}: {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, \
 context {setup.context} of {config.n_positions}, vocabulary {config.vocab_size:,}
 parameters  {count_params(params):,}, as the config says {expected:,}
 data        {data.source}: {len(data.train):,} tokens to train on, {len(data.held_out):,} held out
 loss        {loss:.3f} nats per held-out token at step {step}; a blind guess has ln(V) = {uniform:.3f}: {verdict}
-{trains}
-{frozen}"""
+{setup.plan.describe(params, config)}{notes}"""
+
+
+def draw_new_rows(setup: Setup, state: State, run: Run) -> None:
+    """The picture of the token embedding before and after tokens were added."""
+    rows, new = np.asarray(state.params["tok_emb.embedding"]), setup.added
+    end = setup.model.config.n_tokens
+    plots.save(plots.embedding_rows(rows[: end - len(new)], rows[:end], new), run.plots / "embedding.png")
 
 
 def written(run: Run) -> str:

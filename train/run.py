@@ -1,8 +1,9 @@
-"""The folder of a run: what lies where, what may be touched, its metrics and its samples."""
+"""The folder of a run: what lies where, and what may be touched."""
 
 import dataclasses
 import json
 import platform
+import shlex
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -20,20 +21,26 @@ FREE_TO_CHANGE = ("out", "resume", "force", "mesh", "checkpoint_every", "log_eve
 
 
 class Run:
-    """A run on disk: `run.json`, `metrics.jsonl`, `samples.md`, `tokenizer/` and `checkpoints/<step>/`."""
+    """A run on disk, by what lies in its folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.settings = folder / "run.json"
         self.metrics = folder / "metrics.jsonl"
+        self.updates = folder / "updates.jsonl"
         self.samples = folder / "samples.md"
+        self.report = folder / "report.html"
+        self.plots = folder / "plots"
         self.tokenizer = folder / "tokenizer"
         self.checkpoints = folder / "checkpoints"
 
     @property
     def files(self) -> list[Path]:
         """Everything that a run writes, and that `--force` deletes."""
-        return [self.settings, self.metrics, self.samples, self.tokenizer, self.checkpoints]
+        return [
+            self.settings, self.metrics, self.updates, self.samples, self.report, self.plots, self.tokenizer,
+            self.checkpoints,
+        ]  # fmt: skip
 
     @property
     def last_step(self) -> int | None:
@@ -101,53 +108,30 @@ class Run:
             "devices": [device.device_kind for device in jax.local_devices()],
             "packages": {name: version(name) for name in packages},
         }
-        write_json(self.settings, {"settings": _plain(settings), **facts, "machine": machine})
+        write_json(
+            self.settings, {"settings": _plain(settings), "command": _command(settings), **facts, "machine": machine}
+        )
 
     def save_tokenizer(self, tokenizer: Any) -> None:
         """Puts the tokenizer beside the checkpoints, if it is not there."""
         if not self.tokenizer.exists():
             tokenizer.save_pretrained(self.tokenizer)
 
-    def truncate_metrics(self, step: int) -> None:
-        """Forgets lines of steps after `step`, which will be written again, and a line that was cut off."""
-        lines = self.metrics.read_text("utf-8").splitlines() if self.metrics.exists() else []
-        kept = [line for line in lines if -1 < _step_of(line) <= step]
-        temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
-        temporary.replace(self.metrics)
-
-    def write_sample(self, step: int, text: str) -> None:
-        """Puts a text into samples.md, in the place of one of the same step or later."""
-        title = f"## After {step} steps" if step else "## Before training"
-        earlier = self.samples.read_text("utf-8") if step and self.samples.exists() else ""
-        earlier = earlier.split("\n## After ")[0].rstrip("\n")
-        self.samples.write_text("\n\n".join(filter(None, [earlier, title, text])) + "\n", "utf-8")
-
-    def log(
-        self, step: int, metrics: dict[str, float] | None, eval_loss: float | None, speed: float | None, facts: dict
-    ) -> None:
-        """Appends one line to metrics.jsonl; before the first step there is only an evaluation."""
-        known: dict[str, Any] = metrics or dict.fromkeys(("loss", "lr", "grad_norm"))
-        line = {
-            "step": step,
-            "loss": known["loss"],
-            "eval_loss": eval_loss,
-            "lr": known["lr"],
-            "grad_norm": known["grad_norm"],
-            "tokens_per_s": speed,
-            "trainable_params": facts["parameters"]["trainable"],
-        }
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
 
 def _plain(settings: Settings) -> dict[str, Any]:
-    return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(settings).items()}
+    """As JSON gives them back."""
+    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
-def _step_of(line: str) -> int:
-    """The step of a line of metrics.jsonl; -1 for one that was cut off or broken."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return -1
+def _command(settings: Settings) -> str:
+    """The command line that makes this run, in full only where it differs from the defaults."""
+    words = ["python", "-m", "train"]
+    for name, value in _plain(settings).items():
+        flag = f"--{name.replace('_', '-')}"
+        if name in ("resume", "force") or value == _plain(Settings())[name]:
+            continue
+        if isinstance(value, list):
+            words += [flag, *value]
+        else:
+            words.append(flag if value is True else f"{flag}={value}")
+    return shlex.join(words)

@@ -19,7 +19,14 @@ class Settings:
     The last tenth, at most 65,536 tokens, is held out for evaluation."""
     freeze: str = "full"
     """What trains: full; firstN (freezes the embeddings and the first N blocks); lastN, head, embeddings or
-    regex:PATTERN (train only what they name)."""
+    regex:PATTERN (train only what they name); gradual (a third of the steps each: head, then the last quarter of the
+    blocks too, then everything), or the same spelled out, with steps, percent or epochs, as in
+    gradual:head@0,last3@40%,full@2ep."""
+    untie_head: bool = False
+    """Give the head a matrix of its own first, a copy of the token embedding that it is tied to in GPT-2."""
+    add_tokens: str | None = None
+    """New special tokens, joined by commas, as in '<|user|>,<|assistant|>'; their rows start at the mean of the others.
+    None: none."""
     out: Path = Path("runs/demo")
     """Folder of the run; one that holds a run already needs --resume or --force."""
     steps: int = 150
@@ -30,8 +37,15 @@ class Settings:
     """Tokens in a sequence; None: the model's whole context."""
     lr: float | None = None
     """Peak learning rate of AdamW; None: 0.128 / width, which is 1e-3 for the bundled model and 1.7e-4 for gpt2."""
+    layer_lr_decay: float = 1.0
+    """Each block trains at this times the rate of the block above it, and the embeddings (a tied head too) lowest."""
+    lr_scale: tuple[str, ...] = ()
+    """PATTERN=FACTOR, several if need be: parameters whose whole name matches train at so many times the rate, as in
+    'blocks\\.1\\d\\..*=2.0'."""
     warmup: float = 0.1
     """Fraction of the steps in which the learning rate rises from 0; a cosine then takes it to a tenth of the peak."""
+    thaw_warmup: float = 0.05
+    """Fraction of the steps in which the rate of layers that thaw in a later phase rises to that of the others."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices, per step and unit of learning rate; biases and LayerNorms never decay."""
     clip: float = 1.0

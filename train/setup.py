@@ -12,14 +12,19 @@ import jaxgpt
 from convert.disk import check_space
 from convert.errors import InputError
 from jaxgpt import freeze
-from jaxgpt.mesh import batch_shards, make_mesh
-from jaxgpt.params import count_params, named_params
-from jaxgpt.tokenizer import check_vocabulary
-from train.data import Data, load_data
-from train.optimizer import make_optimizer, schedule
+from jaxgpt.mesh import batch_shards, make_mesh, shardings
+from jaxgpt.modules import by_module, shares
+from jaxgpt.params import count_params, named_params, with_params
+from jaxgpt.tokenizer import add_tokens, check_vocabulary
+from jaxgpt.vocab import mark_padding
+from train.data import Data, Windows, load_data
+from train.optimizer import make_optimizer, rate_factors, schedule
 from train.run import Run
 from train.settings import Settings
-from train.step import State, init_state
+from train.step import shape_at
+
+ROWS = 128
+"""An extended vocabulary is padded to a multiple of this: matrix units want it, and so do meshes."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,48 @@ class Setup:
     settings: Settings
     mesh: Mesh
     model: jaxgpt.GPT
+    """Shapes, and where they lie: the values are in the `State`."""
     tokenizer: Any
+    added: tuple[str, ...]
+    """Tokens that were new to the model and its tokenizer."""
     data: Data
     context: int
     plan: freeze.Plan
-    lr: optax.Schedule
-    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    peak_lr: float
+    rate_factors: dict[str, float]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return named_params(self.model)
+
+    @property
+    def modules(self) -> list[str]:
+        """`tok_emb`, `blocks.0` and so on, in the order of the network."""
+        return list(by_module(self.params))
+
+    def optimizer(self, trainable: dict[str, Any], step: int) -> optax.GradientTransformation:
+        """AdamW for what trains in the phase of the step after `step`."""
+        settings = self.settings
+        return make_optimizer(
+            self.plan, trainable, self.schedule, weight_decay=settings.weight_decay, clip=settings.clip,
+            step=step, thaw_warmup=max(1, round(settings.steps * settings.thaw_warmup)),
+        )  # fmt: skip
 
     @property
     def facts(self) -> dict[str, Any]:
         """What `run.json` says beside the settings."""
-        data, params = self.data, named_params(self.model)
+        data, params, phases = self.data, self.params, []
+        for phase in self.plan.phases:
+            trainable = self.plan.partition(params, phase.start)[0]
+            phases.append(
+                {
+                    "start": phase.start,
+                    "name": phase.name,
+                    "trainable": count_params(trainable),
+                    "trains": shares(trainable, params),
+                }
+            )
         return {
             "data": {
                 "source": data.source,
@@ -47,12 +83,28 @@ class Setup:
                 "train": len(data.train),
                 "held_out": len(data.held_out),
             },
-            "parameters": {"all": count_params(params), "trainable": count_params(self.plan.partition(params)[0])},
+            "parameters": {"all": count_params(params), "trainable": phases[-1]["trainable"]},
+            "phases": phases,
         }
 
 
-def prepare(settings: Settings, run: Run) -> tuple[Setup, State]:
-    """Loads model, tokenizer and text, parses the plan, and makes the state before the first step.
+def load_model(settings: Settings, mesh: Mesh) -> tuple[jaxgpt.GPT, Any, tuple[str, ...]]:
+    """The model that training starts from, its tokenizer, and the tokens that are new to both."""
+    model = jaxgpt.from_pretrained(settings.model, mesh=mesh, dtype=settings.dtype)
+    tokenizer = jaxgpt.load_tokenizer(settings.tokenizer or settings.model)
+    check_vocabulary(tokenizer, model.config)
+    model = mark_padding(model, tokenizer)
+    if settings.untie_head:
+        model = jaxgpt.untie_head(model)
+    added = add_tokens(tokenizer, settings.add_tokens.split(",")) if settings.add_tokens else ()
+    if added:
+        model = jaxgpt.resize_vocab(model, tokenizer, pad_multiple=ROWS, seed=settings.seed)
+    params = named_params(model)
+    return with_params(model, jax.device_put(params, shardings(params, mesh))), tokenizer, added
+
+
+def prepare(settings: Settings, run: Run) -> tuple[Setup, dict[str, jax.Array]]:
+    """Loads model, tokenizer and text, and parses the plan; with the parameters before the first step.
 
     Raises:
         InputError: the first thing that does not fit.
@@ -62,38 +114,44 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, State]:
     mesh = make_mesh(settings.mesh)
     if settings.batch_size % batch_shards(mesh):
         raise InputError(f"--batch-size: {settings.batch_size} can't be divided over {batch_shards(mesh)} devices")
-    model = jaxgpt.from_pretrained(settings.model, mesh=mesh, dtype=settings.dtype)
+    model, tokenizer, added = load_model(settings, mesh)
     config = model.config
     context = settings.context or config.n_positions
     if context > config.n_positions:
         raise InputError(f"--context: {context} is more than the model's {config.n_positions} positions")
-    plan = freeze.parse(settings.freeze, config)
-    tokenizer = jaxgpt.load_tokenizer(settings.tokenizer or settings.model)
-    check_vocabulary(tokenizer, config)
     if not 0 < len(tokenizer(settings.prompt)["input_ids"]) < config.n_positions:
         raise InputError(f"--prompt: must have from 1 to {config.n_positions - 1} tokens")
     data = load_data(settings.data, tokenizer, context)
     for tokens in (data.train, data.held_out):
         check_vocabulary(tokenizer, config, tokens)
-    trainable, frozen = plan.partition(named_params(model))
-    lr = schedule(settings.lr or 0.128 / config.n_embd, settings.steps, settings.warmup)
-    tx = make_optimizer(plan, trainable, lr, weight_decay=settings.weight_decay, clip=settings.clip)
-    state = init_state(trainable, frozen, tx, mesh)
+    epoch_steps = len(Windows(data.train, context)) / settings.batch_size
+    plan = freeze.parse(settings.freeze, config, settings.steps, epoch_steps=epoch_steps)
+    params = named_params(model)
+    trains = plan.partition(params, settings.steps)[0]
+    factors = rate_factors(trains, config.n_layer, settings.layer_lr_decay, settings.lr_scale)
     kept = settings.keep + 1  # and the one that is being written
-    check_space(run.checkpoints, kept * sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state))))
-    return Setup(settings, mesh, model, tokenizer, data, context, plan, lr, tx), state
+    check_space(run.checkpoints, kept * sum(p.nbytes for p in (*params.values(), *trains.values(), *trains.values())))
+    shapes = with_params(model, {name: shape_at(p, p.sharding) for name, p in params.items()})
+    return Setup(
+        settings, mesh, shapes, tokenizer, added, data, context, plan,
+        schedule=schedule(settings.steps, settings.warmup),
+        peak_lr=settings.lr or 0.128 / config.n_embd,
+        rate_factors=factors,
+    ), params  # fmt: skip
 
 
 def _check_numbers(settings: Settings) -> None:
     for name in ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "keep", "context"):
         if (value := getattr(settings, name)) is not None and not 1 <= value <= 10**9:
             raise InputError(f"--{name.replace('_', '-')}: must be from 1 to 10^9, not {value}")
-    for name, most in (("lr", 10), ("clip", math.inf)):
+    for name, most in (("lr", 10), ("clip", math.inf), ("layer_lr_decay", 1)):
         if (value := getattr(settings, name)) is not None and not 0 < value <= most:
             raise InputError(
-                f"--{name}: must be above 0" + f" and at most {most}" * (most < math.inf) + f", not {value}"
+                f"--{name.replace('_', '-')}: must be above 0"
+                + f" and at most {most}" * (most < math.inf)
+                + f", not {value}"
             )
-    for name, most in (("warmup", 1), ("weight_decay", 10)):
+    for name, most in (("warmup", 1), ("thaw_warmup", 1), ("weight_decay", 10)):
         if not 0 <= (value := getattr(settings, name)) <= most:
             raise InputError(f"--{name.replace('_', '-')}: must be from 0 to {most}, not {value}")
     if not 0 <= settings.seed < 2**32:

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxgpt.loss import next_token_loss
 from jaxgpt.model import GPT
+from jaxgpt.modules import by_module
 from jaxgpt.params import with_params
+from train.optimizer import norm
 
-Metrics = dict[str, Array]
+Metrics = dict[str, Any]
 
 
 @jax.tree_util.register_dataclass
@@ -22,47 +24,75 @@ Metrics = dict[str, Array]
 class State:
     """All that changes in training, and the frozen parameters beside it."""
 
-    step: Int[Array, ""]
-    """Optimizer steps that were made."""
-    trainable: dict[str, Array]
-    frozen: dict[str, Array]
+    step: Any
+    """Optimizer steps that were made, int32."""
+    trainable: dict[str, Any]
+    frozen: dict[str, Any]
     opt_state: Any
 
     @property
-    def params(self) -> dict[str, Array]:
+    def params(self) -> dict[str, Any]:
         return self.trainable | self.frozen
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Rates:
+    """Learning rates: arguments of the step, so that others need no other program."""
+
+    peak: Float[Array, ""]
+    """What the schedule's 1 stands for."""
+    factors: dict[str, Float[Array, ""]]
+    """What each trainable parameter's is multiplied by."""
+
+
+def state_shapes(
+    trainable: dict[str, Any], frozen: dict[str, Any], tx: optax.GradientTransformation, mesh: Mesh
+) -> State:
+    """The shapes of a state and where they lie: moments with their parameters, numbers on every device."""
+    everywhere = NamedSharding(mesh, P())
+
+    def place(path, leaf):
+        name = getattr(path[-1], "key", None)
+        return shape_at(leaf, trainable[name].sharding if name in trainable else everywhere)
+
+    opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, trainable))
+    trainable, frozen = ({name: shape_at(p, p.sharding) for name, p in part.items()} for part in (trainable, frozen))
+    return State(jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), trainable, frozen, opt_state)
 
 
 def init_state(
     trainable: dict[str, Array], frozen: dict[str, Array], tx: optax.GradientTransformation, mesh: Mesh
 ) -> State:
     """The state before the first step; each moment is born where its parameter lies."""
-    places = opt_shardings(tx, trainable, mesh)
-    step = jax.device_put(jnp.int32(0), NamedSharding(mesh, P()))
+    shapes = state_shapes(trainable, frozen, tx, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, shapes.opt_state)
+    step = jax.device_put(jnp.int32(0), shapes.step.sharding)
     return State(step, trainable, frozen, jax.jit(tx.init, out_shardings=places)(trainable))
 
 
-def opt_shardings(tx: optax.GradientTransformation, trainable: dict[str, Array], mesh: Mesh) -> Any:
-    """Where the optimizer's state lies: moments with their parameters, counters everywhere."""
-
-    def place(path, leaf):
-        name = getattr(path[-1], "key", None)
-        return trainable[name].sharding if name in trainable else NamedSharding(mesh, P())
-
-    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, trainable))
+def shape_at(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    """An array's shape and dtype, in a place."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
 def make_train_step(
-    model: GPT, tx: optax.GradientTransformation, lr: optax.Schedule, seed: int, places: State | None = None
+    model: GPT,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    seed: int,
+    places: State | None = None,
 ) -> jax.stages.Wrapped:
     """The step; only the trainable parameters are differentiated, so that XLA drops the backward pass of the rest.
 
-    `places` are the state's shardings, which it keeps.
+    Args:
+        tx: updates at a peak learning rate of 1, which the step's `Rates` multiply.
+        places: the state's shardings, which it keeps.
     """
     config = model.config
     has_dropout = max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0
 
-    def train_step(state: State, tokens: Int[Array, "B T+1"]) -> tuple[State, Metrics]:
+    def train_step(state: State, tokens: Int[Array, "B T+1"], rates: Rates) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if has_dropout else None
 
         def loss_of(trainable):
@@ -70,11 +100,24 @@ def make_train_step(
 
         loss, grads = jax.value_and_grad(loss_of)(state.trainable)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        updates = {name: update * (rates.peak * rates.factors[name]) for name, update in updates.items()}
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {"loss": loss, "lr": jnp.asarray(lr(state.step)), "grad_norm": optax.tree.norm(grads)}
+        metrics = {
+            "loss": loss,
+            "lr": rates.peak * schedule(state.step),
+            "grad_norm": norm(grads),
+            "updates": update_ratios(updates, state.trainable),  # unlike a lax.cond, it fuses, and costs nothing
+        }
         return State(state.step + 1, trainable, state.frozen, opt_state), metrics
 
     return jax.jit(train_step, donate_argnames="state", out_shardings=places and (places, None))
+
+
+def update_ratios(updates: dict[str, Array], trainable: dict[str, Array]) -> dict[str, Array]:
+    """By module, the norm of an update over the norm of the weights that it changes."""
+    return {
+        module: norm({name: updates[name] for name in of}) / norm(of) for module, of in by_module(trainable).items()
+    }
 
 
 def make_eval_step(

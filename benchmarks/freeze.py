@@ -1,0 +1,95 @@
+"""What freezing saves, side by side in one run: python benchmarks/freeze.py [--repeats 9] [--batch-size 2]
+
+The training step of the 124M shape (or --tiny, the bundled one) for several strategies: FLOPs, optimizer state and
+temporary memory as the compiler counts them, and the time of a step. The strategies take turns step by step, so that
+whatever else the machine does meets them alike; medians, and ratios to `full`.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from dataclasses import replace
+from importlib.metadata import version
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxgpt
+from jaxgpt import freeze, make_mesh, named_params
+from train.optimizer import make_optimizer, schedule
+from train.step import Rates, init_state, make_train_step
+
+TINY = jaxgpt.GPTConfig(vocab_size=4096, n_positions=256, n_embd=128, n_layer=12, n_head=4, n_inner=512)
+STRATEGIES = (
+    ("full", False), ("first6", False), ("last3", False), ("head", False), ("head", True), ("embeddings", False),
+)  # fmt: skip
+
+
+def program(config: jaxgpt.GPTConfig, text: str, batch: tuple[int, int]) -> dict:
+    """A compiled step, its state, and what the compiler says of it."""
+    model = jaxgpt.GPT(config, rngs=jaxgpt.model.nnx.Rngs(0))
+    plan, rate = freeze.parse(text, config), schedule(1000, 0.1)
+    trainable, frozen = plan.partition(named_params(model))
+    tx = make_optimizer(plan, trainable, rate, weight_decay=0.1, clip=1.0)
+    state = init_state(trainable, frozen, tx, make_mesh())
+    rates = Rates(jnp.float32(1e-4), {name: jnp.float32(1) for name in trainable})
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_train_step(model, tx, rate, 0, places)
+    began = time.perf_counter()
+    compiled = step.lower(state, jax.ShapeDtypeStruct(batch, np.int32), rates).compile()
+    return {
+        "step": compiled,
+        "compile": time.perf_counter() - began,
+        "state": state,
+        "rates": rates,
+        "trainable": jaxgpt.count_params(trainable),
+        "flops": compiled.cost_analysis()["flops"],
+        "optimizer": sum(leaf.nbytes for leaf in jax.tree.leaves(state.opt_state)),
+        "temporary": compiled.memory_analysis().temp_size_in_bytes,
+        "times": [],
+    }
+
+
+def main() -> None:
+    """Prints a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=9, help="timed steps of each strategy, after one that is not")
+    parser.add_argument("--batch-size", type=int, default=2, help="sequences in a step")
+    parser.add_argument("--context", type=int, default=256, help="tokens in a sequence")
+    parser.add_argument("--tiny", action="store_true", help="the bundled shape instead of the 124M")
+    arguments = parser.parse_args()
+    config, batch = TINY if arguments.tiny else jaxgpt.GPTConfig(), (arguments.batch_size, arguments.context + 1)
+    programs = {}
+    for text, untied in STRATEGIES:
+        name = f"`{text}`" + ", untied" * untied
+        programs[name] = program(replace(config, tie_word_embeddings=not untied), text, batch)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, batch).astype(np.int32)
+    for i in range(arguments.repeats + 1):
+        for p in programs.values():
+            began = time.perf_counter()
+            p["state"], metrics = p["step"](p["state"], tokens, p["rates"])
+            jax.block_until_ready((p["state"], metrics))
+            if i:
+                p["times"].append(time.perf_counter() - began)
+    shape = f"{config.n_layer} blocks, width {config.n_embd}, batch {batch[0]} x {batch[1] - 1}, float32"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax"))
+    print(f"\n{shape}; {platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; {versions}\n")
+    print("| `--freeze` | trainable | step | of full | GFLOP | of full | optimizer MB | temporary MB | of full |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    full = programs["`full`"]
+    for name, p in programs.items():
+        seconds, of = statistics.median(p["times"]), statistics.median(
+            mine / theirs for mine, theirs in zip(p["times"], full["times"], strict=True)
+        )  # fmt: skip
+        print(
+            f"| {name} | {p['trainable'] / 1e6:,.1f} M | {seconds:.2f} s | {of:.2f} | {p['flops'] / 1e9:,.0f} "
+            f"| {p['flops'] / full['flops']:.2f} | {p['optimizer'] / 1e6:,.0f} | {p['temporary'] / 1e6:,.0f} "
+            f"| {p['temporary'] / full['temporary']:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The phases of a run: a compiled program for each, and that of the next is made while this one runs."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgpt import freeze
+from jaxgpt.mesh import batch_sharding
+from jaxgpt.params import count_params
+from train.setup import Setup
+from train.step import Rates, State, init_state, make_train_step, state_shapes
+
+
+@dataclass(frozen=True)
+class Program:
+    """What runs in a phase."""
+
+    phase: freeze.Phase
+    trainable: int
+    """Number of parameters that train."""
+    step: jax.stages.Compiled
+    """From state, batch and rates to state and metrics."""
+    rates: Rates
+    enter: jax.stages.Compiled | None
+    """From the optimizer state of the phase before to that of this one; None in the first."""
+
+
+class Phases:
+    """The programs of a run, one after the other."""
+
+    def __init__(self, setup: Setup):
+        self._setup = setup
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
+        self._next: Future[Program] | None = None
+
+    def init(self, params: dict[str, jax.Array]) -> State:
+        """The state before the first step."""
+        trainable, frozen = self._setup.plan.partition(params)
+        return init_state(trainable, frozen, self._setup.optimizer(trainable, 0), self._setup.mesh)
+
+    def begin(self, state: State, step: int) -> tuple[State, Program]:
+        """The program of the step after `step`, compiled here and now, and the state, which may thaw just then."""
+        plan = self._setup.plan
+        index, before = plan.at(step), plan.at(max(step - 1, 0))
+        program = self._compile(index)
+        self._compile_ahead(index + 1)
+        return (self._enter(state, program) if before < index else state), program
+
+    def enter_next(self, state: State) -> tuple[State, Program]:
+        """Thaws what the next phase names; waits for its program if that is not compiled yet."""
+        assert self._next is not None
+        program = self._next.result()
+        self._compile_ahead(self._setup.plan.phases.index(program.phase) + 1)
+        return self._enter(state, program), program
+
+    def _enter(self, state: State, program: Program) -> State:
+        assert program.enter is not None
+        trainable, frozen = self._setup.plan.partition(state.params, program.phase.start)
+        return State(state.step, trainable, frozen, program.enter(state.opt_state))
+
+    def close(self) -> None:
+        """Waits for no program that nobody will run."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def shapes(self, step: int) -> State:
+        """What the state is in the phase of the step after `step`: shapes, and where they lie."""
+        setup = self._setup
+        trainable, frozen = setup.plan.partition(setup.params, step)
+        return state_shapes(trainable, frozen, setup.optimizer(trainable, step), setup.mesh)
+
+    def _compile_ahead(self, index: int) -> None:
+        more = index < len(self._setup.plan.phases)
+        self._next = self._pool.submit(self._compile, index) if more else None
+
+    def _compile(self, index: int) -> Program:
+        setup, phase = self._setup, self._setup.plan.phases[index]
+        state = self.shapes(phase.start)
+        tx = setup.optimizer(state.trainable, phase.start)
+        places = jax.tree.map(lambda leaf: leaf.sharding, state)
+        factors = {name: jnp.float32(setup.rate_factors[name]) for name in state.trainable}
+        rates = jax.device_put(Rates(jnp.float32(setup.peak_lr), factors), places.step)
+        batch = (setup.settings.batch_size, setup.context + 1)
+        tokens = jax.ShapeDtypeStruct(batch, np.int32, sharding=batch_sharding(setup.mesh))
+        step = make_train_step(setup.model, tx, setup.schedule, setup.settings.seed, places)
+        compiled, enter = step.lower(state, tokens, rates).compile(), None
+        if index:
+
+            def thaw(opt_state):
+                return freeze.thaw(tx, jax.tree.map(jnp.zeros_like, state.trainable), opt_state)
+
+            before = self.shapes(setup.plan.phases[index - 1].start).opt_state
+            # donated: what trained stays where it is
+            enter = jax.jit(thaw, donate_argnums=0, out_shardings=places.opt_state).lower(before).compile()
+        return Program(phase, count_params(state.trainable), compiled, rates, enter)
