@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -78,19 +79,29 @@ def test_the_readmes_python_runs(tmp_path):
 
 def test_the_readmes_commands_run(tmp_path):
     """Each `python -m` line, in order, in one folder; training with fewer steps, the hub left out."""
-    text = tmp_path / "my.txt"
-    text.write_text((ROOT / "README.md").read_text() * 5)
+    for name in ("my.txt", "chat.txt"):
+        (tmp_path / name).write_text((ROOT / "README.md").read_text() * 5)
     commands = [line.split("#")[0].strip() for block in readme_blocks("sh") for line in block.splitlines()]
     commands = [line for line in commands if line.startswith("python -m") and not re.search(r"\bgpt2( |$)", line)]
     assert len(commands) >= 8
     for command in commands:
         if command.startswith("python -m train --"):
-            command += " --steps=2 --batch-size=2 --context=32" * ("--help" not in command)
+            command += " --steps=5 --batch-size=2 --context=32" * ("--help" not in command)
         done = subprocess.run(
-            [sys.executable, *command.split()[1:]],
+            [sys.executable, *shlex.split(command)[1:]],
             cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_the_loop_of_your_own_runs():
+    """A gradual unfreeze of three phases, in whose last the loss is near 0 for a text of one sentence."""
+    command = [sys.executable, str(ROOT / "examples" / "own_loop.py")]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    losses = re.findall(r"^step \d+: (\S+), loss ([\d.]+)$", done.stdout, re.M)
+    assert [name for name, _ in losses] == ["head"] * 10 + ["last3"] * 10 + ["full"] * 10
+    assert float(losses[-1][1]) < 0.2 < 2 < float(losses[0][1])
 
 
 def test_the_makefile_and_ci_say_what_the_readme_says():

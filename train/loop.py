@@ -47,6 +47,9 @@ def train(settings: Settings) -> int:
     facts["sanity"] = sanity_checks(setup, first or 0, before)
     print(facts["sanity"])
     if first == settings.steps:
+        if not run.report.exists():  # a kill came between the last checkpoint and the page
+            log.sample(first, sample(setup, state))
+            write_report(run.folder)
         print(f"\n{run.folder} is finished: all {settings.steps} steps are made\n{written(run)}")
         return 0
     text = sample(setup, state) if first is None else None

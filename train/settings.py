@@ -57,7 +57,7 @@ class Settings:
     checkpoint_every: int = 50
     """Steps between checkpoints; the last step always writes one."""
     log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
+    """Steps between lines of metrics.jsonl, which has one for every evaluation too."""
     keep: int = 3
     """Number of newest checkpoints that stay on disk."""
     resume: bool = False
