@@ -4,7 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxgpt.dropout import Keys, dropout
 
@@ -45,10 +45,23 @@ def einsum_attention(
     has no dropout either.
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    past = jnp.tril(jnp.ones((q.shape[2], q.shape[2]), bool))[None]
+    return attend(q, k, v, past, scale=scale, dropout_rate=dropout_rate, keys=keys)
+
+
+def attend(
+    q: Float[Array, "B N T H"],
+    k: Float[Array, "B N S H"],
+    v: Float[Array, "B N S H"],
+    visible: Bool[Array, "#B T S"],
+    *,
+    scale: float,
+    dropout_rate: float = 0.0,
+    keys: Keys | None = None,
+) -> Float[Array, "B T N H"]:
+    """Attention to the slots that are visible to each position; of none, to all alike."""
     scores = jnp.einsum("BNTH,BNSH->BNTS", q, k, preferred_element_type=jnp.float32) * scale
-    T = scores.shape[-1]
-    past = jnp.tril(jnp.ones((T, T), bool))[None, None]
-    scores = jnp.where(past, scores, jnp.finfo(jnp.float32).min)
+    scores = jnp.where(visible[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1)[..., None]
     weights = dropout(weights, dropout_rate, keys).astype(v.dtype)

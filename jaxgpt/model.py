@@ -14,7 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from convert.config import GPTConfig
-from jaxgpt.attention import attention
+from jaxgpt.attention import attend, attention
+from jaxgpt.cache import Cache
 from jaxgpt.dropout import Keys, dropout
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -42,16 +43,21 @@ class Attention(nnx.Module):
         linear = partial(_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.c_attn = linear(dims["D"], (dims["C"], dims["N"], dims["H"]))
         self.c_proj = linear((dims["N"], dims["H"]), dims["D"], residual=True)
-        self.scale = 1.0
+        self.layer, self.scale = layer, 1.0
         if config.scale_attn_weights:
             self.scale /= dims["H"] ** 0.5
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
 
-    def __call__(self, x: Float[Array, "B T D"], keys: Keys | None) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], keys: Keys | None, cache: Cache | None) -> Float[Array, "B T D"]:
         q, k, v = jnp.moveaxis(self.c_attn(x), 2, 0)
-        x = attention(q, k, v, scale=self.scale, dropout_rate=self.attn_pdrop, keys=keys)
+        if cache is None:
+            x = attention(q, k, v, scale=self.scale, dropout_rate=self.attn_pdrop, keys=keys)
+        else:
+            cache.write(self.layer, k, v)
+            past = cache.keys[self.layer].astype(q.dtype), cache.values[self.layer].astype(q.dtype)
+            x = attend(jnp.swapaxes(q, 1, 2), *past, cache.visible(q.shape[1]), scale=self.scale)
         return dropout(self.c_proj(x), self.resid_pdrop, keys)
 
 
@@ -77,8 +83,8 @@ class Block(nnx.Module):
         self.ln_2 = _layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.mlp = MLP(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
-    def __call__(self, x: Float[Array, "B T D"], keys: Keys | None) -> Float[Array, "B T D"]:
-        x = x + self.attn(self.ln_1(x), keys).astype(x.dtype)
+    def __call__(self, x: Float[Array, "B T D"], keys: Keys | None, cache: Cache | None) -> Float[Array, "B T D"]:
+        x = x + self.attn(self.ln_1(x), keys, cache).astype(x.dtype)
         return x + self.mlp(self.ln_2(x), keys).astype(x.dtype)
 
 
@@ -110,14 +116,30 @@ class GPT(nnx.Module):
         if self.config.n_positions < T:
             raise ValueError(f"{T} tokens do not fit into the model's context of {self.config.n_positions}")
         keys = None if dropout_key is None else Keys(dropout_key)
-        x = self.tok_emb(tokens) + self.pos_emb(jnp.arange(T))[None]
+        return self.logits(self.hidden(tokens, jnp.arange(T)[None], keys))
+
+    def step(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        """Logits of the token that follows the last of these, which follow those in the cache; and the new cache."""
+        T, cache = tokens.shape[1], cache.copy()
+        x = self.hidden(tokens, cache.positions(T), None, cache)
+        return self.logits(x[:, -1:])[:, 0], cache.advanced(T)
+
+    def hidden(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "#B T"], keys: Keys | None, cache: Cache | None = None
+    ) -> Float[Array, "B T D"]:
+        """The residual stream after the last block; a cache is written to."""
+        x = self.tok_emb(tokens) + self.pos_emb(positions)
         x = dropout(x, self.config.embd_pdrop, keys)
         for block in self.blocks:
-            x = block(x, keys)
-        x = self.ln_f(x).astype(self.dtype).reshape(-1, self.config.n_embd)
+            x = block(x, keys, cache)
+        return x
+
+    def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """What the residual stream after the last block says of the next token."""
+        rows = self.ln_f(x).astype(self.dtype).reshape(-1, self.config.n_embd)
         head = self.tok_emb.embedding[...].T if self.config.tie_word_embeddings else self.lm_head.kernel[...]
-        logits = jnp.matmul(x, head.astype(x.dtype), preferred_element_type=jnp.float32)
-        return logits.reshape(*tokens.shape, -1)
+        logits = jnp.matmul(rows, head.astype(rows.dtype), preferred_element_type=jnp.float32)
+        return logits.reshape(*x.shape[:2], -1)
 
 
 def _linear(
