@@ -23,17 +23,26 @@ from train.optimizer import make_optimizer, schedule
 from train.step import Rates, init_state, make_train_step
 
 TINY = jaxgpt.GPTConfig(vocab_size=4096, n_positions=256, n_embd=128, n_layer=12, n_head=4, n_inner=512)
-STRATEGIES = (
-    ("full", False), ("first6", False), ("last3", False), ("head", False), ("head", True), ("embeddings", False),
-)  # fmt: skip
+ROWS = (
+    ("`full`, or phase 3 of `gradual`", "full", 0, False),
+    ("phase 2 of `gradual`", "gradual", 1000, False),
+    ("`head`, or phase 1 of `gradual`", "head", 0, False),
+    ("`embeddings`", "embeddings", 0, False),
+    ("`first6`", "first6", 0, False),
+    ("`last3`", "last3", 0, False),
+    ("`full --untie-head`, or phase 3", "full", 0, True),
+    ("phase 2 of `gradual --untie-head`", "gradual", 1000, True),
+    ("`head --untie-head`, or phase 1", "head", 0, True),
+)
+"""Name, strategy, steps of 3000 that were made, and whether the head is untied."""
 
 
-def program(config: jaxgpt.GPTConfig, text: str, batch: tuple[int, int]) -> dict:
+def program(config: jaxgpt.GPTConfig, text: str, made: int, batch: tuple[int, int]) -> dict:
     """A compiled step, its state, and what the compiler says of it."""
     model = jaxgpt.GPT(config, rngs=jaxgpt.model.nnx.Rngs(0))
-    plan, rate = freeze.parse(text, config), schedule(1000, 0.1)
-    trainable, frozen = plan.partition(named_params(model))
-    tx = make_optimizer(plan, trainable, rate, weight_decay=0.1, clip=1.0)
+    plan, rate = freeze.parse(text, config, 3000), schedule(3000, 0.1)
+    trainable, frozen = plan.partition(named_params(model), made)
+    tx = make_optimizer(plan, trainable, rate, weight_decay=0.1, clip=1.0, step=made)
     state = init_state(trainable, frozen, tx, make_mesh())
     rates = Rates(jnp.float32(1e-4), {name: jnp.float32(1) for name in trainable})
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -63,9 +72,8 @@ def main() -> None:
     arguments = parser.parse_args()
     config, batch = TINY if arguments.tiny else jaxgpt.GPTConfig(), (arguments.batch_size, arguments.context + 1)
     programs = {}
-    for text, untied in STRATEGIES:
-        name = f"`{text}`" + ", untied" * untied
-        programs[name] = program(replace(config, tie_word_embeddings=not untied), text, batch)
+    for name, text, made, untied in ROWS:
+        programs[name] = program(replace(config, tie_word_embeddings=not untied), text, made, batch)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, batch).astype(np.int32)
     for i in range(arguments.repeats + 1):
         for p in programs.values():
@@ -77,9 +85,9 @@ def main() -> None:
     shape = f"{config.n_layer} blocks, width {config.n_embd}, batch {batch[0]} x {batch[1] - 1}, float32"
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax"))
     print(f"\n{shape}; {platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; {versions}\n")
-    print("| `--freeze` | trainable | step | of full | GFLOP | of full | optimizer MB | temporary MB | of full |")
+    print("| | trainable | step | of full | GFLOP | of full | optimizer MB | temporary MB | of full |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
-    full = programs["`full`"]
+    full = programs[ROWS[0][0]]
     for name, p in programs.items():
         seconds, of = statistics.median(p["times"]), statistics.median(
             mine / theirs for mine, theirs in zip(p["times"], full["times"], strict=True)
