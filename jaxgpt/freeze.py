@@ -46,6 +46,8 @@ class Plan:
 
     def at(self, step: int) -> int:
         """Index of the phase to which the step after `step` belongs."""
+        if step < 0:
+            raise InputError(f"a step is a number of steps that are made, and not {step}")
         return max(i for i, phase in enumerate(self.phases) if phase.start <= step)
 
     def labels(self, params: Iterable[str], step: int = 0) -> dict[str, str]:
@@ -90,7 +92,9 @@ def parse(text: str, config: GPTConfig, steps: int | None = None, *, epoch_steps
         phase = Phase(name, grammar.start_of(text, after, steps, epoch_steps), grammar.rules(text, name, config))
         thaws = {param for param, thawed in match(phase.rules, names).items() if thawed}
         if not thaws:
-            raise InputError(f"--freeze={text}: nothing would train; parameters are named like {', '.join(names[:3])}")
+            raise InputError(
+                f"--freeze={text}: {name}: nothing would train; parameters are named like {', '.join(names[:3])}"
+            )
         if phases and all(label != FROZEN for label in Plan(text, tuple(phases)).labels(thaws, phase.start).values()):
             raise InputError(f"--freeze={text}: {name} thaws nothing that does not train already")
         if phase.start <= phases[-1].start if phases else phase.start != 0:
@@ -124,11 +128,21 @@ def optimizer(
 
 
 def thaw(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
-    """The state of `tx` when a phase begins: what trained keeps its moments and counts, the rest starts afresh."""
+    """The state of `tx` when a phase begins: what trained keeps its moments and counts, the rest starts afresh.
+
+    Args:
+        tx: the new phase's optimizer.
+        params: what trains in it.
+        opt_state: of the phase before; None where there is none.
+
+    Raises:
+        InputError: a state that is not of an earlier phase of this optimizer.
+    """
     held = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(opt_state)[0]}
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: held.get(jax.tree_util.keystr(path), leaf), tx.init(params)
-    )
+    fresh, structure = jax.tree_util.tree_flatten_with_path(tx.init(params))
+    if lost := held.keys() - {jax.tree_util.keystr(path) for path, _ in fresh}:
+        raise InputError(f"opt_state is not of an earlier phase of this optimizer: it holds {min(lost) or 'a number'}")
+    return jax.tree.unflatten(structure, [held.get(jax.tree_util.keystr(path), leaf) for path, leaf in fresh])
 
 
 def name_of(path: tuple) -> str:

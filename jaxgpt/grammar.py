@@ -28,10 +28,10 @@ def schedule(text: str, config: GPTConfig) -> list[tuple[str, str]]:
         return [(text, "0")]
     # a pattern may hold commas and @: a phase ends at an @ and a number before a comma or the end
     rest = text.removeprefix("gradual:")
-    *pairs, end = re.split(r"@(\d{1,9}(?:\.\d{1,9})?(?:%|ep)?)(?:,|$)", rest)
+    *pairs, end = re.split(r"@([0-9]{1,9}(?:\.[0-9]{1,9})?(?:%|ep)?)(?:,|$)", rest)
     if end or rest.endswith(",") or not all(pairs) or not pairs:
         raise InputError(f"--freeze={text}: phases are written STRATEGY@START and joined by commas\n{GRAMMAR}")
-    return list(zip(pairs[::2], pairs[1::2], strict=True))
+    return [(name.strip(), after) for name, after in zip(pairs[::2], pairs[1::2], strict=True)]
 
 
 def start_of(text: str, after: str, steps: int | None, epoch_steps: float | None) -> int:
@@ -47,6 +47,8 @@ def start_of(text: str, after: str, steps: int | None, epoch_steps: float | None
         return round(float(number) * epoch_steps)
     if steps is None:
         raise InputError(f"--freeze={text}: needs the number of steps")
+    if unit == "/3" and steps < 3:
+        raise InputError(f"--freeze={text}: needs at least 3 steps, one for each phase, not {steps}")
     return round(float(number) * steps / 100) if unit == "%" else int(number) * steps // 3
 
 
@@ -67,7 +69,8 @@ def rules(text: str, name: str, config: GPTConfig) -> Rules[bool]:
     if name == "embeddings":
         return (EMBEDDINGS, True), *rest
     if not name.startswith("regex:"):
-        raise InputError(f"--freeze={text}: unknown strategy\n{GRAMMAR}")
+        which = "" if name == text else f"{name!r}: "
+        raise InputError(f"--freeze={text}: {which}unknown strategy\n{GRAMMAR}")
     pattern = name.removeprefix("regex:")
     try:
         re.compile(pattern)

@@ -29,7 +29,7 @@ def extended(small, tmp_path_factory):
 
 def test_new_tokens_are_said_trained_and_masked(small, extended):
     out, _, text = extended
-    assert "tokens      <|user|>, <|assistant|>: new" in text
+    assert "<|user|>, <|assistant|>: new, at the mean of the others; they STAY there, as the token" in text
     assert "padding     126 rows stand for no token" in text
     assert "the token embedding itself" not in text
     model, tokenizer = jaxgpt.from_pretrained(out), jaxgpt.load_tokenizer(out)
@@ -65,5 +65,7 @@ def test_an_extended_run_resumes_bitwise_and_goes_on_elsewhere(extended, tmp_pat
     assert_same_run(out, whole, 9)
     # its tokens are the model's now: nothing is added to a run that starts from it
     flags = [f"--model={whole}", *flags[1:], f"--out={tmp_path / 'next'}", "--steps=1"]
-    assert "new, at the mean" not in run("train", *flags).stdout
+    again = run("train", *flags).stdout
+    assert "<|user|>, <|assistant|>: in the vocabulary already" in again
+    assert "new, at the mean" not in again
     assert jaxgpt.from_pretrained(tmp_path / "next").config == jaxgpt.from_pretrained(whole).config

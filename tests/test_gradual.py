@@ -80,7 +80,7 @@ def test_phases_begin_at_steps_percents_or_epochs(text, starts):
         ("gradual:head", "phases are written STRATEGY@START"),
         ("gradual:head@0,", "phases are written STRATEGY@START"),
         ("gradual:head@0;full@9", "unknown strategy"),
-        ("gradual:head@0,,full@9", "unknown strategy"),
+        ("gradual:head@0,,full@9", "',full': unknown strategy"),
         ("gradual:gradual@0", "unknown strategy"),
         ("gradual:head@5,full@9", "must begin at 0 and each later than the one before, not 5"),
         ("gradual:head@0,last3@20,full@20", "must begin at 0 and each later than the one before, not 20"),
@@ -103,7 +103,7 @@ def test_thirds_and_percents_need_the_number_of_steps_and_enough_of_them():
     for text in ("gradual", "gradual:head@0,full@50%"):
         with pytest.raises(ValueError, match="needs the number of steps"):
             freeze.parse(text, TIED)
-    with pytest.raises(ValueError, match="must begin at 0 and each later"):
+    with pytest.raises(ValueError, match="needs at least 3 steps, one for each phase, not 2"):
         freeze.parse("gradual", TIED, 2)
     assert len(freeze.parse("gradual", TIED, 3).phases) == 3
 
@@ -191,6 +191,20 @@ def test_the_programs_optimizer_has_the_same_boundary_and_each_group_a_warm_up()
             alone[name] = state, optax.apply_updates(value, expected)
 
 
+def test_only_the_state_of_an_earlier_phase_can_be_carried_on():
+    plan, adamw = freeze.parse("gradual:head@0,full@3", TWO), optax.adamw(1e-2)
+    parts = [plan.partition(random_tree(0), step)[0] for step in (0, 3)]
+    first, second = (freeze.optimizer(plan, part, adamw, step) for part, step in zip(parts, (0, 3), strict=True))
+    freeze.thaw(second, parts[1], first.init(parts[0]))
+    for state in (5, adamw.init(parts[0])):
+        with pytest.raises(ValueError, match="opt_state is not of an earlier phase of this optimizer"):
+            freeze.thaw(second, parts[1], state)
+    with pytest.raises(ValueError, match="opt_state is not of an earlier phase of this optimizer"):
+        freeze.thaw(first, parts[0], second.init(parts[1]))
+    with pytest.raises(ValueError, match="a step is a number of steps that are made, and not -1"):
+        plan.partition(random_tree(0), -1)
+
+
 def test_one_shared_count_would_be_wrong():
     """Why groups have an Adam each: with the count of the others, first updates at b2 = 0.95 are less than half."""
     adamw = optax.scale_by_adam(b2=0.95)
@@ -227,7 +241,7 @@ def test_rates_fall_by_layer_and_patterns_multiply_them():
         ("ln_f.*=0", "a factor above 0"),
         ("ln_f.*=nan", "a factor above 0"),
         ("ln_f.*=inf", "a factor above 0"),
-        ("ln_g.*=2", "no parameter has such a name; they are like tok_emb.embedding"),
+        ("ln_g.*=2", "no parameter that trains has such a name; they are like tok_emb.embedding"),
     ],
 )
 def test_what_is_no_rate(text, message):

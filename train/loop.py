@@ -91,7 +91,9 @@ def train(settings: Settings) -> int:
             if pending:
                 report(*pending)
                 pending = None
+            progress.pause()
             state, program = phases.enter_next(state)
+            progress.go_on()
             progress.say(f"step {step}: {program.phase.name} thaws, {program.trainable:,} parameters train")
         state, metrics = program.step(state, next(batches), program.rates)
         if pending:

@@ -110,9 +110,11 @@ def _scale(text: str, names: Iterable[str]) -> tuple[str, float]:
     except (ValueError, re.error) as error:
         raise InputError(rf"--lr-scale={text}: must be PATTERN=FACTOR, as in blocks\.1\d\..*=2.0 ({error})") from None
     if not pattern or not 0 < factor < math.inf:
-        raise InputError(f"--lr-scale={text}: must be PATTERN=FACTOR with a factor above 0")
+        raise InputError(f"--lr-scale={text}: must be PATTERN=FACTOR with a factor above 0 that is finite")
     if not any(map(compiled.fullmatch, names)):
-        raise InputError(f"--lr-scale={text}: no parameter has such a name; they are like {next(iter(names))}")
+        raise InputError(
+            f"--lr-scale={text}: no parameter that trains has such a name; they are like {next(iter(names))}"
+        )
     return pattern, factor
 
 

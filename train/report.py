@@ -49,14 +49,18 @@ def sanity_checks(setup: Setup, step: int, loss: float) -> str:
     verdict = "fine" if loss < 0.9 * uniform else "NO BETTER THAN GUESSING; are weights and tokenizer of one model?"
     notes = ""
     if setup.added:
-        notes += f"\ntokens      {', '.join(setup.added)}: new, at the mean of the others; rows {config.vocab_size:,}"
+        frozen = "tok_emb.embedding" not in setup.plan.partition(params, setup.settings.steps)[0]
+        notes += f"\ntokens      {', '.join(setup.added)}: new, at the mean of the others"
+        notes += "; they STAY there, as the token embedding is frozen" * frozen
+    if known := [token for token in (setup.settings.add_tokens or "").split(",") if token not in setup.added and token]:
+        notes += f"\ntokens      {', '.join(known)}: in the vocabulary already, nothing to add"
     if config.n_padding:
         notes += f"\npadding     {config.n_padding:,} rows stand for no token: not in loss or text"
     if config.tie_word_embeddings and any(phase.name == "head" for phase in setup.plan.phases):
         notes += "\nhead        is the token embedding itself, so that both train; --untie-head makes it a copy first"
     return f"""\
 model       {setup.settings.model}: {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, \
-context {setup.context} of {config.n_positions}, vocabulary {config.vocab_size:,}
+context {setup.context} of {config.n_positions}, vocabulary {config.n_tokens:,}
 parameters  {count_params(params):,}, as the config says {expected:,}
 data        {data.source}: {len(data.train):,} tokens to train on, {len(data.held_out):,} held out
 loss        {loss:.3f} nats per held-out token at step {step}; a blind guess has ln(V) = {uniform:.3f}: {verdict}

@@ -10,8 +10,8 @@ class Settings:
     """Fine-tunes a GPT. `python -m train --freeze=first6` alone does so with a bundled model and text."""
 
     model: str = "tiny"
-    """Checkpoint to start from: `tiny` (bundled), a Hugging Face folder, a .safetensors file, an Orbax checkpoint,
-    another run's folder, or a hub name such as gpt2."""
+    """Checkpoint to start from: `tiny` (bundled), a Hugging Face folder, a .safetensors, .pt or .bin file, an Orbax
+    checkpoint, another run's folder, or a hub name such as gpt2."""
     tokenizer: str | None = None
     """Where the tokenizer lies, if not with the model; same forms as --model."""
     data: Path | None = None
@@ -40,7 +40,8 @@ class Settings:
     layer_lr_decay: float = 1.0
     """Each block trains at this times the rate of the block above it, and the embeddings (a tied head too) lowest."""
     lr_scale: tuple[str, ...] = ()
-    """PATTERN=FACTOR, several if need be: parameters whose whole name matches train at so many times the rate, as in
+    """PATTERN=FACTOR, several if need be, of which the first that matches the whole name of a parameter counts: it
+    trains at so many times the rate, as in
     'blocks\\.1\\d\\..*=2.0'."""
     warmup: float = 0.1
     """Fraction of the steps in which the learning rate rises from 0; a cosine then takes it to a tenth of the peak."""

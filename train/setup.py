@@ -96,7 +96,7 @@ def load_model(settings: Settings, mesh: Mesh) -> tuple[jaxgpt.GPT, Any, tuple[s
     model = mark_padding(model, tokenizer)
     if settings.untie_head:
         model = jaxgpt.untie_head(model)
-    added = add_tokens(tokenizer, settings.add_tokens.split(",")) if settings.add_tokens else ()
+    added = add_tokens(tokenizer, settings.add_tokens.split(",")) if settings.add_tokens is not None else ()
     if added:
         model = jaxgpt.resize_vocab(model, tokenizer, pad_multiple=ROWS, seed=settings.seed)
     params = named_params(model)
