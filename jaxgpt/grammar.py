@@ -36,7 +36,8 @@ def schedule(text: str, config: GPTConfig) -> list[tuple[str, str]]:
 
 def start_of(text: str, after: str, steps: int | None, epoch_steps: float | None) -> int:
     """When a phase begins, in steps."""
-    number, unit = re.fullmatch(r"([\d.]+)(.*)", after).groups()  # type: ignore[union-attr]
+    unit = after.lstrip("0123456789.")
+    number = after.removesuffix(unit)
     if not unit:
         if "." in number:
             raise InputError(f"--freeze={text}: {after} is no whole number of steps")

@@ -51,7 +51,7 @@ def sanity_checks(setup: Setup, step: int, loss: float) -> str:
     if setup.added:
         frozen = "tok_emb.embedding" not in setup.plan.partition(params, setup.settings.steps)[0]
         notes += f"\ntokens      {', '.join(setup.added)}: new, at the mean of the others"
-        notes += "; they STAY there, as the token embedding is frozen" * frozen
+        notes += "; as the token embedding is frozen, its new rows STAY there" * frozen
     if known := [token for token in (setup.settings.add_tokens or "").split(",") if token not in setup.added and token]:
         notes += f"\ntokens      {', '.join(known)}: in the vocabulary already, nothing to add"
     if config.n_padding:
