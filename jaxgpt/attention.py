@@ -1,5 +1,6 @@
 """Causal attention: cuDNN's flash kernel on an NVIDIA GPU, XLA's on other accelerators, our own einsums on a CPU."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -17,10 +18,14 @@ def attention(
     scale: float,
     dropout_rate: float = 0.0,
     keys: Keys | None = None,
+    note: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """softmax(scale q k) v over the positions up to each; scores and softmax in float32 whatever the dtype."""
-    if jax.default_backend() == "cpu" or (keys is not None and dropout_rate > 0):
-        return einsum_attention(q, k, v, scale=scale, dropout_rate=dropout_rate, keys=keys)
+    """softmax(scale q k) v over the positions up to each; scores and softmax in float32 whatever the dtype.
+
+    `note` is given the softmax, (B, N, T, T), which no fused kernel ever holds.
+    """
+    if jax.default_backend() == "cpu" or (keys is not None and dropout_rate > 0) or note is not None:
+        return einsum_attention(q, k, v, scale=scale, dropout_rate=dropout_rate, keys=keys, note=note)
     implementation: Literal["cudnn", "xla"] = "cudnn" if jax.default_backend() == "gpu" and fits_cudnn(q) else "xla"
     return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True, implementation=implementation)
 
@@ -38,6 +43,7 @@ def einsum_attention(
     scale: float,
     dropout_rate: float = 0.0,
     keys: Keys | None = None,
+    note: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N H"]:
     """The same in plain einsums, with heads before positions and the division by the softmax's sum last.
 
@@ -46,7 +52,7 @@ def einsum_attention(
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     past = jnp.tril(jnp.ones((q.shape[2], q.shape[2]), bool))[None]
-    return attend(q, k, v, past, scale=scale, dropout_rate=dropout_rate, keys=keys)
+    return attend(q, k, v, past, scale=scale, dropout_rate=dropout_rate, keys=keys, note=note)
 
 
 def attend(
@@ -58,12 +64,15 @@ def attend(
     scale: float,
     dropout_rate: float = 0.0,
     keys: Keys | None = None,
+    note: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention to the slots that are visible to each position; of none, to all alike."""
     scores = jnp.einsum("BNTH,BNSH->BNTS", q, k, preferred_element_type=jnp.float32) * scale
     scores = jnp.where(visible[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1)[..., None]
+    if note is not None:
+        note(weights / total)
     weights = dropout(weights, dropout_rate, keys).astype(v.dtype)
     mixed = jnp.einsum("BNTS,BNSH->BNTH", weights, v, preferred_element_type=jnp.float32) / total
     return jnp.swapaxes(mixed, 1, 2).astype(v.dtype)

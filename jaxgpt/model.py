@@ -7,6 +7,7 @@ Reference: Radford et al. 2019, and transformers' `modeling_gpt2.py` for every f
 
 from collections.abc import Callable
 from functools import partial
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from convert.config import GPTConfig
 from jaxgpt.attention import attend, attention
 from jaxgpt.cache import Cache
+from jaxgpt.capture import NOTHING, Pass, make_capture
 from jaxgpt.dropout import Keys, dropout
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -43,22 +45,23 @@ class Attention(nnx.Module):
         linear = partial(_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.c_attn = linear(dims["D"], (dims["C"], dims["N"], dims["H"]))
         self.c_proj = linear((dims["N"], dims["H"]), dims["D"], residual=True)
-        self.layer, self.scale = layer, 1.0
+        self.name, self.layer, self.scale = f"blocks.{layer}.attn", layer, 1.0
         if config.scale_attn_weights:
             self.scale /= dims["H"] ** 0.5
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
 
-    def __call__(self, x: Float[Array, "B T D"], keys: Keys | None, cache: Cache | None) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], run: Pass) -> Float[Array, "B T D"]:
         q, k, v = jnp.moveaxis(self.c_attn(x), 2, 0)
-        if cache is None:
-            x = attention(q, k, v, scale=self.scale, dropout_rate=self.attn_pdrop, keys=keys)
+        if run.cache is None:
+            note = run.asked(f"{self.name}.pattern")
+            x = attention(q, k, v, scale=self.scale, dropout_rate=self.attn_pdrop, keys=run.keys, note=note)
         else:
-            cache.write(self.layer, k, v)
-            past = cache.keys[self.layer].astype(q.dtype), cache.values[self.layer].astype(q.dtype)
-            x = attend(jnp.swapaxes(q, 1, 2), *past, cache.visible(q.shape[1]), scale=self.scale)
-        return dropout(self.c_proj(x), self.resid_pdrop, keys)
+            run.cache.write(self.layer, k, v)
+            past = run.cache.keys[self.layer].astype(q.dtype), run.cache.values[self.layer].astype(q.dtype)
+            x = attend(jnp.swapaxes(q, 1, 2), *past, run.cache.visible(q.shape[1]), scale=self.scale)
+        return dropout(self.c_proj(x), self.resid_pdrop, run.keys)
 
 
 class MLP(nnx.Module):
@@ -70,22 +73,27 @@ class MLP(nnx.Module):
         self.fc2 = linear(config.n_inner, config.n_embd, residual=True)
         self.activation_function, self.resid_pdrop = config.activation_function, config.resid_pdrop
 
-    def __call__(self, x: Float[Array, "B T D"], keys: Keys | None) -> Float[Array, "B T D"]:
-        return dropout(self.fc2(ACTIVATIONS[self.activation_function](self.fc1(x))), self.resid_pdrop, keys)
+    def __call__(self, x: Float[Array, "B T D"], run: Pass) -> Float[Array, "B T D"]:
+        return dropout(self.fc2(ACTIVATIONS[self.activation_function](self.fc1(x))), self.resid_pdrop, run.keys)
 
 
 class Block(nnx.Module):
     """Attention, then MLP, each added to the residual stream, which keeps the parameters' dtype."""
 
     def __init__(self, config: GPTConfig, layer: int, *, rngs: nnx.Rngs, dtype, param_dtype):
+        self.name = f"blocks.{layer}"
         self.ln_1 = _layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.attn = Attention(config, layer, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.ln_2 = _layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.mlp = MLP(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
-    def __call__(self, x: Float[Array, "B T D"], keys: Keys | None, cache: Cache | None) -> Float[Array, "B T D"]:
-        x = x + self.attn(self.ln_1(x), keys, cache).astype(x.dtype)
-        return x + self.mlp(self.ln_2(x), keys).astype(x.dtype)
+    def __call__(self, x: Float[Array, "B T D"], run: Pass) -> Float[Array, "B T D"]:
+        def note(part, value):
+            return run.note(self.name + part, value)
+
+        x = x + note(".attn", self.attn(note(".ln_1", self.ln_1(x)), run)).astype(x.dtype)
+        x = x + note(".mlp", self.mlp(note(".ln_2", self.ln_2(x)), run)).astype(x.dtype)
+        return note("", x)
 
 
 class GPT(nnx.Module):
@@ -107,36 +115,55 @@ class GPT(nnx.Module):
             linear = partial(_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
             self.lm_head = linear(config.n_embd, config.vocab_size, use_bias=False)
 
-    def __call__(self, tokens: Int[Array, "B T"], *, dropout_key: Array | None = None) -> Float[Array, "B T V"]:
+    @overload
+    def __call__(
+        self, tokens: Int[Array, "B T"], *, dropout_key: Array | None = None, capture: None = None
+    ) -> Float[Array, "B T V"]: ...
+    @overload
+    def __call__(
+        self, tokens: Int[Array, "B T"], *, dropout_key: Array | None = None, capture: str
+    ) -> tuple[Float[Array, "B T V"], dict[str, Float[Array, "..."]]]: ...
+    def __call__(self, tokens, *, dropout_key=None, capture=None):
         """Logits, in float32, of the token that follows each position.
 
-        `dropout_key` turns on the config's dropout, for training. Ids must be below V: JAX clamps what is not.
+        Ids must be below V: JAX clamps what is not.
+
+        Args:
+            dropout_key: turns on the config's dropout, for training.
+            capture: a regular expression; what has a name that it matches as a whole is returned beside the logits, by
+                name: `blocks\\.3` is the residual stream after a block, `blocks\\.3\\.attn\\.pattern` its attention.
+                All names are in `jaxgpt.capture`.
+
+        Raises:
+            InputError: `capture` matches nothing.
         """
         T = tokens.shape[1]
         if self.config.n_positions < T:
             raise ValueError(f"{T} tokens do not fit into the model's context of {self.config.n_positions}")
         keys = None if dropout_key is None else Keys(dropout_key)
-        return self.logits(self.hidden(tokens, jnp.arange(T)[None], keys))
+        captured = None if capture is None else make_capture(capture)
+        run = Pass(keys=keys, capture=captured)
+        logits = self.logits(self.hidden(tokens, jnp.arange(T)[None], run), run)
+        return logits if captured is None else (logits, captured.result())
 
     def step(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """Logits of the token that follows the last of these, which follow those in the cache; and the new cache."""
         T, cache = tokens.shape[1], cache.copy()
-        x = self.hidden(tokens, cache.positions(T), None, cache)
+        x = self.hidden(tokens, cache.positions(T), Pass(cache=cache))
         return self.logits(x[:, -1:])[:, 0], cache.advanced(T)
 
-    def hidden(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "#B T"], keys: Keys | None, cache: Cache | None = None
-    ) -> Float[Array, "B T D"]:
+    def hidden(self, tokens: Int[Array, "B T"], positions: Int[Array, "#B T"], run: Pass) -> Float[Array, "B T D"]:
         """The residual stream after the last block; a cache is written to."""
-        x = self.tok_emb(tokens) + self.pos_emb(positions)
-        x = dropout(x, self.config.embd_pdrop, keys)
+        x = run.note("tok_emb", self.tok_emb(tokens)) + run.note("pos_emb", self.pos_emb(positions))
+        x = run.note("embeddings", dropout(x, self.config.embd_pdrop, run.keys))
         for block in self.blocks:
-            x = block(x, keys, cache)
+            x = block(x, run)
         return x
 
-    def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """What the residual stream after the last block says of the next token."""
-        rows = self.ln_f(x).astype(self.dtype).reshape(-1, self.config.n_embd)
+    def logits(self, x: Float[Array, "B T D"], run: Pass = NOTHING) -> Float[Array, "B T V"]:
+        """What a residual stream says of the next token: that after the last block, or an earlier one as a lens."""
+        x = run.note("ln_f", self.ln_f(x))
+        rows = x.astype(self.dtype).reshape(-1, self.config.n_embd)
         head = self.tok_emb.embedding[...].T if self.config.tie_word_embeddings else self.lm_head.kernel[...]
         logits = jnp.matmul(rows, head.astype(rows.dtype), preferred_element_type=jnp.float32)
         return logits.reshape(*x.shape[:2], -1)

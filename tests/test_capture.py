@@ -1,0 +1,71 @@
+"""What a forward pass captures: transformers' hidden states and attentions, by name, at no cost when not asked for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import random_tokens
+
+import jaxgpt
+
+TOKENS = random_tokens((2, 23))
+BLOCK = ["blocks.{}.ln_1", "blocks.{}.attn.pattern", "blocks.{}.attn", "blocks.{}.ln_2", "blocks.{}.mlp", "blocks.{}"]
+
+
+@pytest.fixture
+def pair(hf_folder):
+    folder, theirs = hf_folder()
+    return jaxgpt.from_pretrained(folder), theirs
+
+
+def test_streams_and_patterns_are_those_of_transformers(pair):
+    model, theirs = pair
+    logits, found = jax.jit(lambda model, tokens: model(tokens, capture=".*"))(model, TOKENS)
+    names = ["tok_emb", "pos_emb", "embeddings", *(name.format(i) for i in range(2) for name in BLOCK), "ln_f"]
+    assert sorted(found) == sorted(names)
+    with torch.no_grad():
+        out = theirs(torch.tensor(TOKENS, dtype=torch.long), output_hidden_states=True, output_attentions=True)
+    expected = {"embeddings": out.hidden_states[0], "blocks.0": out.hidden_states[1], "ln_f": out.hidden_states[2]}
+    expected |= {f"blocks.{i}.attn.pattern": pattern for i, pattern in enumerate(out.attentions)}
+    for name, theirs_value in expected.items():
+        assert np.abs(found[name] - theirs_value.numpy()).max() <= 1e-5, name
+    assert np.abs(logits - out.logits.numpy()).max() <= 1e-5
+    # the parts of a block add up to what it does to the stream
+    total = found["embeddings"] + found["blocks.0.attn"] + found["blocks.0.mlp"]
+    assert np.abs(total - found["blocks.0"]).max() <= 1e-5
+
+
+def test_asking_changes_no_logit_and_not_asking_costs_nothing(pair):
+    model, _ = pair
+    plain, jaxpr = model(TOKENS), jax.make_jaxpr(model)(TOKENS)
+    asked, found = model(TOKENS, capture=r"blocks\.\d+")
+    assert list(found) == ["blocks.0", "blocks.1"]
+    assert (asked == plain).all()
+    captured = jax.make_jaxpr(lambda tokens: model(tokens, capture=r"blocks\.\d+|ln_f"))(TOKENS)
+    assert len(captured.eqns) == len(jaxpr.eqns)  # what is returned is what was computed anyway
+
+
+def test_a_stream_can_be_read_through_the_head(pair):
+    model, _ = pair
+    logits, found = model(TOKENS, capture=r"blocks\.1")
+    assert (model.logits(found["blocks.1"]) == logits).all()
+
+
+def test_patterns_are_distributions_over_the_past_in_any_dtype(hf_folder):
+    model = jaxgpt.from_pretrained(hf_folder()[0], dtype=jnp.bfloat16)
+    _, found = model(TOKENS, capture=r"blocks\.0\.attn\.pattern")
+    pattern = found["blocks.0.attn.pattern"]
+    assert pattern.shape == (2, 3, 23, 23)
+    assert pattern.dtype == jnp.float32
+    assert np.abs(pattern.sum(-1) - 1).max() <= 1e-6
+    assert (pattern[..., ~np.tri(23, dtype=bool)] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [("block.0", r"matches nothing; there are tok_emb, .*blocks\.0\.attn\.pattern"), ("(", "no regular expression")],
+)
+def test_what_can_not_be_captured_is_refused(pair, names, message):
+    with pytest.raises(jaxgpt.InputError, match=message):
+        pair[0](TOKENS, capture=names)
