@@ -1,123 +1,156 @@
-"""Text from a model: the prompt in one pass, then a token at a time over cached keys and values, on the device."""
+"""Text from a model, as token ids: all at once, or as it comes."""
 
-import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
+from convert.config import GPTConfig
 from convert.errors import InputError
-from jaxgpt.cache import Cache, empty_cache
-from jaxgpt.loss import mask_padding
+from jaxgpt.decode import decode, prefill
 from jaxgpt.model import GPT
+from jaxgpt.sampling import Greedy, RepetitionPenalty, Sampler, make_samplers
+
+Prompts = Int[Array | np.ndarray, "B T"] | Sequence[Sequence[int]]
 
 
 def generate(
     model: GPT,
-    tokens: Int[Array | np.ndarray, "B T"],
+    tokens: Prompts,
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
     eos_id: int | None = None,
-) -> Int[Array, "B T+new"]:
-    """The prompts, all of one length, each followed by `max_new_tokens` more; after `eos_id` only `eos_id` follows.
+    num_samples: int = 1,
+) -> Int[np.ndarray, "B*num_samples T+new"] | list[Int[np.ndarray, " T+new"]]:
+    """The prompts, each followed by new tokens.
+
+    Prompts of one length, as an array, give an array, in which after `eos_id` only `eos_id` follows. Prompts of any
+    lengths, as a list of lists, give a list, in which each row ends with its first new `eos_id`.
 
     Args:
+        max_new_tokens: how many to add.
         temperature: 0 takes the likeliest token; otherwise logits are divided by it and a token is drawn.
         top_k: draw among the k likeliest only.
         top_p: draw among the fewest tokens whose probabilities sum to at least this.
-        seed: of the draws; equal seeds give equal texts.
+        min_p: draw among tokens that have at least this share of the likeliest one's probability.
+        repetition_penalty: above 1 makes tokens less likely that the text holds already; 1 does nothing.
+        seed: of the draws; equal seeds give equal texts, whatever other rows there are.
+        eos_id: the end token.
+        num_samples: rows for each prompt, side by side; the prompt is read once.
 
     Raises:
         InputError: an empty prompt, ids that are no token of the model's, or more tokens than its context.
     """
-    prompt, config = np.asarray(tokens), model.config
-    if prompt.ndim != 2 or prompt.size == 0:
-        raise InputError(f"prompts must be a non-empty (B, T) array of token ids, not of shape {prompt.shape}")
-    if not 0 <= prompt.min() <= prompt.max() < config.n_tokens:
-        raise InputError(
-            f"prompt ids reach from {prompt.min()} to {prompt.max()}; the model has {config.n_tokens} tokens"
+    samplers = make_samplers(temperature, top_k, top_p, min_p, repetition_penalty)
+    stream = Stream(
+        model,
+        tokens,
+        max_new_tokens=max_new_tokens,
+        samplers=samplers,
+        seed=seed,
+        eos_id=eos_id,
+        num_samples=num_samples,
+        every=max_new_tokens,
+    )
+    added = np.concatenate([np.zeros((len(stream.prompts), 0), np.int32), *stream], axis=1)
+    if isinstance(tokens, (jax.Array, np.ndarray)):
+        padding = np.full((len(added), max_new_tokens - added.shape[1]), eos_id or 0, np.int32)
+        return np.concatenate([np.stack(stream.prompts), added, padding], axis=1)
+    ends = [np.flatnonzero(row == eos_id)[:1] + 1 for row in added]
+    return [
+        np.concatenate([prompt, row[: end[0] if end.size else None]])
+        for prompt, row, end in zip(stream.prompts, added, ends, strict=True)
+    ]
+
+
+class Stream:
+    """New tokens as they come: an iterator over arrays (B, n), with `num_samples` rows for each prompt.
+
+    The device adds `every` tokens between two looks of the host, the first at once. It goes on until all rows have
+    ended, by `eos_id` or by `end`; what rows hold after that means nothing. See `generate` for the rest.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokens: Prompts,
+        *,
+        max_new_tokens: int,
+        samplers: tuple[Sampler, ...] = (Greedy(),),
+        seed: int = 0,
+        eos_id: int | None = None,
+        num_samples: int = 1,
+        every: int = 8,
+    ):
+        prompts, config = _rows(tokens, model.config), model.config
+        longest = max(map(len, prompts))
+        room = config.n_positions - longest
+        if not 0 <= max_new_tokens <= room:
+            where = f"the prompt has {longest} tokens, the context {config.n_positions}"
+            raise InputError(f"max_new_tokens must be from 0 to {max(room, 0)}, not {max_new_tokens}: {where}")
+        if not 0 <= seed < 2**32:
+            raise InputError(f"seed must be from 0 to 2^32 - 1, not {seed}")
+        if num_samples < 1:
+            raise InputError(f"num_samples must be at least 1, not {num_samples}")
+        self.prompts = [prompt for prompt in prompts for _ in range(num_samples)]
+        """Of each row."""
+        self._new, self._every = max_new_tokens, every
+        self._eos, width = np.int32(-1 if eos_id is None else eos_id), _bucket(longest)
+        self._start = partial(
+            prefill,
+            model,
+            np.stack([np.pad(prompt, (width - len(prompt), 0)) for prompt in prompts]),
+            np.asarray([width - len(prompt) for prompt in prompts], np.int32),
+            jax.random.key(seed),
+            samplers,
+            self._eos,
+            room=_bucket(max_new_tokens),
+            num_samples=num_samples,
+            remember=any(isinstance(sampler, RepetitionPenalty) for sampler in samplers),
         )
-    room = config.n_positions - prompt.shape[1]
-    if not 0 <= max_new_tokens <= room:
-        where = f"the prompt has {prompt.shape[1]} tokens, the context {config.n_positions}"
-        raise InputError(f"max_new_tokens must be from 0 to {max(room, 0)}, not {max_new_tokens}: {where}")
-    if not 0 <= temperature < math.inf:
-        raise InputError(f"temperature must be at least 0 and finite, not {temperature}")
-    if top_k is not None and top_k < 1:
-        raise InputError(f"top_k must be at least 1, not {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InputError(f"top_p must be above 0 and at most 1, not {top_p}")
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed must be from 0 to 2^32 - 1, not {seed}")
-    length, slots = _bucket(prompt.shape[1]), _bucket(prompt.shape[1]) + _bucket(max_new_tokens)
-    padding = length - prompt.shape[1]
-    buffer = np.pad(prompt, ((0, 0), (padding, 0))).astype(np.int32)
-    top_k = min(top_k or config.n_tokens, config.n_tokens)  # of rows that are padding none is left
-    settings = (temperature, 1.0 if top_p is None else top_p, -1 if eos_id is None else eos_id)
-    out = _generate(model, buffer, padding, max_new_tokens, jax.random.key(seed), *settings, slots=slots, top_k=top_k)
-    return out[:, padding : length + max_new_tokens]
+        self._go_on = partial(decode, model, samplers=samplers, eos_id=self._eos)
+        self._ended = np.zeros(len(self.prompts), bool)
+
+    def __iter__(self) -> Iterator[Int[np.ndarray, "B n"]]:
+        if not self._new:
+            return
+        state, shown = self._start(), 0
+        while True:
+            count = int(state.count)
+            yield np.asarray(state.added[:, shown:count])
+            state, shown = replace(state, ended=state.ended | self._ended), count
+            if count == self._new or bool(state.ended.all()):
+                return
+            state = self._go_on(state, until=np.int32(min(count + self._every, self._new)))
+
+    def end(self, rows: Bool[np.ndarray, " B"]) -> None:
+        """These rows need no more tokens."""
+        self._ended |= rows
+
+
+def _rows(tokens: Prompts, config: GPTConfig) -> list[Int[np.ndarray, " T"]]:
+    if isinstance(tokens, (jax.Array, np.ndarray)) and tokens.ndim != 2:
+        raise InputError(f"prompts must be a non-empty (B, T) array of token ids, not of shape {tokens.shape}")
+    rows = [np.asarray(row) for row in tokens]
+    if not rows or not all(row.ndim == 1 and row.size for row in rows):
+        raise InputError("prompts must be a non-empty (B, T) array of token ids, or a list of non-empty lists of them")
+    if not all(np.issubdtype(row.dtype, np.integer) for row in rows):
+        raise InputError(f"prompts must be integers, not {rows[0].dtype}")
+    low, high = min(row.min() for row in rows), max(row.max() for row in rows)
+    if not 0 <= low <= high < config.n_tokens:
+        raise InputError(f"prompt ids reach from {low} to {high}; the model has {config.n_tokens} tokens")
+    return [row.astype(np.int32) for row in rows]
 
 
 def _bucket(length: int) -> int:
     """The length that a program is compiled for: 16, 32, 64, and then multiples of 64."""
     return next((size for size in (16, 32) if length <= size), -(-length // 64) * 64)
-
-
-@jax.tree_util.register_dataclass
-@dataclass
-class Decoding:
-    """What the loop over new tokens carries along."""
-
-    tokens: Int[Array, "B S"]
-    """Padding, prompts, what was added, and room for the rest."""
-    cache: Cache
-    token: Int[Array, " B"]
-    """The last that was added, which the cache has not seen."""
-    ended: Bool[Array, " B"]
-
-
-@partial(jax.jit, static_argnames=("slots", "top_k"))
-def _generate(model, prompt, padding, new, key, temperature, top_p, eos_id, *, slots, top_k):
-    B, length = prompt.shape
-
-    def choose(logits, i, state_ended):
-        logits = mask_padding(logits, model.config)
-        token = _choose(logits, jax.random.fold_in(key, i), temperature, top_p, top_k)
-        return jnp.where(state_ended, eos_id, token)
-
-    def step(carry):
-        i, state = carry
-        logits, cache = model.step(state.token[:, None], state.cache)
-        return i + 1, added(i, choose(logits, i, state.ended), cache, state.tokens, state.ended)
-
-    def added(i, token, cache, tokens, ended):
-        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (jnp.int32(0), length + i))
-        return Decoding(tokens, cache, token, ended | (token == eos_id))
-
-    start = jnp.full(B, padding, jnp.int32)
-    cache = empty_cache(model.config, start, slots, model.dtype)
-    tokens = jnp.pad(prompt, ((0, 0), (0, slots - length)), constant_values=0)
-    # rows that end are filled with the end token, also when the loop stops before
-    tokens = jnp.where((jnp.arange(slots) >= length)[None] & (eos_id >= 0), eos_id, tokens)
-    logits, cache = model.step(prompt, cache)
-    ended = jnp.zeros(B, bool)
-    state = added(jnp.int32(0), choose(logits, jnp.int32(0), ended), cache, tokens, ended)
-    _, state = jax.lax.while_loop(lambda c: (c[0] < new) & ~c[1].ended.all(), step, (jnp.int32(1), state))
-    return state.tokens
-
-
-def _choose(logits: Float[Array, "B V"], key: Array, temperature, top_p, top_k: int) -> Int[Array, " B"]:
-    values, ids = jax.lax.top_k(logits, top_k)  # in falling order
-    probabilities = jax.nn.softmax(values / jnp.maximum(temperature, 1e-6))
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    kept = jnp.where(before < top_p, probabilities, 0)
-    drawn = jax.random.categorical(key, jnp.log(kept))
-    index = jnp.where(temperature == 0, 0, drawn)
-    return jnp.take_along_axis(ids, index[:, None], axis=1)[:, 0]

@@ -8,7 +8,8 @@ from conftest import random_tokens
 
 import jaxgpt
 from jaxgpt.cache import empty_cache
-from jaxgpt.generate import _generate
+from jaxgpt.decode import decode, prefill
+from jaxgpt.generate import Stream
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +54,34 @@ def test_padding_before_a_prompt_changes_no_logit(model):
             logits, cache = model.step(more[:, i : i + 1], cache)
 
 
-def test_another_length_of_prompt_within_a_bucket_compiles_nothing(model):
-    _generate.clear_cache()
-    for length in (1, 5, 16):
-        jaxgpt.generate(model, random_tokens((1, length)), max_new_tokens=9)
-    assert _generate._cache_size() == 1
-    jaxgpt.generate(model, random_tokens((1, 17)), max_new_tokens=9)
-    assert _generate._cache_size() == 2
+def test_lengths_within_a_bucket_and_other_numbers_of_a_sampler_compile_nothing(model):
+    prefill.clear_cache(), decode.clear_cache()
+    settings = {"top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1}
+    for length, new, temperature in ((1, 9, 0.5), (5, 16, 0.7), (16, 3, 1.5)):
+        prompt = random_tokens((1, length))
+        jaxgpt.generate(model, prompt, max_new_tokens=new, temperature=temperature, **settings)
+    assert (prefill._cache_size(), decode._cache_size()) == (1, 1)
+    jaxgpt.generate(model, random_tokens((1, 17)), max_new_tokens=9, temperature=1.0, **settings)
+    assert (prefill._cache_size(), decode._cache_size()) == (2, 2)
 
 
-def test_the_loop_stops_when_every_row_has_ended(model):
-    """A model whose every answer is the end token: nothing but it follows, and quickly."""
+def test_decoding_stops_when_every_row_has_ended(model):
+    """A row whose first answer is the end token is answered by the prompt's pass alone."""
     prompts = random_tokens((2, 4))
-    free = np.asarray(jaxgpt.generate(model, prompts, max_new_tokens=20))
+    free = jaxgpt.generate(model, prompts, max_new_tokens=20)
     for row in range(2):
-        end = int(free[row, 4])
-        stopped = np.asarray(jaxgpt.generate(model, prompts[row : row + 1], max_new_tokens=20, eos_id=end))
-        assert (stopped[0, 4:] == end).all()
-        assert (stopped[0, :4] == prompts[row]).all()
+        stream = Stream(model, prompts[row : row + 1], max_new_tokens=20, eos_id=int(free[row, 4]), every=5)
+        assert [new.shape for new in stream] == [(1, 1)]
+    assert [new.shape for new in Stream(model, prompts, max_new_tokens=13, every=5)] == [(2, 1), (2, 5), (2, 5), (2, 2)]
+
+
+def test_new_tokens_come_as_they_would_all_at_once_and_rows_can_be_ended(model):
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8]]
+    whole = jaxgpt.generate(model, prompts, max_new_tokens=20)
+    stream = Stream(model, prompts, max_new_tokens=20, every=4)
+    pieces = []
+    for i, new in enumerate(stream):
+        pieces.append(new)
+        stream.end(np.asarray([True, i == 2]))
+    assert sum(piece.shape[1] for piece in pieces) == 9  # 1 + 4 + 4, and then every row was ended
+    assert (np.concatenate(pieces, 1)[1] == whole[1][5:14]).all()

@@ -14,16 +14,57 @@ def tiny():
     return jaxgpt.from_pretrained("tiny"), GPT2LMHeadModel.from_pretrained(TINY, dtype=torch.float32).eval()
 
 
+PROMPTS = ["In the beginning", "My fellow citizens, it is", "A", "The king said unto his servants: bring me the book"]
+
+
 def test_greedy_text_equals_transformers_up_to_the_end_of_the_context(tiny):
     ours, theirs = tiny
-    tokenizer = jaxgpt.load_tokenizer("tiny")
-    prompt = np.asarray(tokenizer(["In the beginning", "My fellow citizens"], padding=False)["input_ids"][:1])
-    room = 256 - prompt.shape[1]
-    settings = {"max_new_tokens": room, "do_sample": False, "eos_token_id": None, "pad_token_id": 4095}
-    expected = theirs.generate(torch.tensor(prompt), **settings)
-    tokens = jaxgpt.generate(ours, prompt, max_new_tokens=room)
+    prompt = np.asarray(jaxgpt.load_tokenizer("tiny")(PROMPTS[:1])["input_ids"])
+    expected = greedy(theirs, prompt, max_new_tokens=256 - prompt.shape[1])
+    tokens = jaxgpt.generate(ours, prompt, max_new_tokens=256 - prompt.shape[1])
     assert tokens.shape == (1, 256)
-    assert (np.asarray(tokens) == expected.numpy()).all()
+    assert (tokens == expected).all()
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_greedy_text_of_unequal_prompts_equals_transformers_for_200_tokens(tiny, penalty):
+    """One batch against one prompt at a time, and with the repetition penalty, which must not see padding."""
+    ours, theirs = tiny
+    prompts = jaxgpt.load_tokenizer("tiny")(PROMPTS)["input_ids"]
+    assert len({len(prompt) for prompt in prompts}) == 4
+    rows = jaxgpt.generate(ours, prompts, max_new_tokens=200, repetition_penalty=penalty)
+    for prompt, row in zip(prompts, rows, strict=True):
+        assert (row == greedy(theirs, [prompt], max_new_tokens=200, repetition_penalty=penalty)[0]).all()
+    batched = greedy(theirs, prompts, max_new_tokens=200)  # as transformers pads it: on the left, with a mask
+    if penalty == 1:
+        assert all((row[-200:] == expected[-200:]).all() for row, expected in zip(rows, batched, strict=True))
+
+
+def greedy(model, prompts, **settings):
+    width = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    settings |= {"do_sample": False, "eos_token_id": None, "pad_token_id": 4095}
+    return model.generate(tokens, attention_mask=mask, **settings).numpy()
+
+
+def test_rows_of_unequal_length_end_with_the_end_token(tiny):
+    prompts = [[1, 2, 3], [7], [4, 5]]
+    free = jaxgpt.generate(tiny[0], prompts, max_new_tokens=30)
+    end = int(free[1][8])
+    for before, after in zip(free, jaxgpt.generate(tiny[0], prompts, max_new_tokens=30, eos_id=end), strict=True):
+        n = len(prompts[[len(p) + 30 for p in prompts].index(len(before))])
+        hits = np.flatnonzero(before[n:] == end)
+        assert (after == before[: n + hits[0] + 1 if hits.size else None]).all()
+
+
+def test_samples_of_a_prompt_lie_side_by_side_and_differ(tiny):
+    settings = {"max_new_tokens": 12, "temperature": 1.0, "seed": 4}
+    rows = jaxgpt.generate(tiny[0], [[5, 6], [7, 8, 9]], num_samples=3, **settings)
+    assert [row[: 2 + (i > 2)].tolist() for i, row in enumerate(rows)] == [[5, 6]] * 3 + [[7, 8, 9]] * 3
+    assert len({tuple(row) for row in rows}) == 6
+    alone = jaxgpt.generate(tiny[0], [[5, 6]], num_samples=3, **settings)
+    assert all((row == same).all() for row, same in zip(rows, alone, strict=False))
 
 
 def test_rows_of_a_batch_do_not_see_each_other(tiny):
@@ -46,16 +87,26 @@ def test_after_the_end_token_only_the_end_token_follows(tiny):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 9, "top_p": 0.8, "temperature": 2.0}]
+    "settings",
+    [
+        {},
+        {"temperature": 0.5},
+        {"top_k": 5},
+        {"top_p": 0.6},
+        {"min_p": 0.2},
+        {"repetition_penalty": 3.0},
+        {"top_k": 9, "top_p": 0.8, "temperature": 2.0},
+        {"top_k": 30, "top_p": 0.9, "min_p": 0.05, "temperature": 1.5, "repetition_penalty": 0.5},
+    ],
 )
 def test_draws_follow_the_exact_distribution(hf_folder, settings):
     """Chi-squared over 100,000 draws of one token, against probabilities computed in NumPy."""
     settings = {"temperature": 1.0} | settings
     model = jaxgpt.from_pretrained(hf_folder()[0])
     prompt, draws = random_tokens((1, 5)), 100_000
-    tokens = jaxgpt.generate(model, np.repeat(prompt, draws, 0), max_new_tokens=1, seed=3, **settings)
-    counts = np.bincount(np.asarray(tokens)[:, -1], minlength=97)
-    p = probabilities(np.asarray(model(prompt))[0, -1].astype(np.float64), **settings)
+    tokens = jaxgpt.generate(model, prompt, num_samples=draws, max_new_tokens=1, seed=3, **settings)
+    counts = np.bincount(tokens[:, -1], minlength=97)
+    p = probabilities(np.asarray(model(prompt))[0, -1].astype(np.float64), prompt[0], **settings)
     assert counts[p == 0].sum() == 0
     often = p * draws >= 20
     observed, expected = counts[often], p[often] * draws
@@ -66,11 +117,14 @@ def test_draws_follow_the_exact_distribution(hf_folder, settings):
     assert chi2 < freedom + 4 * (2 * freedom) ** 0.5, (chi2, freedom)  # four standard deviations
 
 
-def probabilities(logits, temperature, top_k=None, top_p=1.0):
+def probabilities(logits, prompt, temperature, top_k=None, top_p=1.0, min_p=0.0, repetition_penalty=1.0):
+    seen = logits[prompt]
+    logits[prompt] = np.where(seen > 0, seen / repetition_penalty, seen * repetition_penalty)
     order = np.argsort(-logits, kind="stable")[:top_k]
     p = np.exp((logits[order] - logits.max()) / temperature)
     p /= p.sum()
     p[np.cumsum(p) - p >= top_p] = 0
+    p[p < min_p * p.max()] = 0
     full = np.zeros_like(logits)
     full[order] = p / p.sum()
     return full
@@ -145,11 +199,20 @@ def test_a_prompt_of_padding_is_refused(hf_folder):
         ([[1]], {"seed": 10**20}, "seed must be"),
         ([[1]], {"top_k": 0}, "top_k must be at least 1"),
         ([[1]], {"top_p": 0.0}, "top_p must be above 0"),
+        ([[1]], {"min_p": 1.5}, "min_p must be above 0 and at most 1"),
+        ([[1]], {"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        ([[1]], {"num_samples": 0}, "num_samples must be at least 1"),
     ],
 )
 def test_what_can_not_be_generated_is_refused(tiny, prompt, settings, message):
     with pytest.raises(jaxgpt.InputError, match=message):
         jaxgpt.generate(tiny[0], np.asarray(prompt, np.int32), **{"max_new_tokens": 3, **settings})
+
+
+@pytest.mark.parametrize(("prompts", "message"), [([], "non-empty"), ([[1], []], "non-empty"), ([[0.5]], "integers")])
+def test_what_is_no_list_of_prompts_is_refused(tiny, prompts, message):
+    with pytest.raises(jaxgpt.InputError, match=message):
+        jaxgpt.generate(tiny[0], prompts, max_new_tokens=3)
 
 
 def test_the_command_line():

@@ -1,0 +1,161 @@
+"""How the next token is chosen: a chain of samplers, each of which reweighs or narrows the candidates.
+
+Which samplers there are is compiled into a program; their numbers are arguments of it, all but the k of top-k.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from convert.errors import InputError
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Candidates:
+    """K tokens of which one will be drawn, and the logits to draw with."""
+
+    logits: Float[Array, "B K"]
+    ids: Int[Array, "B K"] | None = None
+    """None: every token, in the order of the vocabulary."""
+    sorted: bool = field(default=False, metadata={"static": True})
+    """The likeliest first."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Greedy:
+    """The likeliest token alone; of equals the first."""
+
+    def __call__(self, candidates: Candidates, seen: Bool[Array, "B V"] | None) -> Candidates:
+        best = jnp.argmax(candidates.logits, -1, keepdims=True).astype(jnp.int32)
+        return _take(candidates, best, sorted=True)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RepetitionPenalty:
+    """Divides positive logits of tokens that the text holds already, and multiplies negative ones (Keskar 2019)."""
+
+    penalty: float
+
+    def __call__(self, candidates: Candidates, seen: Bool[Array, "B V"] | None) -> Candidates:
+        assert seen is not None, "decoding remembers tokens where there is a RepetitionPenalty"
+        logits = candidates.logits
+        penalised = jnp.where(logits > 0, logits / self.penalty, logits * self.penalty)
+        return Candidates(jnp.where(seen, penalised, logits))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Temperature:
+    """Divides logits: below 1 favours the likely tokens, above 1 the others."""
+
+    temperature: float
+
+    def __call__(self, candidates: Candidates, seen: Bool[Array, "B V"] | None) -> Candidates:
+        # from the largest on, so that no temperature, however small, gives an infinity or 0 / 0
+        logits = candidates.logits - candidates.logits.max(-1, keepdims=True)
+        return Candidates(logits / jnp.maximum(self.temperature, 1e-30), candidates.ids, candidates.sorted)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TopK:
+    """The k likeliest tokens; of equals the first (Fan et al. 2018)."""
+
+    k: int = field(metadata={"static": True})
+
+    def __call__(self, candidates: Candidates, seen: Bool[Array, "B V"] | None) -> Candidates:
+        _, index = jax.lax.top_k(candidates.logits, min(self.k, candidates.logits.shape[-1]))
+        return _take(candidates, index, sorted=True)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TopP:
+    """The fewest tokens whose probabilities sum to at least p (Holtzman et al. 2020)."""
+
+    p: float
+
+    def __call__(self, candidates: Candidates, seen: Bool[Array, "B V"] | None) -> Candidates:
+        if not candidates.sorted:
+            candidates = TopK(candidates.logits.shape[-1])(candidates, seen)
+        probabilities = jax.nn.softmax(candidates.logits)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        return _keep(candidates, before < self.p)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MinP:
+    """Tokens at least p times as probable as the likeliest (Nguyen et al. 2024)."""
+
+    p: float
+
+    def __call__(self, candidates: Candidates, seen: Bool[Array, "B V"] | None) -> Candidates:
+        logits = candidates.logits
+        return _keep(candidates, logits >= logits.max(-1, keepdims=True) + jnp.log(self.p))
+
+
+Sampler = Callable[[Candidates, Bool[Array, "B V"] | None], Candidates]
+
+
+def make_samplers(
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+) -> tuple[Sampler, ...]:
+    """The chain that `generate` describes, in transformers' order.
+
+    Raises:
+        InputError: a number that makes no sense.
+    """
+    if not 0 <= temperature < math.inf:
+        raise InputError(f"temperature must be at least 0 and finite, not {temperature}")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k must be at least 1, not {top_k}")
+    for name, p in (("top_p", top_p), ("min_p", min_p)):
+        if p is not None and not 0 < p <= 1:
+            raise InputError(f"{name} must be above 0 and at most 1, not {p}")
+    if not 0 < repetition_penalty < math.inf:
+        raise InputError(f"repetition_penalty must be above 0 and finite, not {repetition_penalty}")
+    penalty = () if repetition_penalty == 1 else (RepetitionPenalty(repetition_penalty),)
+    if temperature == 0:
+        return (*penalty, Greedy())
+    chain: list[Sampler] = [*penalty, Temperature(temperature)]
+    if top_k is not None:
+        chain.append(TopK(top_k))
+    if top_p is not None:
+        chain.append(TopP(top_p))
+    if min_p is not None:
+        chain.append(MinP(min_p))
+    return tuple(chain)
+
+
+def draw(
+    samplers: tuple[Sampler, ...], logits: Float[Array, "B V"], seen: Bool[Array, "B V"] | None, key: Array
+) -> Int[Array, " B"]:
+    """A token for each row. What a row draws does not depend on how many others there are."""
+    candidates = Candidates(logits)
+    for narrow in samplers:
+        candidates = narrow(candidates, seen)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(logits.shape[0]))
+    drawn = jax.vmap(jax.random.categorical)(keys, candidates.logits)[:, None]
+    ids = drawn if candidates.ids is None else jnp.take_along_axis(candidates.ids, drawn, axis=1)
+    return ids[:, 0].astype(jnp.int32)
+
+
+def _take(candidates: Candidates, index: Int[Array, "B K"], *, sorted: bool) -> Candidates:
+    ids = index if candidates.ids is None else jnp.take_along_axis(candidates.ids, index, axis=1)
+    return Candidates(jnp.take_along_axis(candidates.logits, index, axis=1), ids, sorted)
+
+
+def _keep(candidates: Candidates, kept: Bool[Array, "B K"]) -> Candidates:
+    return Candidates(jnp.where(kept, candidates.logits, -jnp.inf), candidates.ids, candidates.sorted)
