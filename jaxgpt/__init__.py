@@ -1,7 +1,7 @@
 """GPT-2-class PyTorch checkpoints in JAX: load, freeze, fine-tune, and take them back out."""
 
 from convert import GPTConfig, InputError
-from jaxgpt import freeze
+from jaxgpt import check, freeze
 from jaxgpt.generate import generate
 from jaxgpt.loss import next_token_loss
 from jaxgpt.mesh import make_mesh
@@ -15,6 +15,7 @@ __all__ = [
     "GPT",
     "GPTConfig",
     "InputError",
+    "check",
     "count_params",
     "freeze",
     "from_pretrained",
