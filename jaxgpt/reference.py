@@ -1,7 +1,8 @@
 """The model in PyTorch that another is compared with: transformers' GPT2LMHeadModel, in float32 on the CPU."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def _from_folder(path: Path) -> Any:
     settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
     settings["output_loading_info"] = True
     try:
-        loaded: Any = GPT2LMHeadModel.from_pretrained(path, **settings)
+        with _quiet():
+            loaded: Any = GPT2LMHeadModel.from_pretrained(path, **settings)
     except Exception as error:  # transformers, safetensors and torch raise whatever they like for a broken file
         cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise InputError(f"{path}: transformers can't load it ({type(error).__name__}: {cause})") from None
@@ -82,6 +84,22 @@ def _from_folder(path: Path) -> Any:
             + f" and {len(missing) - 4} more" * (len(missing) > 4)
         )
     return module.eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bar, and its table of what is missing, which is said in one line here."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _reference(name: str, module: Any) -> Reference:

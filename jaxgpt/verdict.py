@@ -58,7 +58,10 @@ class Report:
         if self.parity is not None:
             parts += [self.parity.table()]
         failed = [check.name for check in self.checks if check.ok is False]
-        return "\n\n".join([*parts, f"{self.model}: FAILED: {', '.join(failed)}" if failed else f"{self.model}: fine"])
+        skipped = [check.name for check in self.checks if check.ok is None]
+        end = f"FAILED: {', '.join(failed)}" if failed else "fine"
+        end += f" (skipped: {', '.join(skipped)})" if skipped else ""
+        return "\n\n".join([*parts, f"{self.model}: {end}"])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
