@@ -41,8 +41,8 @@ class Check:
     model: Annotated[str, tyro.conf.Positional]
     """tiny, a Hugging Face folder, a .safetensors file, an Orbax checkpoint, a training run, or a hub name."""
     against: str | None = None
-    """The same model for PyTorch, a Hugging Face folder or a hub name: every layer's output is compared with it, and
-    the first that differs is named; needs the extra jaxgpt[torch]. None: no comparison."""
+    """The same model for PyTorch, a Hugging Face folder or a hub name: the output of every layer is compared with its
+    own, and the first that differs is named; needs the extra jaxgpt[torch]. None: no comparison."""
     json: bool = False
     """Print one JSON object instead of tables."""
 

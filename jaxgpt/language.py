@@ -45,6 +45,11 @@ class Published:
     """Nats per token."""
     high: float
 
+    def called(self, source: str | None) -> bool:
+        """Whether a source is this model's name, alone or as on the hub, with or without a revision."""
+        bare = (source or "").removeprefix("openai-community/").removeprefix("distilbert/")
+        return bare.partition("@")[0] == self.name
+
     def fits(self, config: GPTConfig) -> bool:
         """Whether a config is of this shape."""
         return (config.n_embd, config.n_layer, config.n_tokens) == (self.n_embd, self.n_layer, self.vocab_size)
@@ -100,7 +105,7 @@ def check_loss(model: GPT, losses: tuple[float, float], name: str | None = None)
             "weights that were transposed, or weights that were not loaded"
         )
     elif known is not None and not known.low <= loss <= known.high:
-        ok = name != known.name
+        ok = not known.called(name)
         detail = f"not the loss of {known.name}, whose shape this is: " + (
             "other weights, such as fine-tuned ones, or a fault that --against names"
             if ok

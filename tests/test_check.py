@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -254,7 +255,7 @@ def test_parameters_that_no_token_reaches_are_compared_too(pair):
     assert [fault.name for fault in parity.faults] == ["pos_emb.embedding"]
 
 
-def test_zero_biases_and_an_untied_copy_compute_the_same(tmp_path):
+def test_zero_biases_and_an_untied_copy_compute_the_same():
     theirs = random_hf()
     with torch.no_grad():
         for name, param in theirs.named_parameters():
@@ -301,7 +302,7 @@ def test_the_command_line_on_a_folder_without_tokenizer(hf_folder):
     assert done.stdout.endswith(": fine (skipped: tokenizer, loss, text)\n")
 
 
-def test_users_mistakes_are_one_line(tmp_path, hf_folder, capsys, monkeypatch):
+def test_users_mistakes_are_one_line(tmp_path, hf_folder, monkeypatch):
     refused = run("jaxgpt", "check", "nowhere/to/be", check=False)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
     folder, theirs = hf_folder()
@@ -318,6 +319,6 @@ def test_users_mistakes_are_one_line(tmp_path, hf_folder, capsys, monkeypatch):
     theirs.save_pretrained(tmp_path / "part", state_dict=part)
     with pytest.raises(jaxgpt.InputError, match=r"fills in at random: transformer\.h\.1\.mlp\.c_fc\.bias"):
         load_reference(tmp_path / "part")
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(jaxgpt.InputError, match=r"pip install 'jaxgpt\[torch\]'"):
         load_reference(folder)
