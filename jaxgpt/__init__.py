@@ -8,6 +8,7 @@ from jaxgpt.mesh import make_mesh
 from jaxgpt.model import GPT
 from jaxgpt.params import count_params, named_params, with_params
 from jaxgpt.pretrained import from_pretrained, load, save, save_pretrained
+from jaxgpt.sanity.check import check
 from jaxgpt.tokenizer import load_tokenizer
 from jaxgpt.vocab import resize_vocab, untie_head
 
@@ -15,6 +16,7 @@ __all__ = [
     "GPT",
     "GPTConfig",
     "InputError",
+    "check",
     "count_params",
     "freeze",
     "from_pretrained",

@@ -1,5 +1,6 @@
-"""python -m jaxgpt generate MODEL: text from a checkpoint."""
+"""python -m jaxgpt check MODEL: whether it is loaded right. python -m jaxgpt generate MODEL: text from it."""
 
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -40,12 +41,47 @@ class Generate:
     """Of the draws."""
 
 
+@dataclass(frozen=True)
+class Check:
+    """Checks loss, text, parameter counts and tokenizer of a model, and its parity with PyTorch.
+
+    Exit code 0: nothing failed. 1: a check failed. 2: a mistake in the command.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """tiny, a Hugging Face folder, a .safetensors file, an Orbax checkpoint, a training run, or a hub name."""
+    against: str | None = None
+    """The same model for PyTorch, a Hugging Face folder or a hub name: the output of every layer is compared with its
+    own, and the first that differs is named; needs the extra jaxgpt[torch]. None: no comparison."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+
 def main() -> None:
     """Reads the command line; a mistake of the user's is one message and exit code 2."""
-    command = tyro.extras.subcommand_cli_from_dict({"generate": Generate}, prog="python -m jaxgpt")
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"check": Check, "generate": Generate}, prog="python -m jaxgpt", config=(tyro.conf.FlagCreatePairsOff,)
+    )
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns that PyTorch is not there
+    fine = True
     with one_clear_line("jaxgpt"):
-        generate(command)
+        if isinstance(command, Check):
+            fine = check(command)
+        else:
+            generate(command)
+    sys.exit(0 if fine else 1)
+
+
+def check(command: Check) -> bool:
+    """Prints what the checks found, and tells whether none failed."""
+    import jaxgpt
+    from convert.source import resolve, tokenizer_files
+
+    model = jaxgpt.from_pretrained(command.model)
+    tokenizer = jaxgpt.load_tokenizer(command.model) if tokenizer_files(resolve(command.model)) else None
+    report = jaxgpt.check(model, tokenizer, command.against, name=command.model)
+    print(json.dumps(report.as_json(), indent=2, allow_nan=False) if command.json else report)
+    return report.ok
 
 
 def generate(command: Generate) -> None:

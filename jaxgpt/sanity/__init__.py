@@ -1,0 +1,1 @@
+"""Sanity checks of a loaded model: `jaxgpt.check`, and what it is made of."""

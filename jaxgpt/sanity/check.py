@@ -1,0 +1,150 @@
+"""Sanity checks of a model that has just been loaded: loss, text, counts, tokenizer, and parity with PyTorch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from convert.config import GPTConfig
+from convert.errors import InputError
+from jaxgpt.model import GPT
+from jaxgpt.modules import by_module
+from jaxgpt.params import count_params, named_params
+from jaxgpt.sanity.comparison import compare
+from jaxgpt.sanity.language import SENTENCES, check_loss, check_text, sentences_loss
+from jaxgpt.sanity.parity import TOLERANCE, Parity
+from jaxgpt.sanity.reference import Reference, load_reference
+from jaxgpt.sanity.verdict import Check, Report
+from jaxgpt.tokenizer import check_vocabulary, vocabulary_size
+from jaxgpt.vocab import mark_padding
+
+HARD_TEXT = "  Naïve café: 👩‍🚀🇺🇳 東京 e\u0301 ﬁ\ttabs\t\r\n\n  <|x|> don't 1234567890 \u200b\u00a0trailing   "
+"""Emoji of several code points, CJK, a combining accent, a ligature, tabs, line ends, and spaces at both ends."""
+
+PARITY_TOKENS = 512
+
+
+def check(model: GPT, tokenizer: Any | None, reference: Any = None, *, name: str | None = None) -> Report:
+    """All checks of a model.
+
+    Args:
+        tokenizer: the transformers tokenizer that lies with it; None skips loss and text, which is no failure.
+        reference: what transformers' GPT2LMHeadModel can load, a folder or a hub name, or such a model itself; without
+            it there is no comparison with PyTorch.
+        name: what the model is called; `"tiny"` or a published GPT-2's name holds it to that model's loss.
+
+    Raises:
+        InputError: PyTorch is not installed, the reference is no GPT-2, or it is to be compared with a model that is
+            not of float32.
+    """
+    theirs = None if reference is None else load_reference(reference)
+    checks, text = [check_counts(model, theirs)], None
+    ids = [] if tokenizer is None else [token for sentence in SENTENCES for token in tokenizer(sentence)["input_ids"]]
+    if tokenizer is None:
+        checks += [Check("tokenizer", None, "none lies with the model", "one, for the checks of loss and text")]
+    else:
+        checks += [check_tokenizer(tokenizer, model.config)]
+    if ids and max(ids) < model.config.n_tokens:
+        marked = mark_padding(model, min(vocabulary_size(tokenizer), model.config.n_tokens))
+        losses = sentences_loss(marked, tokenizer)
+        checks += [check_loss(marked, losses, name)]
+        judged, text = check_text(marked, tokenizer, losses)
+        checks += [judged]
+    else:
+        why = "no tokenizer" if tokenizer is None else "the tokenizer is not the model's"
+        checks += [Check(skipped, None, why, "") for skipped in ("loss", "text")]
+    parity = None
+    if theirs is not None:
+        parity = compare(model, theirs, parity_tokens(model.config, theirs.config, ids))
+        checks += check_parity(parity)
+    return Report(name or "model", tuple(checks), text, parity)
+
+
+def expected_counts(config: GPTConfig) -> dict[str, int]:
+    """Parameters of each module by the config's dimensions alone; a tied head counts once."""
+    V, T, D, F = config.vocab_size, config.n_positions, config.n_embd, config.n_inner
+    norm, b = D * (1 + config.bias), config.bias
+    attention = D * 3 * D + b * 3 * D + D * D + b * D
+    block = 2 * norm + attention + D * F + b * F + F * D + b * D
+    counts = {"tok_emb": V * D, "pos_emb": T * D}
+    counts |= {f"blocks.{i}": block for i in range(config.n_layer)} | {"ln_f": norm}
+    return counts if config.tie_word_embeddings else counts | {"lm_head": V * D}
+
+
+def check_counts(model: GPT, reference: Reference | None = None) -> Check:
+    """Parameters of each module against the config, and against PyTorch's own count."""
+    params = named_params(model)
+    counts = {module: count_params(arrays) for module, arrays in by_module(params).items()}
+    problems = list(_unequal(counts, expected_counts(model.config), "by the config"))
+    expected = f"{sum(expected_counts(model.config).values()):,} by the config"
+    if reference is not None:
+        theirs = reference.counts()
+        expected += f", {sum(theirs.values()):,} in PyTorch"
+        for name, array in reference.params.items():  # zeros that fill the place of what a model without biases lacks
+            if name not in params and name.endswith(".bias") and not array.any():
+                theirs[next(iter(by_module({name: array})))] -= array.size
+        problems += _unequal(counts, theirs, "in PyTorch")
+    measured = f"{sum(counts.values()):,} in {len(counts)} modules"
+    detail = "; ".join(problems[:4]) + f"; and {len(problems) - 4} more" * (len(problems) > 4)
+    return Check("counts", not problems, measured, expected, detail, {"total": sum(counts.values()), "modules": counts})
+
+
+def check_tokenizer(tokenizer: Any, config: GPTConfig) -> Check:
+    """Whether a tokenizer belongs to the model: its size, its end of text, and a hard text there and back.
+
+    It may have fewer tokens than the model has rows, because rows are padded to round numbers, but not less than half.
+    """
+    size, end = vocabulary_size(tokenizer), tokenizer.eos_token_id
+    ids, problems = tokenizer(HARD_TEXT)["input_ids"], []
+    try:
+        check_vocabulary(tokenizer, config, np.asarray(ids))
+    except InputError as error:
+        problems += [str(error)]
+    if None not in (end, config.eos_token_id) and end != config.eos_token_id and not problems:
+        problems += [f"a text ends with {end} to the tokenizer and with {config.eos_token_id} to the model"]
+    if size < config.n_tokens / 2:
+        problems += [f"only {size:,} of {config.n_tokens:,} rows have a token: it is another model's"]
+    if (back := tokenizer.decode(ids, clean_up_tokenization_spaces=False)) != HARD_TEXT:
+        problems += [f"a text comes back changed: {HARD_TEXT!r} as {back!r}"]
+    ends = "no id" if config.eos_token_id is None else config.eos_token_id
+    return Check(
+        "tokenizer",
+        not problems,
+        f"{size:,} tokens, ends with {end}, {'same' if back == HARD_TEXT else 'another'} text back",
+        f"at most {config.n_tokens:,}, ends with {ends}, same text",
+        "; ".join(problems),
+        {"tokens": size, "rows": config.n_tokens, "end": end, "largest_id": max(ids, default=None)},
+    )
+
+
+def check_parity(parity: Parity) -> list[Check]:
+    """Parity as two checks: what the model computes, and its parameters, whose every row the tokens need not reach."""
+    logits = parity.logits
+    values: dict[str, Any] = {"largest": logits.largest, "kl": parity.kl, "top1": parity.top1, "top10": parity.top10}
+    values |= {"relative": parity.worst.relative, "worst": parity.worst.name}
+    measured = (
+        f"logits within {logits.largest:.1e}, KL {parity.kl:.1e} nats, top-1 {parity.top1:.1%}, "
+        f"top-10 {parity.top10:.1%} on {parity.tokens} tokens"
+    )
+    ok = parity.first is None
+    expected = f"every module within {TOLERANCE:g} of its size"
+    outputs = Check("parity", ok, measured, expected, "" if ok else parity.cause(), values)
+    wrong = [fault for fault in parity.faults if not fault.name.startswith("config.")]
+    equal = f"{parity.parameters - len(wrong)} of {parity.parameters} equal"
+    detail = parity.cause() if wrong and ok else ""
+    return [outputs, Check("parameters", not wrong, equal, "all, bit by bit", detail, {"different": len(wrong)})]
+
+
+def parity_tokens(ours: GPTConfig, theirs: GPTConfig, ids: list[int]) -> Int[np.ndarray, "1 T"]:
+    """The sentences, and random ids below both vocabularies up to 512 tokens or the end of the shorter context."""
+    length, limit = min(PARITY_TOKENS, ours.n_positions, theirs.n_positions), min(ours.n_tokens, theirs.n_tokens)
+    random = np.random.default_rng(0).integers(0, limit, length)
+    real = [token for token in ids if token < limit][: length // 2]
+    return np.concatenate([real, random])[None, :length].astype(np.int32)
+
+
+def _unequal(counts: dict[str, int], expected: dict[str, int], where: str) -> Iterator[str]:
+    for module in dict.fromkeys([*counts, *expected]):
+        if (ours := counts.get(module, 0)) != (theirs := expected.get(module, 0)):
+            yield f"{module} has {ours:,} parameters here and {theirs:,} {where}"

@@ -1,0 +1,131 @@
+"""Why a model differs from its reference: which parameter or config field, and in what way."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from convert.config import GPTConfig
+
+FIELDS = {
+    "activation_function": ".mlp",
+    "layer_norm_epsilon": "ln_",
+    "scale_attn_weights": ".attn",
+    "scale_attn_by_inverse_layer_idx": ".attn",
+    "n_head": ".attn",
+    "n_inner": ".mlp",
+    "n_embd": "",
+    "n_layer": "",
+    "n_positions": "pos_emb",
+    "tie_word_embeddings": "logits",
+    "bias": "",
+}
+"""Fields of the config that change what is computed, each with a part of the modules' names where it does."""
+
+CLOSE = 0.01
+"""Of the largest value: what an array may be off by to be named as another one's transpose. Half precision rounds by
+at most 0.004 of a value (bfloat16), and arrays that were trained apart differ by about their largest value."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One difference between a model and its reference."""
+
+    name: str
+    """A parameter, or `config.` and a field."""
+    says: str
+
+    def concerns(self, module: str) -> bool:
+        """Whether this explains that a module's output is the first that differs."""
+        if field := self.name.removeprefix("config.") if self.name.startswith("config.") else None:
+            return FIELDS[field] in module
+        home = {"logits": ("tok_emb", "lm_head"), "embeddings": ("tok_emb", "pos_emb")}
+        return self.name.startswith(home.get(module, (module.removesuffix(".pattern") + ".",)))
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.says}"
+
+
+def config_faults(ours: GPTConfig, theirs: GPTConfig) -> tuple[Fault, ...]:
+    """The fields that differ and change what is computed."""
+    pairs = {name: (getattr(ours, name), getattr(theirs, name)) for name in FIELDS}
+    return tuple(Fault(f"config.{name}", f"is {a}, the reference's {b}") for name, (a, b) in pairs.items() if a != b)
+
+
+def parameter_faults(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Fault, ...]:
+    """The parameters, by our names, that differ in the slightest; one of ours is in memory at a time.
+
+    A bias that is missing counts as zero, and a head that is missing as the token embedding.
+    """
+    faults = []
+    for name in dict.fromkeys([*ours, *theirs]):
+        a, b = _values(name, ours), _values(name, theirs)
+        if a is None or b is None:
+            faults.append(Fault(name, f"is {'missing here' if a is None else 'not in the reference'}"))
+        elif a.shape != b.shape and a.size != b.size:
+            faults.append(Fault(name, f"has the shape {a.shape}, the reference's {b.shape}"))
+        elif not np.array_equal(a.ravel(), b.ravel()):
+            faults.append(Fault(name, difference(name, a, b, missing=(name not in ours, name not in theirs))))
+    return tuple(faults)
+
+
+def difference(name: str, ours: np.ndarray, theirs: np.ndarray, missing: tuple[bool, bool] = (False, False)) -> str:
+    """In what way two arrays of one parameter and one size differ: "has q and k swapped", for instance."""
+    if not np.isfinite(ours).all():
+        return "is not finite"
+    if not ours.any():
+        return ("is missing here" if missing[0] else "is all zeros here") + ", and not zero in the reference"
+    if not theirs.any():
+        return ("is missing" if missing[1] else "is all zeros") + " in the reference, and not zero here"
+    for kind in (np.float16, ml_dtypes.bfloat16):
+        if np.array_equal(ours.ravel().astype(kind), theirs.ravel().astype(kind)):
+            return f"is the reference's, rounded to {np.dtype(kind).name}"
+    if not _close(ours, theirs):
+        for says, variant in _variants(name, theirs):
+            if _close(ours, variant):
+                return says
+        if ours.shape == theirs.shape and ours.ndim == 2 and len(ours) > 1:
+            for offset, a, b in ((1, ours[1:], theirs[:-1]), (-1, ours[:-1], theirs[1:])):
+                if _close(a, b):
+                    return f"is the reference's, its rows shifted by one position ({offset:+d})"
+    off, largest = np.abs(ours.ravel() - theirs.ravel()).max(), np.abs(theirs).max()
+    return f"has other values: max |difference| {off:.3g}, max |reference| {largest:.3g}"
+
+
+def _variants(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """What a wrong reading makes of a parameter, and how that is called."""
+    if name.endswith(("attn.c_attn.kernel", "attn.c_attn.bias")):
+        triple = array.ndim - 3
+        for order in list(permutations(range(3)))[1:]:
+            swapped = [letter for letter, at, was in zip("qkv", order, range(3), strict=True) if at != was]
+            yield f"has {', '.join(swapped[:-1])} and {swapped[-1]} swapped", array.take(order, triple)
+        yield "has the heads outside q, k and v (N C H, not C N H)", np.swapaxes(array, triple, triple + 1)
+    if name.endswith("attn.c_attn.kernel"):
+        matrices = array.reshape(*array.shape[:2], -1)
+        if matrices.shape[0] == matrices.shape[2]:
+            yield "is the reference's, with q, k and v each transposed", matrices.transpose(2, 1, 0)
+    if name.endswith("attn.c_proj.kernel"):
+        yield "is the reference's, with H outside N", np.swapaxes(array, 0, 1)
+    if name.endswith("kernel"):
+        rows = array.shape[0] * (array.shape[1] if name.endswith("attn.c_proj.kernel") else 1)
+        yield "is the reference's, transposed", array.reshape(rows, -1).T
+
+
+def _close(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    return bool(np.abs(ours.ravel() - theirs.ravel()).max() <= CLOSE * np.abs(theirs).max())
+
+
+def _values(name: str, params: Mapping[str, Any]) -> np.ndarray | None:
+    if name in params:
+        return np.asarray(params[name], np.float32)
+    if name == "lm_head.kernel":
+        return np.asarray(params["tok_emb.embedding"], np.float32).T
+    other = name.removesuffix("bias") + ("scale" if ".ln_" in name or name.startswith("ln_f") else "kernel")
+    if not name.endswith(".bias") or other not in params:
+        return None
+    shape = np.shape(params[other])  # the bias has the kernel's dimensions but those it sums over
+    summed = 0 if other.endswith("scale") else 2 if name.endswith("attn.c_proj.bias") else 1
+    return np.zeros(shape[summed:], np.float32)

@@ -1,0 +1,80 @@
+"""What checks found: a verdict each, and all of them as a table for people or as JSON for programs."""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from jaxgpt.sanity.parity import Parity
+
+WORDS = {True: "ok", False: "FAILED", None: "skipped"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of a model: what was measured, and what would be right."""
+
+    name: str
+    ok: bool | None
+    """None: it could not be done, and is no failure."""
+    measured: str
+    expected: str
+    detail: str = ""
+    """Of a failure, what usually causes it."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The measured numbers by name; losses and entropies in nats."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was checked of a model."""
+
+    model: str
+    checks: tuple[Check, ...]
+    text: str | None = None
+    """What the model wrote, its prompt included; None where that was skipped."""
+    parity: Parity | None = None
+    """The comparison with PyTorch; None without a reference."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed; what was skipped counts as nothing."""
+        return all(check.ok is not False for check in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` prints: dicts, lists, text and finite numbers; a number that is not finite is null."""
+        parity = None if self.parity is None else self.parity.as_json()
+        checks = [asdict(check) for check in self.checks]
+        return finite({"model": self.model, "ok": self.ok, "checks": checks, "text": self.text, "parity": parity})
+
+    def __str__(self) -> str:
+        rows = [("check", "verdict", "measured", "expected")]
+        rows += [(check.name, WORDS[check.ok], check.measured, check.expected) for check in self.checks]
+        parts = [aligned(rows)]
+        parts += [f"{check.name}: {check.detail}" for check in self.checks if check.detail]
+        if self.text is not None:
+            parts += ["the model wrote:\n" + textwrap.indent(self.text, "    ")]
+        if self.parity is not None:
+            parts += [self.parity.table()]
+        failed = [check.name for check in self.checks if check.ok is False]
+        skipped = [check.name for check in self.checks if check.ok is None]
+        end = f"FAILED: {', '.join(failed)}" if failed else "fine"
+        end += f" (skipped: {', '.join(skipped)})" if skipped else ""
+        return "\n\n".join([*parts, f"{self.model}: {end}"])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def finite(tree: Any) -> Any:
+    """The same with None for each infinity and NaN, which JSON does not have, and lists for tuples."""
+    if isinstance(tree, Mapping):
+        return {name: finite(value) for name, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
