@@ -48,11 +48,9 @@ class Command:
 
 def main() -> None:
     """Reads the command line; a mistake of the user's is one message and exit code 2."""
-    command = tyro.cli(
-        Command, prog="python -m convert", description=DESCRIPTION, config=(tyro.conf.FlagCreatePairsOff,)
-    )
     with one_clear_line("convert"):
-        run(command)
+        flags = tyro.conf.FlagCreatePairsOff
+        run(tyro.cli(Command, prog="python -m convert", description=DESCRIPTION, config=(flags,)))
 
 
 def run(command: Command) -> None:

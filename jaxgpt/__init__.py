@@ -2,6 +2,7 @@
 
 from convert import GPTConfig, InputError
 from jaxgpt import freeze
+from jaxgpt.evaluate import evaluate
 from jaxgpt.generate import generate
 from jaxgpt.loss import next_token_loss
 from jaxgpt.mesh import make_mesh
@@ -18,6 +19,7 @@ __all__ = [
     "InputError",
     "check",
     "count_params",
+    "evaluate",
     "freeze",
     "from_pretrained",
     "generate",

@@ -1,72 +1,26 @@
-"""python -m jaxgpt check MODEL: whether it is loaded right. python -m jaxgpt generate MODEL: text from it."""
+"""python -m jaxgpt check|eval|generate MODEL: whether it is loaded right, its loss on a text, and text from it."""
 
 import json
 import os
 import sys
-from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import tyro
 
 from convert.errors import InputError, one_clear_line
-
-
-@dataclass(frozen=True)
-class Generate:
-    """Continues prompts with a model's own words, which appear as they come."""
-
-    model: Annotated[str, tyro.conf.Positional]
-    """tiny, a Hugging Face folder, a .safetensors file, an Orbax checkpoint, a training run, or a hub name."""
-    prompt: tuple[str, ...] = ("The",)
-    """Texts to begin with, side by side in one batch; - is standard input."""
-    max_new_tokens: int = 100
-    """Tokens to add at most: a text also ends at the model's end token."""
-    stop: tuple[str, ...] = ()
-    """A text ends before the first of these strings."""
-    truncate: Literal["left"] | None = None
-    """left: of a prompt that is too long for the context only the end is used; otherwise it is refused."""
-    temperature: float = 0.8
-    """0 takes the likeliest token each time; larger is more surprising."""
-    top_k: int | None = 40
-    """Draw among the k likeliest tokens only; None: all."""
-    top_p: float | None = None
-    """Draw among the fewest tokens whose probabilities sum to at least this; None: all."""
-    min_p: float | None = None
-    """Draw among tokens at least this times as probable as the likeliest; None: all."""
-    repetition_penalty: float = 1.0
-    """Above 1 makes tokens less likely that the text holds already; 1 does nothing."""
-    num_samples: int = 1
-    """Texts to write for each prompt."""
-    seed: int = 0
-    """Of the draws."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """Checks loss, text, parameter counts and tokenizer of a model, and its parity with PyTorch.
-
-    Exit code 0: nothing failed. 1: a check failed. 2: a mistake in the command.
-    """
-
-    model: Annotated[str, tyro.conf.Positional]
-    """tiny, a Hugging Face folder, a .safetensors file, an Orbax checkpoint, a training run, or a hub name."""
-    against: str | None = None
-    """The same model for PyTorch, a Hugging Face folder or a hub name: the output of every layer is compared with its
-    own, and the first that differs is named; needs the extra jaxgpt[torch]. None: no comparison."""
-    json: bool = False
-    """Print one JSON object instead of tables."""
+from jaxgpt.commands import Check, Eval, Generate
 
 
 def main() -> None:
     """Reads the command line; a mistake of the user's is one message and exit code 2."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"check": Check, "generate": Generate}, prog="python -m jaxgpt", config=(tyro.conf.FlagCreatePairsOff,)
-    )
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns that PyTorch is not there
     fine = True
     with one_clear_line("jaxgpt"):
+        commands, flags = {"check": Check, "eval": Eval, "generate": Generate}, tyro.conf.FlagCreatePairsOff
+        command = tyro.extras.subcommand_cli_from_dict(commands, prog="python -m jaxgpt", config=(flags,))
         if isinstance(command, Check):
             fine = check(command)
+        elif isinstance(command, Eval):
+            evaluate(command)
         else:
             generate(command)
     sys.exit(0 if fine else 1)
@@ -82,6 +36,35 @@ def check(command: Check) -> bool:
     report = jaxgpt.check(model, tokenizer, command.against, name=command.model)
     print(json.dumps(report.as_json(), indent=2, allow_nan=False) if command.json else report)
     return report.ok
+
+
+def evaluate(command: Eval) -> None:
+    """Prints loss, perplexity and bits per byte."""
+    import jaxgpt
+    from jaxgpt.documents import encode_documents, read_documents
+    from jaxgpt.sanity.verdict import finite
+
+    documents = read_documents(command.data.expanduser())
+    tokenizer = jaxgpt.load_tokenizer(command.model)
+    model = jaxgpt.vocab.mark_padding(jaxgpt.from_pretrained(command.model), tokenizer)
+    tokens, n_bytes = encode_documents(tokenizer, documents), sum(len(text.encode()) for text in documents)
+    jaxgpt.tokenizer.check_vocabulary(tokenizer, model.config, tokens)
+    result = jaxgpt.evaluate(
+        model,
+        tokens,
+        context=command.context,
+        stride=command.stride,
+        batch_size=command.batch_size,
+        progress=sys.stderr.isatty(),
+    )
+    bits = result.bits_per_byte(n_bytes)
+    if command.json:
+        numbers = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": bits}
+        print(json.dumps(finite({**numbers, "tokens": result.tokens, "bytes": n_bytes}), allow_nan=False))
+        return
+    print(f"loss           {result.loss:.4f} nats per token, of {result.tokens:,} tokens")
+    print(f"perplexity     {result.perplexity:,.3f}")
+    print(f"bits per byte  {bits:.4f}, of {n_bytes:,} bytes")
 
 
 def generate(command: Generate) -> None:

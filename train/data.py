@@ -11,11 +11,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from convert.errors import InputError
+from jaxgpt.documents import encode_documents, read_documents
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 65_536
 """Fraction of the tokens that is held out for evaluation, and the most tokens that are."""
-
-TEXT_SUFFIXES = (".txt", ".md")
 
 Tokens = Int[np.ndarray, " n"]
 
@@ -40,12 +39,12 @@ def load_data(source: Path | None, tokenizer: Any, context: int) -> Data:
     Raises:
         InputError: there is no text, it is not UTF-8, or it is shorter than one window.
     """
-    name, documents = (
-        ("the Python language reference", _python_reference()) if source is None else _read(source.expanduser())
-    )
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
-    tokens = np.concatenate([np.asarray(ids + end, np.int32) for ids in encoded])
+    if source is None:
+        name, documents = "the Python language reference", _python_reference()
+    else:
+        source = source.expanduser()
+        name, documents = str(source), read_documents(source)
+    tokens = encode_documents(tokenizer, documents)
     held_out = min(int(len(tokens) * HELD_OUT), MOST_HELD_OUT)
     train = len(tokens) - held_out
     if train < context + 1 or held_out < 2:
@@ -97,30 +96,3 @@ def _python_reference() -> list[str]:
     from pydoc_data.topics import topics
 
     return [topics[name] for name in sorted(topics)]
-
-
-def _read(source: Path) -> tuple[str, list[str]]:
-    if source.is_dir():
-        files = sorted(file for file in source.rglob("*") if file.is_file() and file.suffix in TEXT_SUFFIXES)
-        if not files:
-            raise InputError(f"--data: {source} holds no {' or '.join(TEXT_SUFFIXES)} file")
-    elif source.is_file():
-        files = [source]
-    else:
-        raise InputError(f"--data: {source} is no file and no folder")
-    documents = [text for file in files if (text := _read_text(file)).strip()]
-    if not documents:
-        raise InputError(f"--data: {source} is empty")
-    return str(source), documents
-
-
-def _read_text(file: Path) -> str:
-    content = file.read_bytes()
-    try:
-        if (zero := content.find(b"\0")) >= 0:
-            raise InputError(f"--data: {file} is not text: there is a zero byte at {zero:,}")
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"--data: {file} is not UTF-8 text: byte {content[error.start]:#x} at {error.start:,}"
-        ) from None

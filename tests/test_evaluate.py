@@ -1,0 +1,88 @@
+"""Loss on a text: transformers' numbers for every window and stride, and each token predicted exactly once."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, random_tokens, run
+from transformers import GPT2LMHeadModel
+
+import jaxgpt
+from jaxgpt.evaluate import _batches, evaluate
+
+
+@pytest.mark.parametrize("n", [2, 9, 41, 42, 43, 200])
+@pytest.mark.parametrize(("context", "stride"), [(41, 41), (41, 40), (41, 7), (10, 1), (1, 1)])
+def test_loss_is_that_of_transformers_however_windows_lie(hf_folder, n, context, stride):
+    folder, theirs = hf_folder()
+    tokens = random_tokens((n,), seed=n)
+    result = evaluate(jaxgpt.from_pretrained(folder), tokens, context=context, stride=stride, batch_size=3)
+    assert result.tokens == n - 1
+    assert abs(result.loss - expected_loss(theirs, tokens, context, stride)) <= 1e-4
+
+
+def expected_loss(model, tokens, context, stride):
+    """A window at a time, as transformers' guide to perplexity does it, but with every token predicted once."""
+    nats, done = 0.0, 1
+    for begin in range(0, len(tokens), stride):
+        window = torch.tensor(tokens[begin : begin + context + 1], dtype=torch.long)
+        with torch.no_grad():
+            losses = torch.nn.functional.cross_entropy(model(window[None, :-1]).logits[0], window[1:], reduction="none")
+        nats += losses[done - begin - 1 :].sum().item()
+        done = begin + len(window)
+        if done == len(tokens):
+            return nats / (done - 1)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("n", range(2, 40))
+@pytest.mark.parametrize("stride", [1, 4, 10])
+def test_each_token_is_predicted_once_with_the_context_that_the_stride_promises(n, stride):
+    T = min(10, n - 1)
+    stride = min(stride, T)
+    predicted = []
+    for ids, counts in _batches(np.arange(n), T, stride, 4):
+        for row, counted in zip(ids, counts, strict=True):
+            where = np.flatnonzero(counted)
+            predicted += row[1:][where].tolist()
+            assert all(at >= T - stride or row[0] == 0 for at in where)
+    assert predicted == list(range(1, n))
+
+
+def test_the_command_line_gives_the_loss_of_transformers_and_bits_per_byte(tmp_path):
+    text = "In the beginning God created the heaven and the earth. Naïve café.\n" * 20
+    (tmp_path / "text.txt").write_text(text)
+    out = run("jaxgpt", "eval", "tiny", f"--data={tmp_path / 'text.txt'}", "--stride=64", "--json").stdout
+    found = json.loads(out)
+    tokenizer, theirs = jaxgpt.load_tokenizer("tiny"), GPT2LMHeadModel.from_pretrained(TINY, dtype=torch.float32).eval()
+    tokens = np.asarray([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
+    loss = expected_loss(theirs, tokens, 256, 64)
+    assert abs(found["loss"] - loss) <= 1e-4
+    assert (found["tokens"], found["bytes"]) == (len(tokens) - 1, len(text.encode()))
+    assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+    assert found["bits_per_byte"] == pytest.approx(
+        loss * (len(tokens) - 1) / math.log(2) / len(text.encode()), rel=1e-4
+    )
+    table = run("jaxgpt", "eval", "tiny", f"--data={tmp_path / 'text.txt'}", "--stride=64").stdout
+    assert f"{found['loss']:.4f} nats per token" in table
+    refused = run("jaxgpt", "eval", "tiny", f"--data={tmp_path / 'nothing'}", check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "settings", "message"),
+    [
+        ([1], {}, "at least two tokens"),
+        ([[1, 2]], {}, "at least two tokens"),
+        ([1, 97], {}, "the model has 97 tokens"),
+        ([1, 2], {"context": 42}, "context must be from 1 to 41"),
+        ([1, 2], {"context": 10, "stride": 11}, "stride must be from 1 to the context of 10"),
+        ([1, 2], {"stride": 0}, "stride must be"),
+        ([1, 2], {"batch_size": 0}, "batch_size must be"),
+    ],
+)
+def test_what_can_not_be_evaluated_is_refused(hf_folder, tokens, settings, message):
+    with pytest.raises(jaxgpt.InputError, match=message):
+        evaluate(jaxgpt.from_pretrained(hf_folder()[0]), np.asarray(tokens), **settings)
