@@ -15,8 +15,11 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns that PyTorch is not there
     fine = True
     with one_clear_line("jaxgpt"):
-        commands, flags = {"check": Check, "eval": Eval, "generate": Generate}, tyro.conf.FlagCreatePairsOff
-        command = tyro.extras.subcommand_cli_from_dict(commands, prog="python -m jaxgpt", config=(flags,))
+        command = tyro.extras.subcommand_cli_from_dict(
+            {"check": Check, "eval": Eval, "generate": Generate},
+            prog="python -m jaxgpt",
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
         if isinstance(command, Check):
             fine = check(command)
         elif isinstance(command, Eval):
