@@ -21,7 +21,7 @@ from convert.config import GPTConfig
 from convert.dialects.jaxgpt import JAXGPT
 from convert.errors import InputError
 from jaxgpt import grammar, modules
-from jaxgpt.params import Rules, count_params, match
+from jaxgpt.params import Rules, by_path, count_params, match
 
 FROZEN = "frozen"
 
@@ -138,11 +138,11 @@ def thaw(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
     Raises:
         InputError: a state that is not of an earlier phase of this optimizer.
     """
-    held = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(opt_state)[0]}
-    fresh, structure = jax.tree_util.tree_flatten_with_path(tx.init(params))
-    if lost := held.keys() - {jax.tree_util.keystr(path) for path, _ in fresh}:
+    held, state = by_path(opt_state), tx.init(params)
+    fresh = by_path(state)
+    if lost := held.keys() - fresh.keys():
         raise InputError(f"opt_state is not of an earlier phase of this optimizer: it holds {min(lost) or 'a number'}")
-    return jax.tree.unflatten(structure, [held.get(jax.tree_util.keystr(path), leaf) for path, leaf in fresh])
+    return jax.tree.unflatten(jax.tree.structure(state), [held.get(path, leaf) for path, leaf in fresh.items()])
 
 
 def name_of(path: tuple) -> str:

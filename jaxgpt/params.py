@@ -38,6 +38,11 @@ def count_params(model: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
 
 
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of any pytree by their paths, as JAX writes them: `[0].mu['ln_f.scale']`."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
 def match(rules: Rules[T], names: Iterable[str]) -> dict[str, T]:
     """What the rules say of each name.
 

@@ -1,7 +1,6 @@
 """A run's checkpoints: everything that training needs to go on as if it had never stopped."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 from orbax import checkpoint as ocp
@@ -9,6 +8,7 @@ from orbax import checkpoint as ocp
 from convert.config import GPTConfig
 from convert.errors import InputError
 from convert.formats import orbax
+from jaxgpt.params import by_path
 from train.step import State
 
 
@@ -25,21 +25,17 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        moments = ocp.args.StandardSave(_by_path(state.opt_state))
+        moments = ocp.args.StandardSave(by_path(state.opt_state))
         with orbax.full_disk_as_os_error():
             self._manager.save(
                 step, args=ocp.args.Composite(**orbax.items(state.params, config), opt_state=moments), force=True
             )
 
-    def restore(self, step: int, state: State) -> State:
-        """The state of a step, in the shapes and places of the state given, whose values are not used."""
-
-        def target(arrays):
-            return {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for name, a in arrays.items()}
-
+    def restore(self, step: int, shapes: State) -> State:
+        """The state of a step; `shapes` says of what shape each array is, and where it is to lie."""
         arguments = ocp.args.Composite(
-            params=ocp.args.StandardRestore(target(state.params)),
-            opt_state=ocp.args.StandardRestore(target(_by_path(state.opt_state))),
+            params=ocp.args.StandardRestore(shapes.params),
+            opt_state=ocp.args.StandardRestore(by_path(shapes.opt_state)),
         )
         try:
             restored = self._manager.restore(step, args=arguments)
@@ -50,10 +46,10 @@ class Checkpoints:
             ) from None
         params, moments = restored["params"], restored["opt_state"]
         return State(
-            jax.device_put(jax.numpy.int32(step), state.step.sharding),
-            {name: params[name] for name in state.trainable},
-            {name: params[name] for name in state.frozen},
-            jax.tree.unflatten(jax.tree.structure(state.opt_state), [moments[k] for k in _by_path(state.opt_state)]),
+            jax.device_put(jax.numpy.int32(step), shapes.step.sharding),
+            {name: params[name] for name in shapes.trainable},
+            {name: params[name] for name in shapes.frozen},
+            jax.tree.unflatten(jax.tree.structure(shapes.opt_state), [moments[k] for k in by_path(shapes.opt_state)]),
         )
 
     def wait(self) -> None:
@@ -63,7 +59,3 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
