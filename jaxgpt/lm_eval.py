@@ -127,6 +127,8 @@ class JaxGPT(TemplateLM):
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
         """Of requests (texts or None, context ids, continuation ids); with texts, results go to the cache."""
         pairs = [(context, continuation) for _, context, continuation in requests]
+        if empty := [texts for (texts, *_), pair in zip(requests, pairs, strict=True) if not all(pair)]:
+            raise InputError(f"{empty[0]!r}: no token is left to score, or to score it after; there are {len(empty)}")
         self._warn(sum(len(context) + len(continuation) > self.max_length + 1 for context, continuation in pairs))
         results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
         bar = tqdm(total=len(pairs), disable=disable_tqdm, desc="Running loglikelihood requests")

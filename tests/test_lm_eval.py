@@ -202,20 +202,27 @@ def test_settings_that_are_not_ours_are_refused_before_anything_runs(ours, setti
 
 def test_requests_and_models_that_make_no_sense_are_refused(ours, tokenizer):
     for context, continuation, message in (
-        ("The", "", "an empty continuation"),
-        (" ", "The", "an empty context"),
+        ("The", "", "no token is left to score"),
+        ("a", "b", "no token is left to score"),  # "ab" is one token
+        (" ", "The", "no token is left to score"),
         ("The", of_length(tokenizer, 65), "65 tokens does not fit into a context of 64"),
     ):
         with pytest.raises(InputError, match=message):
             ours.loglikelihood(requests("loglikelihood", ("The", " king"), (context, continuation)))
+    for pair, message in ((([], [1]), "an empty context"), (([1], []), "an empty continuation")):
+        with pytest.raises(InputError, match=message):
+            next(scoring.score(ours.model, [pair]))
     with pytest.raises(InputError, match="ids reach from -1 to 4096; the model has 4096 tokens"):
         next(scoring.score(ours.model, [([4096], [-1])]))
+    endless = jaxgpt.load_tokenizer("tiny")
+    endless.eos_token = None
     for settings, message in (
         ({"batch_size": "auto"}, "batch_size must be a whole number"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
         ({"max_length": 65}, "max_length must be from 1 to the model's context of 64"),
         ({"n_head": 4}, "takes a tokenizer and no n_head"),
         ({"tokenizer": None}, "takes a tokenizer"),
+        ({"tokenizer": endless}, "the tokenizer has no end token"),
     ):
         with pytest.raises(InputError, match=message):
             jaxgpt.lm_eval.JaxGPT(ours.model, **{"tokenizer": tokenizer} | settings)
