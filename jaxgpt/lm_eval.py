@@ -1,0 +1,198 @@
+"""A model for EleutherAI's evaluation harness (lm_eval), which knows it as `jaxgpt` once this is imported.
+
+    import lm_eval, jaxgpt.lm_eval
+
+    lm_eval.simple_evaluate(model=jaxgpt.lm_eval.JaxGPT(model, tokenizer, batch_size=8), tasks=["lambada_openai"])
+    lm_eval.simple_evaluate(model="jaxgpt", model_args="pretrained=tiny,batch_size=8", tasks=["lambada_openai"])
+
+The harness's own command line finds only models that it was shipped with; this one is the same with ours beside them:
+
+    python -m jaxgpt.lm_eval --model jaxgpt --model_args pretrained=tiny --tasks lambada_openai --batch_size 8
+
+Scores, truncation and texts are those of the harness's own model `hf`; tests/test_lm_eval.py compares them.
+"""
+
+import itertools
+import logging
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from convert.errors import InputError, one_clear_line
+from jaxgpt.model import GPT
+from jaxgpt.params import count_params
+from jaxgpt.pretrained import from_pretrained
+from jaxgpt.score import score
+from jaxgpt.tokenizer import check_vocabulary, load_tokenizer
+
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import Collator, has_bos_prefix
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{error}; the evaluation harness comes with: pip install 'jaxgpt[eval]'") from error
+from jaxgpt.lm_eval_text import Settings, read_settings, write
+
+log = logging.getLogger(__name__)
+
+
+@register_model("jaxgpt")
+class JaxGPT(TemplateLM):
+    """A model as the harness asks it.
+
+    Args:
+        pretrained: a model; or where it is, as `from_pretrained` takes it, with `options` for that.
+        tokenizer: a tokenizer, or where it is; by default that which lies with the model.
+        batch_size: texts that are read at once.
+        max_length: tokens that the model reads of a text at most; its context by default.
+        seed: of the draws, where a task draws.
+        device, max_batch_size: what the harness's command line always says, and not for us: JAX chooses the device.
+
+    Raises:
+        InputError: a tokenizer that is not the model's, or a setting that makes no sense.
+    """
+
+    def __init__(
+        self,
+        pretrained: GPT | str,
+        tokenizer: Any = None,
+        *,
+        batch_size: int | str = 1,
+        max_length: int | None = None,
+        seed: int = 1234,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+        **options: Any,
+    ):
+        super().__init__()
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise InputError(f"batch_size must be a whole number from 1 on, not {batch_size!r}")
+        if isinstance(pretrained, GPT) and (options or tokenizer is None):
+            raise InputError(f"a model that is loaded takes a tokenizer and no {', '.join(options) or 'less'}")
+        tokenizer = pretrained if tokenizer is None else tokenizer
+        self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        self.model = pretrained if isinstance(pretrained, GPT) else from_pretrained(pretrained, **options)
+        check_vocabulary(self.tokenizer, self.model.config)
+        if self.tokenizer.eos_token_id is None:
+            raise InputError("the tokenizer has no end token (eos_token), with which the harness begins texts")
+        context = self.model.config.n_positions
+        if max_length is not None and not 1 <= max_length <= context:
+            raise InputError(f"max_length must be from 1 to the model's context of {context}, not {max_length}")
+        self.batch_size, self.max_length, self.max_gen_toks = int(batch_size), max_length or context, 256
+        self._seeds = itertools.count(seed)
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
+        """Token ids; the tokenizer's own special tokens around them, unless the text begins with one already."""
+        if add_special_tokens is None:
+            add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The conversation as text by the tokenizer's template; without a system role where that has none."""
+        from jinja2 import TemplateError
+
+        def apply(history):
+            return self.tokenizer.apply_chat_template(
+                history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+
+        try:
+            return apply(chat_history)
+        except TemplateError:
+            log.warning("the chat template can't be applied; once more without the system role")
+            return apply([message for message in chat_history if message["role"] != "system"])
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes beside results."""
+        return {"model_num_parameters": count_params(self.model), "model_dtype": str(np.dtype(self.model.dtype))}
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
+        """Of requests (texts or None, context ids, continuation ids); with texts, results go to the cache."""
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        if empty := [texts for (texts, *_), pair in zip(requests, pairs, strict=True) if not all(pair)]:
+            raise InputError(f"{empty[0]!r}: no token is left to score, or to score it after; there are {len(empty)}")
+        self._warn(sum(len(context) + len(continuation) > self.max_length + 1 for context, continuation in pairs))
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+        bar = tqdm(total=len(pairs), disable=disable_tqdm, desc="Running loglikelihood requests")
+        for batch in score(self.model, pairs, batch_size=self.batch_size, max_length=self.max_length):
+            for i, logprob, greedy in batch:
+                results[i] = (logprob, greedy)
+                if requests[i][0] is not None:
+                    self.cache_hook.add_partial("loglikelihood", requests[i][0], results[i])
+            bar.update(len(batch))
+        bar.close()
+        return results
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        """Log-probabilities in nats of whole texts, in windows that each fill the context."""
+        windows, owners = [], []
+        for i, (text,) in enumerate(request.args for request in requests):
+            whole = self.tok_encode(text)
+            for window in get_rolling_token_windows(whole, self.prefix_token_id, self.max_length, 1):
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(i)
+        totals = [0.0] * len(requests)
+        for i, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
+            totals[i] += logprob
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        """Texts after contexts, up to the end token or a stop string."""
+        asked = [request.args for request in requests]
+        prompts = {text: self.tok_encode(text) or [self.prefix_token_id] for text, _ in asked}
+        room = min((self.max_length - self._settings(given).new for _, given in asked), default=0)
+        self._warn(sum(len(prompt) > room for prompt in prompts.values()))
+        order = Collator(
+            asked,
+            sort_fn=lambda request: (-len(prompts[request[0]]), request[0]),
+            group_by="gen_kwargs",
+            group_fn=lambda request: request[1],
+        )
+        results: list[str] = []
+        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests")
+        for batch in order.get_batched(n=self.batch_size):
+            settings, seed = self._settings(batch[0][1]), next(self._seeds) % 2**32
+            ids = [prompts[text][-(self.max_length - settings.new) :] for text, _ in batch]
+            ids += [[self.prefix_token_id]] * (self.batch_size - len(batch))  # one shape for all batches
+            texts = write(self.model, self.tokenizer, ids, settings, n_rows=len(batch), seed=seed)
+            for request, text in zip(batch, texts, strict=True):
+                results.append(text)
+                self.cache_hook.add_partial("generate_until", request, text)
+            bar.update(len(batch))
+        bar.close()
+        return order.get_original(results)
+
+    def _settings(self, given: dict[str, Any]) -> Settings:
+        end = self.tokenizer.decode(self.eot_token_id)
+        return read_settings(given, end=end, default=self.max_gen_toks, limit=self.max_length)
+
+    def _warn(self, truncated: int) -> None:
+        if truncated:
+            log.warning("%d texts are longer than the context of %d: their ends are used", truncated, self.max_length)
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    with one_clear_line("jaxgpt.lm_eval"):
+        cli_evaluate()
