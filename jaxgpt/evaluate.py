@@ -76,16 +76,19 @@ def evaluate(
         raise InputError(f"ids reach from {tokens.min()} to {tokens.max()}; the model has {config.n_tokens} tokens")
     T = min(T, len(tokens) - 1)
     step = min(step, T)
-    batches = list(_batches(tokens.astype(np.int32), T, step, batch_size))
-    nats = sum(float(_nats(model, *batch)) for batch in tqdm(batches, disable=not progress, unit=" batch"))
+    starts = [0, *range(step, len(tokens) - 1 - T + step, step)]
+    with tqdm(total=len(starts), disable=not progress, unit=" windows") as bar:
+        nats = 0.0
+        for batch in _batches(tokens, starts, T, step, batch_size):
+            nats += float(_nats(model, *batch))
+            bar.update(min(batch_size, len(starts) - bar.n))
     return Evaluation(len(tokens) - 1, nats)
 
 
 def _batches(
-    tokens, T: int, step: int, batch_size: int
+    tokens: Int[np.ndarray, " n"], starts: list[int], T: int, step: int, batch_size: int
 ) -> Iterator[tuple[Int[np.ndarray, "B T+1"], Bool[np.ndarray, "B T"]]]:
     """Windows, and which of their predictions count: those that no window before made."""
-    starts = [0, *range(step, len(tokens) - 1 - T + step, step)]
     for i in range(0, len(starts), batch_size):
         ids, counts = np.zeros((batch_size, T + 1), np.int32), np.zeros((batch_size, T), bool)
         for row, start in enumerate(starts[i : i + batch_size]):

@@ -3,24 +3,19 @@
 import json
 from dataclasses import replace
 
+import lm_eval
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, run
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 import jaxgpt
+import jaxgpt.lm_eval
 from convert.errors import InputError
 from jaxgpt import score as scoring
 from jaxgpt.pretrained import abstract
-
-# not in the test extra: with its 40 packages (pyarrow, pandas, scikit-learn, …) it takes half a gigabyte
-lm_eval = pytest.importorskip("lm_eval", reason="pip install 'jaxgpt[eval]' accelerate")
-pytest.importorskip("accelerate", reason="the harness's own model, which ours is compared with, needs it")
-
-from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.models.huggingface import HFLM  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
-
-import jaxgpt.lm_eval  # noqa: E402
 
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 CHAT += "{% if add_generation_prompt %}a:{% endif %}"
