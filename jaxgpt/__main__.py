@@ -76,7 +76,7 @@ def generate(command: Generate) -> None:
     from jaxgpt.sampling import make_samplers
     from jaxgpt.text import write
 
-    texts = [sys.stdin.read() if text == "-" else text for text in command.prompt]
+    texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in command.prompt]
     for text in texts:
         check_prompt(text)
     if not texts:
@@ -86,7 +86,8 @@ def generate(command: Generate) -> None:
     )
     model, tokenizer = jaxgpt.from_pretrained(command.model), jaxgpt.load_tokenizer(command.model)
     model = jaxgpt.vocab.mark_padding(model, tokenizer)
-    prompts = [fit(tokenizer(text, verbose=False)["input_ids"], command, model.config.n_positions) for text in texts]
+    ids = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
+    prompts = [fit(row, command, model.config.n_positions, f"prompt {i}") for i, row in enumerate(ids, 1)]
     pieces = write(
         model,
         tokenizer,
@@ -118,17 +119,21 @@ def check_prompt(text: str) -> None:
         raise InputError("--prompt is not valid UTF-8") from None
 
 
-def fit(ids: list[int], command: Generate, n_positions: int) -> list[int]:
+def fit(ids: list[int], command: Generate, n_positions: int, name: str) -> list[int]:
     """The prompt, or as much of its end as leaves room for the new tokens; what is cut is said."""
-    room = max(n_positions - command.max_new_tokens, 0)
+    room = n_positions - command.max_new_tokens
+    if room < 1:
+        raise InputError(
+            f"--max-new-tokens must be below the context of {n_positions:,}, not {command.max_new_tokens:,}"
+        )
     if len(ids) <= room:
         return ids
-    if command.truncate is None or not room:
+    if command.truncate is None:
         raise InputError(
-            f"the prompt has {len(ids):,} tokens and --max-new-tokens is {command.max_new_tokens:,}, the context has "
+            f"{name} has {len(ids):,} tokens and --max-new-tokens is {command.max_new_tokens:,}, the context has "
             f"{n_positions:,}: ask for less, or use --truncate=left to keep the end of the prompt"
         )
-    print(f"jaxgpt: the prompt's first {len(ids) - room:,} of {len(ids):,} tokens were cut off", file=sys.stderr)
+    print(f"jaxgpt: {name}: the model reads its last {room:,} of {len(ids):,} tokens", file=sys.stderr)
     return ids[-room:]
 
 

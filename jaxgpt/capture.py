@@ -16,9 +16,10 @@ from jaxgpt.dropout import Keys
 class Capture:
     """Keeps what has a name that the pattern matches as a whole.
 
-    A module's output has the module's path, and so `blocks.3` is the residual stream after that block. Besides, there
-    are `embeddings`, the stream before the first block, and `blocks.3.attn.pattern`, the weights (B, N, T, T) that
-    positions give to those before them.
+    In the order of the network, with the shape (B, T, D) where nothing is said: `tok_emb`; `pos_emb`, (1, T, D);
+    `embeddings`, their sum, the residual stream before the first block; of each block `blocks.3.ln_1`,
+    `blocks.3.attn.pattern`, (B, N, T, T), the weights that positions give to those before them, before dropout;
+    `blocks.3.attn`, `blocks.3.ln_2`, `blocks.3.mlp`, and `blocks.3`, the stream after it; and `ln_f`.
     """
 
     pattern: re.Pattern
@@ -74,5 +75,5 @@ def make_capture(pattern: str) -> Capture:
     """
     try:
         return Capture(re.compile(pattern))
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise InputError(f"capture={pattern!r} is no regular expression: {error}") from None

@@ -9,12 +9,12 @@ import tyro
 
 @dataclass(frozen=True)
 class Generate:
-    """Continues prompts with a model's own words, which appear as they come."""
+    """Continues prompts with a model's own words: one text appears as it comes, several when all are written."""
 
     model: Annotated[str, tyro.conf.Positional]
     """tiny, a Hugging Face folder, a .safetensors file, an Orbax checkpoint, a training run, or a hub name."""
     prompt: tuple[str, ...] = ("The",)
-    """Texts to begin with, side by side in one batch; - is standard input."""
+    """Texts to begin with, side by side in one batch; - is standard input, without its last line end."""
     max_new_tokens: int = 100
     """Tokens to add at most: a text also ends at the model's end token."""
     stop: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ class Generate:
     top_p: float | None = None
     """Draw among the fewest tokens whose probabilities sum to at least this; None: all."""
     min_p: float | None = None
-    """Draw among tokens at least this times as probable as the likeliest; None: all."""
+    """Draw among tokens that have at least this share of the likeliest one's probability; None: all."""
     repetition_penalty: float = 1.0
     """Above 1 makes tokens less likely that the text holds already; 1 does nothing."""
     num_samples: int = 1

@@ -12,7 +12,7 @@ from convert.config import GPTConfig
 from convert.errors import InputError
 from jaxgpt.decode import decode, prefill
 from jaxgpt.model import GPT
-from jaxgpt.sampling import Greedy, RepetitionPenalty, Sampler, make_samplers
+from jaxgpt.sampling import Greedy, RepetitionPenalty, Sampler, integer, make_samplers
 
 Prompts = Int[Array | np.ndarray, "B T"] | Sequence[Sequence[int]]
 
@@ -39,7 +39,7 @@ def generate(
     Args:
         max_new_tokens: how many to add.
         temperature: 0 takes the likeliest token; otherwise logits are divided by it and a token is drawn.
-        top_k: draw among the k likeliest only.
+        top_k: draw among the k likeliest only; each k is a program of its own, and compiles.
         top_p: draw among the fewest tokens whose probabilities sum to at least this.
         min_p: draw among tokens that have at least this share of the likeliest one's probability.
         repetition_penalty: above 1 makes tokens less likely that the text holds already; 1 does nothing.
@@ -94,17 +94,16 @@ class Stream:
         prompts, config = _rows(tokens, model.config), model.config
         longest = max(map(len, prompts))
         room = config.n_positions - longest
+        max_new_tokens = integer("max_new_tokens", max_new_tokens, -(2**31))
         if not 0 <= max_new_tokens <= room:
             where = f"the prompt has {longest} tokens, the context {config.n_positions}"
             raise InputError(f"max_new_tokens must be from 0 to {max(room, 0)}, not {max_new_tokens}: {where}")
-        if not 0 <= seed < 2**32:
-            raise InputError(f"seed must be from 0 to 2^32 - 1, not {seed}")
-        if num_samples < 1:
-            raise InputError(f"num_samples must be at least 1, not {num_samples}")
+        seed, num_samples = integer("seed", seed, 0, 2**32 - 1), integer("num_samples", num_samples, 1)
+        end = -1 if eos_id is None else integer("eos_id", eos_id, 0)
         self.prompts = [prompt for prompt in prompts for _ in range(num_samples)]
         """Of each row."""
         self._new, self._every = max_new_tokens, every
-        self._eos, width = np.int32(-1 if eos_id is None else eos_id), _bucket(longest)
+        self._eos, width = np.int32(end), _bucket(longest)
         self._start = partial(
             prefill,
             model,
@@ -140,11 +139,14 @@ class Stream:
 def _rows(tokens: Prompts, config: GPTConfig) -> list[Int[np.ndarray, " T"]]:
     if isinstance(tokens, (jax.Array, np.ndarray)) and tokens.ndim != 2:
         raise InputError(f"prompts must be a non-empty (B, T) array of token ids, not of shape {tokens.shape}")
-    rows = [np.asarray(row) for row in tokens]
+    try:
+        rows = [np.asarray(row) for row in tokens]
+    except (TypeError, ValueError):  # not iterable, or lists of unequal depth
+        raise InputError("prompts must be an array (B, T) of token ids, or a list of lists of them") from None
     if not rows or not all(row.ndim == 1 and row.size for row in rows):
         raise InputError("prompts must be a non-empty (B, T) array of token ids, or a list of non-empty lists of them")
-    if not all(np.issubdtype(row.dtype, np.integer) for row in rows):
-        raise InputError(f"prompts must be integers, not {rows[0].dtype}")
+    if other := [row.dtype for row in rows if not np.issubdtype(row.dtype, np.integer)]:
+        raise InputError(f"prompts must be integers, not {other[0]}")
     low, high = min(row.min() for row in rows), max(row.max() for row in rows)
     if not 0 <= low <= high < config.n_tokens:
         raise InputError(f"prompt ids reach from {low} to {high}; the model has {config.n_tokens} tokens")

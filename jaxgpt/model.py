@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from convert.config import GPTConfig
+from convert.errors import InputError
 from jaxgpt.attention import attend, attention
 from jaxgpt.cache import Cache
 from jaxgpt.capture import NOTHING, Pass, make_capture
@@ -135,11 +136,12 @@ class GPT(nnx.Module):
                 All names are in `jaxgpt.capture`.
 
         Raises:
-            InputError: `capture` matches nothing.
+            InputError: tokens of another shape or more than the context; or `capture` matches nothing.
         """
-        T = tokens.shape[1]
-        if self.config.n_positions < T:
-            raise ValueError(f"{T} tokens do not fit into the model's context of {self.config.n_positions}")
+        if getattr(tokens, "ndim", None) != 2:
+            raise InputError(f"tokens must be an array of shape (B, T), not {getattr(tokens, 'shape', tokens)}")
+        if not 0 < (T := tokens.shape[1]) <= self.config.n_positions:
+            raise InputError(f"{T} tokens do not fit into the model's context of {self.config.n_positions}")
         keys = None if dropout_key is None else Keys(dropout_key)
         captured = None if capture is None else make_capture(capture)
         run = Pass(keys=keys, capture=captured)

@@ -3,9 +3,10 @@
 Which samplers there are is compiled into a program; their numbers are arguments of it, all but the k of top-k.
 """
 
-import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,26 +118,39 @@ def make_samplers(
     Raises:
         InputError: a number that makes no sense.
     """
-    if not 0 <= temperature < math.inf:
-        raise InputError(f"temperature must be at least 0 and finite, not {temperature}")
-    if top_k is not None and top_k < 1:
-        raise InputError(f"top_k must be at least 1, not {top_k}")
-    for name, p in (("top_p", top_p), ("min_p", min_p)):
-        if p is not None and not 0 < p <= 1:
-            raise InputError(f"{name} must be above 0 and at most 1, not {p}")
-    if not 0 < repetition_penalty < math.inf:
-        raise InputError(f"repetition_penalty must be above 0 and finite, not {repetition_penalty}")
-    penalty = () if repetition_penalty == 1 else (RepetitionPenalty(repetition_penalty),)
-    if temperature == 0:
-        return (*penalty, Greedy())
-    chain: list[Sampler] = [*penalty, Temperature(temperature)]
+    heat = real("temperature", temperature, 0, 1e30)
+    penalty = real("repetition_penalty", repetition_penalty, 1e-6, 1e6)
+    narrowing: list[Sampler] = []
     if top_k is not None:
-        chain.append(TopK(top_k))
+        narrowing.append(TopK(integer("top_k", top_k, 1)))
     if top_p is not None:
-        chain.append(TopP(top_p))
+        narrowing.append(TopP(real("top_p", top_p, 1e-30, 1)))
     if min_p is not None:
-        chain.append(MinP(min_p))
-    return tuple(chain)
+        narrowing.append(MinP(real("min_p", min_p, 1e-30, 1)))
+    first = () if penalty == 1 else (RepetitionPenalty(penalty),)
+    return (*first, Temperature(heat), *narrowing) if heat else (*first, Greedy())
+
+
+def integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
+    """A whole number from `low` to `high`, or an InputError that names it."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} must be a whole number, not {value!r}") from None
+    if not low <= number <= high:
+        raise InputError(f"{name} must be from {low} to {high}, not {number}")
+    return number
+
+
+def real(name: str, value: Any, low: float, high: float) -> float:
+    """A number from `low` to `high`, or an InputError that names it."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be a number, not {value!r}") from None
+    if not low <= number <= high:
+        raise InputError(f"{name} must be from {low:g} to {high:g}, not {number:g}")
+    return number
 
 
 def draw(

@@ -34,8 +34,8 @@ def write(
     Raises:
         InputError: an empty stop string, or what `Stream` refuses.
     """
-    if not all(stop):
-        raise InputError("a stop string must not be empty")
+    if isinstance(stop, str) or not all(stop):
+        raise InputError("stop strings are a list, none of them empty")
     end = model.config.eos_token_id
     stream = Stream(
         model,
@@ -47,6 +47,10 @@ def write(
         num_samples=num_samples,
     )
     texts = [Text(tokenizer, prompt, stop, end) for prompt in stream.prompts]
+    return _pieces(stream, texts)
+
+
+def _pieces(stream: Stream, texts: list["Text"]) -> Iterator[list[str]]:
     for new in stream:
         yield [text.add(row) for text, row in zip(texts, new, strict=True)]
         stream.end(np.asarray([text.ended for text in texts]))

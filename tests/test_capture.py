@@ -64,8 +64,22 @@ def test_patterns_are_distributions_over_the_past_in_any_dtype(hf_folder):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [("block.0", r"matches nothing; there are tok_emb, .*blocks\.0\.attn\.pattern"), ("(", "no regular expression")],
+    [
+        ("block.0", r"matches nothing; there are tok_emb, .*blocks\.0\.attn\.pattern"),
+        ("(", "no regular expression"),
+        (["ln_f"], "no regular expression"),
+    ],
 )
 def test_what_can_not_be_captured_is_refused(pair, names, message):
     with pytest.raises(jaxgpt.InputError, match=message):
         pair[0](TOKENS, capture=names)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [TOKENS[0], TOKENS[0].tolist(), TOKENS[:, :0], np.zeros((1, 42), np.int32)],
+    ids=["1-D", "list", "none", "long"],
+)
+def test_tokens_of_another_shape_are_refused(pair, tokens):
+    with pytest.raises(jaxgpt.InputError, match=r"of shape \(B, T\)|do not fit"):
+        pair[0](tokens)

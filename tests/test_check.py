@@ -1,5 +1,6 @@
 """Sanity checks: a good model passes, and each of the usual faults fails and is named."""
 
+import copy
 import json
 import math
 import shutil
@@ -62,7 +63,9 @@ def detail(report, name):
 
 def test_the_bundled_model_is_fine_and_equals_pytorch(tiny):
     report = check(*tiny, TINY, name="tiny")
-    assert verdicts(report) == dict.fromkeys(("counts", "tokenizer", "loss", "text", "parity", "parameters"), True)
+    assert verdicts(report) == dict.fromkeys(
+        ("counts", "weights", "tokenizer", "loss", "text", "parity", "parameters"), True
+    )
     assert report.ok
     assert report.text.startswith("In the morning")
     assert report.parity.first is None
@@ -93,17 +96,37 @@ def noise(model, scale):
         (lambda model: jaxgpt.GPT(model.config, rngs=nnx.Rngs(0)), "predicts nearly uniformly"),
         (lambda model: jaxgpt.with_params(model, noise(model, 0.15)), "no likelier than their tokens shuffled"),
         (one_token, "repeats itself: 98% of its 4-grams, and says few different tokens"),
-        (lambda model: changed(model, ln_f__bias=lambda b: b * jnp.nan), "predicts nearly uniformly"),
     ],
-    ids=["untrained", "noise", "one token", "nan"],
+    ids=["untrained", "noise", "one token"],
 )
 def test_a_model_that_knows_nothing_fails_loss_and_text(tiny, spoil, cause):
     model, tokenizer = tiny
     report = check(spoil(model), tokenizer)
-    assert verdicts(report) == {"counts": True, "tokenizer": True, "loss": False, "text": False}
+    assert verdicts(report) == {"counts": True, "weights": True, "tokenizer": True, "loss": False, "text": False}
     assert cause in detail(report, "text")
     assert "tokenizer of another model" in detail(report, "loss")
     json.dumps(report.as_json(), allow_nan=False)
+
+
+def test_weights_that_are_no_numbers_are_named_also_where_no_text_reaches(tiny):
+    model, tokenizer = tiny
+    unused = changed(model, pos_emb__embedding=lambda table: table.at[-1, 3].set(jnp.nan))
+    report = check(unused, tokenizer)
+    assert verdicts(report) == {"counts": True, "weights": False, "tokenizer": True, "loss": True, "text": True}
+    assert detail(report, "weights") == "not finite: pos_emb.embedding"
+    report = check(changed(model, ln_f__bias=lambda b: b * jnp.nan), tokenizer)
+    assert "not a number" in detail(report, "loss")
+    assert detail(report, "text") == "the logits are not numbers"
+    json.dumps(report.as_json(), allow_nan=False)
+
+
+def test_a_reference_of_half_precision_is_refused_and_a_rounded_one_is_named(pair):
+    model, reference = pair
+    module = copy.deepcopy(reference.module)
+    with pytest.raises(jaxgpt.InputError, match=r"a reference of float32, not torch\.float16"):
+        check(model, None, copy.deepcopy(module).half())
+    report = check(model, None, module.half().float())
+    assert "is not rounded to float16, the reference's is" in detail(report, "parity")
 
 
 def test_a_published_name_is_held_to_its_loss_and_a_shape_only_reminded(tiny):
@@ -121,7 +144,7 @@ def test_counts_come_from_the_config_alone(flags):
     config = replace(load_reference(random_hf()).config, **flags)
     model = abstract(config)
     assert sum(expected_counts(config).values()) == jaxgpt.count_params(jaxgpt.named_params(model))
-    grown = abstract(replace(config, n_inner=DIMS["n_inner"] + 1))
+    grown = jaxgpt.GPT(replace(config, n_inner=DIMS["n_inner"] + 1), rngs=nnx.Rngs(0))
     grown.config = config
     report = check(grown, None)
     assert verdicts(report)["counts"] is False
@@ -130,14 +153,14 @@ def test_counts_come_from_the_config_alone(flags):
 
 def test_what_lacks_a_tokenizer_skips_what_needs_one(pair):
     report = check(pair[0], None)
-    assert verdicts(report) == {"counts": True, "tokenizer": None, "loss": None, "text": None}
+    assert verdicts(report) == {"counts": True, "weights": True, "tokenizer": None, "loss": None, "text": None}
     assert report.ok
 
 
 def test_another_models_tokenizer_is_named(tiny, pair):
     _, tokenizer = tiny
     report = check(pair[0], tokenizer)
-    assert verdicts(report) == {"counts": True, "tokenizer": False, "loss": None, "text": None}
+    assert verdicts(report) == {"counts": True, "weights": True, "tokenizer": False, "loss": None, "text": None}
     assert "the tokenizer has 4,096 tokens, the model only 97 embedding rows" in detail(report, "tokenizer")
     other = with_config(tiny[0], eos_token_id=0)
     assert "<|endoftext|> is 4095 to the tokenizer and 0 to the model" in detail(check(other, tokenizer), "tokenizer")
@@ -292,7 +315,7 @@ def test_the_command_line_fails_names_and_prints_strict_json(tmp_path, tiny):
     verdict = {c["name"]: c["ok"] for c in report["checks"]}
     assert verdict["loss"] is verdict["counts"] is True  # nothing but the comparison sees it
     assert verdict["parity"] is verdict["parameters"] is False
-    assert math.isfinite(report["checks"][2]["values"]["loss"])
+    assert math.isfinite(report["checks"][3]["values"]["loss"])
 
 
 def test_the_command_line_on_a_folder_without_tokenizer(hf_folder):

@@ -197,11 +197,19 @@ def test_a_prompt_of_padding_is_refused(hf_folder):
         ([[1]], {"temperature": float("nan")}, "temperature must be"),
         ([[1]], {"seed": -1}, "seed must be"),
         ([[1]], {"seed": 10**20}, "seed must be"),
-        ([[1]], {"top_k": 0}, "top_k must be at least 1"),
-        ([[1]], {"top_p": 0.0}, "top_p must be above 0"),
-        ([[1]], {"min_p": 1.5}, "min_p must be above 0 and at most 1"),
-        ([[1]], {"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
-        ([[1]], {"num_samples": 0}, "num_samples must be at least 1"),
+        ([[1]], {"top_k": 0}, "top_k must be from 1"),
+        ([[1]], {"top_p": 0.0}, "top_p must be from 1e-30 to 1, not 0"),
+        ([[1]], {"min_p": 1.5}, "min_p must be from 1e-30 to 1"),
+        ([[1]], {"repetition_penalty": 0.0}, "repetition_penalty must be from"),
+        ([[1]], {"num_samples": 0}, "num_samples must be from 1"),
+        ([[1]], {"max_new_tokens": 4.5}, "max_new_tokens must be a whole number, not 4.5"),
+        ([[1]], {"top_k": 2.0, "temperature": 1}, "top_k must be a whole number"),
+        ([[1]], {"seed": 1.5}, "seed must be a whole number"),
+        ([[1]], {"eos_id": 1.5}, "eos_id must be a whole number"),
+        ([[1]], {"eos_id": -5}, "eos_id must be from 0"),
+        ([[1]], {"temperature": None}, "temperature must be a number"),
+        ([[1]], {"temperature": 1e300}, r"temperature must be from 0 to 1e\+30"),
+        ([[1]], {"repetition_penalty": "2" * 400}, "repetition_penalty must be from"),
     ],
 )
 def test_what_can_not_be_generated_is_refused(tiny, prompt, settings, message):
@@ -209,7 +217,17 @@ def test_what_can_not_be_generated_is_refused(tiny, prompt, settings, message):
         jaxgpt.generate(tiny[0], np.asarray(prompt, np.int32), **{"max_new_tokens": 3, **settings})
 
 
-@pytest.mark.parametrize(("prompts", "message"), [([], "non-empty"), ([[1], []], "non-empty"), ([[0.5]], "integers")])
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([], "non-empty"),
+        ([[1], []], "non-empty"),
+        ([[0.5]], "integers, not float64"),
+        ([[1, 2], [3.5]], "integers, not float64"),
+        ([[1, [2, 3]]], "a list of lists"),
+        (None, "a list of lists"),
+    ],
+)
 def test_what_is_no_list_of_prompts_is_refused(tiny, prompts, message):
     with pytest.raises(jaxgpt.InputError, match=message):
         jaxgpt.generate(tiny[0], prompts, max_new_tokens=3)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -39,7 +40,7 @@ def check(model: GPT, tokenizer: Any | None, reference: Any = None, *, name: str
             not of float32.
     """
     theirs = None if reference is None else load_reference(reference)
-    checks, text = [check_counts(model, theirs)], None
+    checks, text = [check_counts(model, theirs), check_weights(model)], None
     ids = [] if tokenizer is None else [token for sentence in SENTENCES for token in tokenizer(sentence)["input_ids"]]
     if tokenizer is None:
         checks += [Check("tokenizer", None, "none lies with the model", "one, for the checks of loss and text")]
@@ -88,6 +89,15 @@ def check_counts(model: GPT, reference: Reference | None = None) -> Check:
     measured = f"{sum(counts.values()):,} in {len(counts)} modules"
     detail = "; ".join(problems[:4]) + f"; and {len(problems) - 4} more" * (len(problems) > 4)
     return Check("counts", not problems, measured, expected, detail, {"total": sum(counts.values()), "modules": counts})
+
+
+def check_weights(model: GPT) -> Check:
+    """Whether all parameters are finite: one that is not may lie where no text reaches it."""
+    params = named_params(model)
+    broken = [name for name, param in params.items() if not bool(jnp.isfinite(param).all())]
+    more = f" and {len(broken) - 4} more" * (len(broken) > 4)
+    detail = f"not finite: {', '.join(broken[:4])}{more}" if broken else ""
+    return Check("weights", not broken, f"{len(params) - len(broken)} of {len(params)} tensors finite", "all", detail)
 
 
 def check_tokenizer(tokenizer: Any, config: GPTConfig) -> Check:

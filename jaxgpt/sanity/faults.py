@@ -82,7 +82,11 @@ def difference(name: str, ours: np.ndarray, theirs: np.ndarray, missing: tuple[b
         return ("is missing" if missing[1] else "is all zeros") + " in the reference, and not zero here"
     for kind in (np.float16, ml_dtypes.bfloat16):
         if np.array_equal(ours.ravel().astype(kind), theirs.ravel().astype(kind)):
-            return f"is the reference's, rounded to {np.dtype(kind).name}"
+            mine = np.array_equal(ours, ours.astype(kind).astype(np.float32))
+            short = np.dtype(kind).name
+            return (
+                f"is the reference's, rounded to {short}" if mine else f"is not rounded to {short}, the reference's is"
+            )
     if not _close(ours, theirs):
         for says, variant in _variants(name, theirs):
             if _close(ours, variant):

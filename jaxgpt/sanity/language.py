@@ -99,7 +99,9 @@ def check_loss(model: GPT, losses: tuple[float, float], name: str | None = None)
     expected, detail, ok = f"below {UNIFORM * blind:.2f}: {UNIFORM} ln(V)", "", loss < UNIFORM * blind
     if known is not None:
         expected += f"; {known.name} has {known.low:g} to {known.high:g}"
-    if not ok:
+    if math.isnan(loss):
+        detail = "not a number: weights are not finite, or so large that they overflow"
+    elif not ok:
         detail = (
             f"no better than a blind guess, ln(V) = {blind:.2f}; usual causes are the tokenizer of another model, "
             "weights that were transposed, or weights that were not loaded"
@@ -141,6 +143,8 @@ def check_text(model: GPT, tokenizer: Any, losses: tuple[float, float]) -> tuple
         "finds sentences no likelier than their tokens shuffled": not values["order"] >= ORDER,
     }
     detail = "the model " + ", and ".join(text for text, there in problems.items() if there)
+    if math.isnan(values["entropy"]):
+        detail = "the logits are not numbers"
     ok = not any(problems.values())
     measured = (
         f"repeats {values['repeated']:.2f}, spread {values['spread']:.2f} nats, entropy {values['entropy']:.2f} ln(V), "

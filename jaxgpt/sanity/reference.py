@@ -51,6 +51,11 @@ def load_reference(source: Any) -> Reference:
     except ImportError:
         raise InputError("a comparison with PyTorch needs PyTorch: pip install 'jaxgpt[torch]'") from None
     if isinstance(source, torch.nn.Module):
+        if others := {str(param.dtype) for param in source.parameters()} - {"torch.float32"}:
+            raise InputError(
+                f"parity needs a reference of float32, not {', '.join(sorted(others))}, whose rounding would hide "
+                "faults: from_pretrained(..., dtype=torch.float32)"
+            )
         return _reference(type(source).__name__, source.eval())
     path = resolve(source)
     if not (path / "config.json").is_file():
