@@ -125,7 +125,7 @@ class Stream:
         state, shown = self._start(), 0
         while True:
             count = int(state.count)
-            yield np.asarray(state.added[:, shown:count])
+            yield np.array(state.added)[:, shown:count]  # cut on the host: each cut would be a program on the device
             state, shown = replace(state, ended=state.ended | self._ended), count
             if count == self._new or bool(state.ended.all()):
                 return
@@ -137,8 +137,10 @@ class Stream:
 
 
 def _rows(tokens: Prompts, config: GPTConfig) -> list[Int[np.ndarray, " T"]]:
-    if isinstance(tokens, (jax.Array, np.ndarray)) and tokens.ndim != 2:
-        raise InputError(f"prompts must be a non-empty (B, T) array of token ids, not of shape {tokens.shape}")
+    if isinstance(tokens, (jax.Array, np.ndarray)):
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2:
+            raise InputError(f"prompts must be a non-empty (B, T) array of token ids, not of shape {tokens.shape}")
     try:
         rows = [np.asarray(row) for row in tokens]
     except (TypeError, ValueError):  # not iterable, or lists of unequal depth

@@ -11,6 +11,8 @@ from conftest import TINY, random_tokens, run
 from transformers import GPT2LMHeadModel
 
 import jaxgpt
+from jaxgpt import __main__ as main
+from jaxgpt.commands import Eval
 from jaxgpt.evaluate import evaluate
 
 
@@ -58,7 +60,7 @@ def test_each_token_is_predicted_once_with_the_context_that_the_stride_promises(
         assert seen == list(range(1, n))
 
 
-def test_the_command_line_gives_the_loss_of_transformers_and_bits_per_byte(tmp_path):
+def test_the_command_line_gives_the_loss_of_transformers_and_bits_per_byte(tmp_path, capsys):
     text = "In the beginning God created the heaven and the earth. Naïve café.\n" * 20
     (tmp_path / "text.txt").write_text(text)
     out = run("jaxgpt", "eval", "tiny", f"--data={tmp_path / 'text.txt'}", "--stride=64", "--json").stdout
@@ -72,10 +74,10 @@ def test_the_command_line_gives_the_loss_of_transformers_and_bits_per_byte(tmp_p
     assert found["bits_per_byte"] == pytest.approx(
         loss * (len(tokens) - 1) / math.log(2) / len(text.encode()), rel=1e-4
     )
-    table = run("jaxgpt", "eval", "tiny", f"--data={tmp_path / 'text.txt'}", "--stride=64").stdout
-    assert f"{found['loss']:.4f} nats per token" in table
-    refused = run("jaxgpt", "eval", "tiny", f"--data={tmp_path / 'nothing'}", check=False)
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    main.evaluate(Eval("tiny", tmp_path / "text.txt", stride=64))
+    assert f"{found['loss']:.4f} nats per token" in capsys.readouterr().out
+    with pytest.raises(jaxgpt.InputError, match="is no file and no folder"):
+        main.evaluate(Eval("tiny", tmp_path / "nothing"))
 
 
 @pytest.mark.parametrize(

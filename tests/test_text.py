@@ -1,10 +1,14 @@
 """Text as it comes: pieces add up to the whole, halves are held back, and stop strings end it."""
 
+import io
+
 import numpy as np
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT
 
 import jaxgpt
+from jaxgpt.__main__ import generate
+from jaxgpt.commands import Generate
 from jaxgpt.sampling import make_samplers
 from jaxgpt.text import Text, write
 
@@ -74,19 +78,39 @@ def test_an_empty_stop_string_is_refused(tiny):
             write(*tiny, [[1]], max_new_tokens=3, stop=stop)
 
 
-def test_the_command_line_writes_several_texts_stops_and_cuts_prompts(tmp_path):
-    settings = ("--max-new-tokens=20", "--temperature=0")
-    alone = run("jaxgpt", "generate", "tiny", "--prompt=In the beginning", *settings).stdout
-    both = run("jaxgpt", "generate", "tiny", "--prompt", "A", "In the beginning", *settings).stdout
+@pytest.fixture
+def said(capsys):
+    """What the command prints, without a process of its own."""
+
+    def run(*prompts, **settings):
+        generate(Generate("tiny", prompts, **{"max_new_tokens": 20, "temperature": 0.0, **settings}))
+        return capsys.readouterr()
+
+    return run
+
+
+def test_the_command_writes_several_texts_and_stops(said):
+    alone = said("In the beginning").out
+    both = said("A", "In the beginning").out
     assert both.startswith("--- 1 of 2\nA")
     assert both.endswith(f"--- 2 of 2\n{alone}")
     word = alone.split()[6]
-    stopped = run("jaxgpt", "generate", "tiny", "--prompt=In the beginning", f"--stop={word}", *settings).stdout
-    assert stopped == alone.split(word)[0] + "\n"
+    assert said("In the beginning", stop=(word,)).out == alone.split(word)[0] + "\n"
+
+
+def test_the_command_cuts_a_prompt_that_is_too_long_only_when_told(said):
     long = (ROOT / "README.md").read_text()
-    refused = run("jaxgpt", "generate", "tiny", "--prompt", long, *settings, check=False)
-    assert refused.returncode == 2
-    assert "the context has 256: ask for less, or use --truncate=left" in refused.stderr
-    cut = run("jaxgpt", "generate", "tiny", "--prompt", long, "--truncate=left", *settings)
-    assert "prompt 1: the model reads its last 236 of" in cut.stderr
-    assert cut.stdout.startswith(long)
+    with pytest.raises(
+        jaxgpt.InputError, match=r"prompt 1 has .* the context has 256: ask for less, or use --truncate"
+    ):
+        said(long)
+    with pytest.raises(jaxgpt.InputError, match="--max-new-tokens must be below the context of 256"):
+        said(long, truncate="left", max_new_tokens=256)
+    cut = said(long, truncate="left")
+    assert "prompt 1: the model reads its last 236 of" in cut.err
+    assert cut.out.startswith(long)
+
+
+def test_the_command_reads_standard_input(said, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("In the beginning\n"))
+    assert said("-") == said("In the beginning")
