@@ -1,0 +1,152 @@
+"""Conversations: from a record of a file to token ids, and which of them the assistant said."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convert.errors import InputError
+from jaxgpt.tokenizer import add_tokens
+
+Message = dict[str, str]
+"""`{"role": "user", "content": "Hello"}`; roles are system, user and assistant."""
+
+ROLE_TOKENS = ("<|user|>", "<|assistant|>")
+"""What `CHAT_TEMPLATE` needs beside the end of text."""
+
+CHAT_TEMPLATE = (
+    "{%- set ns = namespace(system='') -%}{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' -%}{%- set ns.system = ns.system + message['content'] + '\n\n' -%}"
+    "{%- elif message['role'] == 'user' -%}{{ '<|user|> ' + ns.system + message['content'] + ' ' }}"
+    "{%- set ns.system = '' -%}"
+    "{%- else -%}{{ '<|assistant|> ' + message['content'] + eos_token }}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+)
+"""`<|user|> … <|assistant|> …<|endoftext|>`; what a system message says begins the user's next one."""
+
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+"""Roles by the names that data sets have for them."""
+
+QUESTIONS, ANSWERS = ("instruction", "prompt", "question"), ("output", "response", "completion", "answer")
+"""Fields of records with one exchange."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation in tokens."""
+
+    ids: list[int]
+    """All of it, as the tokenizer's template writes it."""
+    counts: list[bool]
+    """Which tokens the assistant said, its end token among them."""
+    turns: list[int]
+    """Lengths at which it may be cut: after each thing that the assistant said."""
+
+
+def messages_of(record: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The conversation that a record holds: `messages` (role, content), `conversations` (from, value), or one exchange
+    such as `instruction`, `input` and `output`.
+
+    Raises:
+        InputError: it holds none, or one in which the assistant says nothing.
+    """
+    for field, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
+        if (listed := record.get(field)) is not None:
+            if not isinstance(listed, (list, tuple)):
+                raise InputError(f"{field} must be a list, not {type(listed).__name__}")
+            messages = tuple(_message(item, role, content) for item in listed)
+            break
+    else:
+        question = next((name for name in QUESTIONS if record.get(name) is not None), None)
+        answer = next((name for name in ANSWERS if record.get(name) is not None), None)
+        if question is None or answer is None:
+            fields = ", ".join(sorted(map(repr, record))[:8]) or "none"
+            raise InputError(
+                "neither a text nor a conversation; expected is text, or messages, or instruction and output, "
+                f"and the fields are {fields}"
+            )
+        asked = "\n\n".join(text for name in (question, "input") if (text := _text(record.get(name) or "", name)))
+        messages = (
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": _text(record[answer], answer)},
+        )
+    if not any(message["role"] == "assistant" for message in messages):
+        raise InputError("a conversation in which the assistant says nothing")
+    return messages
+
+
+def _message(item: Any, role: str, content: str) -> Message:
+    if not isinstance(item, Mapping):
+        raise InputError(f"a message must be an object with {role} and {content}, not {type(item).__name__}")
+    name = item.get(role)
+    if not isinstance(name, str) or name not in ROLES:
+        raise InputError(f"the {role} of a message must be system, user or assistant, not {name!r}")
+    return {"role": ROLES[name], "content": _text(item.get(content), content)}
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be a text, not {type(value).__name__}")
+    return value
+
+
+def prepare_chat(tokenizer: Any) -> tuple[str, ...]:
+    """Gives a tokenizer without a chat template the one above, and returns the tokens that are new to it for that.
+
+    Raises:
+        InputError: it has no end of text, or is not one that knows where in the text its tokens lie.
+    """
+    if not tokenizer.is_fast:
+        raise InputError("conversations need a tokenizer with a tokenizer.json: it tells where in the text a token is")
+    if tokenizer.chat_template is not None:
+        return ()
+    if tokenizer.eos_token is None:
+        raise InputError("conversations need a tokenizer with an end of text (eos_token)")
+    added = add_tokens(tokenizer, ROLE_TOKENS)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return added
+
+
+def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = False) -> str:
+    """The text of a conversation by the tokenizer's template; with `answer`, up to where the assistant begins."""
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer)
+    except Exception as error:  # a template is a program of somebody else's, in a sandbox
+        raise InputError(f"the tokenizer's chat template fails ({type(error).__name__}: {error})") from None
+
+
+def encode_chats(tokenizer: Any, chats: Sequence[Sequence[Message]]) -> list[Encoded]:
+    """Conversations in tokens.
+
+    Each is tokenised as a whole; a token counts if it begins within what the template writes for an assistant's message
+    after the words that ask for one.
+
+    Raises:
+        InputError: the template writes a turn in another way once others follow, so that no part of the text is its.
+    """
+    texts, spans = zip(*(_spans(tokenizer, chat) for chat in chats), strict=True)
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    found = []
+    for ids, offsets, of in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True):
+        starts = [start for start, _ in offsets]
+        counts = [any(begin <= start < end for begin, end, _ in of) for start in starts]
+        turns = [sum(start < after for start in starts) for _, _, after in of]
+        found.append(Encoded(ids, counts, turns))
+    return found
+
+
+def _spans(tokenizer: Any, chat: Sequence[Message]) -> tuple[str, list[tuple[int, int, int]]]:
+    """The text, and of each of the assistant's messages where it begins, where it ends, and where its turn ends."""
+    whole, spans = render(tokenizer, chat), []
+    for i, message in enumerate(chat):
+        if message["role"] != "assistant":
+            continue
+        asked, said = render(tokenizer, chat[:i], answer=True) if i else "", render(tokenizer, chat[: i + 1])
+        if not (whole.startswith(said) and said.startswith(asked)):
+            raise InputError(
+                "the tokenizer's chat template writes a turn in another way once others follow: what the assistant "
+                "says can't be told from the rest"
+            )
+        answer = said[len(asked) :].rstrip()  # no white space after its end token
+        end = len(asked) + len(answer) if answer.endswith(tokenizer.eos_token or "\0") else len(said)
+        spans.append((len(asked), end, len(said)))
+    return whole, spans
