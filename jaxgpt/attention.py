@@ -16,18 +16,26 @@ def attention(
     v: Float[Array, "B T N H"],
     *,
     scale: float,
+    visible: Bool[Array, "B T T"] | None = None,
     dropout_rate: float = 0.0,
     keys: Keys | None = None,
     note: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N H"]:
     """softmax(scale q k) v over the positions up to each; scores and softmax in float32 whatever the dtype.
 
-    `note` is given the softmax, (B, N, T, T), which no fused kernel ever holds.
+    Args:
+        visible: which positions each sees, at least its own and none after it; all up to it by default.
+        note: is given the softmax, (B, N, T, T), which no fused kernel ever holds.
     """
     if jax.default_backend() == "cpu" or (keys is not None and dropout_rate > 0) or note is not None:
-        return einsum_attention(q, k, v, scale=scale, dropout_rate=dropout_rate, keys=keys, note=note)
+        return einsum_attention(
+            q, k, v, scale=scale, visible=visible, dropout_rate=dropout_rate, keys=keys, note=note
+        )  # fmt: skip
     implementation: Literal["cudnn", "xla"] = "cudnn" if jax.default_backend() == "gpu" and fits_cudnn(q) else "xla"
-    return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True, implementation=implementation)
+    mask = None if visible is None else visible[:, None]
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, scale=scale, is_causal=mask is None, implementation=implementation
+    )
 
 
 def fits_cudnn(q: Float[Array, "B T N H"]) -> bool:
@@ -41,6 +49,7 @@ def einsum_attention(
     v: Float[Array, "B T N H"],
     *,
     scale: float,
+    visible: Bool[Array, "B T T"] | None = None,
     dropout_rate: float = 0.0,
     keys: Keys | None = None,
     note: Callable[[Array], Array] | None = None,
@@ -51,8 +60,9 @@ def einsum_attention(
     has no dropout either.
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    past = jnp.tril(jnp.ones((q.shape[2], q.shape[2]), bool))[None]
-    return attend(q, k, v, past, scale=scale, dropout_rate=dropout_rate, keys=keys, note=note)
+    if visible is None:
+        visible = jnp.tril(jnp.ones((q.shape[2], q.shape[2]), bool))[None]
+    return attend(q, k, v, visible, scale=scale, dropout_rate=dropout_rate, keys=keys, note=note)
 
 
 def attend(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from convert.errors import InputError
 from jaxgpt.cache import Cache
@@ -47,11 +47,17 @@ class Capture:
 
 @dataclass(frozen=True)
 class Pass:
-    """What goes along with a forward pass: keys of dropout in training, a cache in generation, a capture on request."""
+    """What goes along with a forward pass: keys of dropout and what each position sees in training, a cache in
+    generation, a capture on request.
+    """
 
     keys: Keys | None = None
     cache: Cache | None = None
     capture: Capture | None = None
+    visible: Bool[Array, "B T T"] | None = None
+    """All up to each position, if None."""
+    remat: bool = False
+    """Forget what a block computed, and compute it again in the backward pass."""
 
     def note(self, name: str, value: Float[Array, "..."]) -> Float[Array, "..."]:
         """The value as it is, kept if it is to be captured."""

@@ -10,11 +10,31 @@ from jaxgpt.model import GPT
 
 
 def next_token_loss(
-    model: GPT, tokens: Int[Array, "B T+1"], *, dropout_key: Array | None = None
+    model: GPT,
+    tokens: Int[Array, "B T+1"],
+    *,
+    segments: Int[Array, "B T+1"] | None = None,
+    dropout_key: Array | None = None,
+    label_smoothing: float = 0.0,
+    remat: bool = False,
 ) -> Float[Array, "B T"]:
-    """Nats by which each token after the first is missed, given those before it; padded rows have no probability."""
-    logits = mask_padding(model(tokens[:, :-1], dropout_key=dropout_key).astype(jnp.float32), model.config)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    """Nats by which each token after the first is missed, given those before it; padded rows have no probability.
+
+    Args:
+        segments: see `GPT`; what a segment's last token says of the next one's first means nothing, and has a loss too.
+        dropout_key: see `GPT`, as for `remat`.
+        label_smoothing: share of the target that is spread over all tokens (Szegedy et al. 2015, section 7), as
+            PyTorch's cross_entropy does it.
+    """
+    seen = None if segments is None else segments[:, :-1]
+    logits = model(tokens[:, :-1], segments=seen, dropout_key=dropout_key, remat=remat)
+    logits = mask_padding(logits.astype(jnp.float32), model.config)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    if label_smoothing == 0:
+        return losses
+    sum_of_logits = jnp.sum(logits, axis=-1, where=logits > -jnp.inf)
+    of_all = jax.nn.logsumexp(logits, axis=-1) - sum_of_logits / model.config.n_tokens
+    return (1 - label_smoothing) * losses + label_smoothing * of_all
 
 
 def mask_padding(logits: Float[Array, "... V"], config: GPTConfig) -> Float[Array, "... V"]:

@@ -16,10 +16,12 @@ from jaxtyping import Array, Float, Int
 
 from convert.config import GPTConfig
 from convert.errors import InputError
+from jaxgpt import segments as of_segments
 from jaxgpt.attention import attend, attention
 from jaxgpt.cache import Cache
 from jaxgpt.capture import NOTHING, Pass, make_capture
 from jaxgpt.dropout import Keys, dropout
+from jaxgpt.layers import layer_norm, make_linear
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_new": partial(jax.nn.gelu, approximate=True),
@@ -30,20 +32,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-class Linear(nnx.LinearGeneral):
-    """Flax's, over a single axis of rows: XLA's CPU backend then finds the faster form of the kernel's gradient."""
-
-    def __call__(self, inputs, out_sharding=None):
-        rows = super().__call__(inputs.reshape(-1, *inputs.shape[2:]), out_sharding)
-        return rows.reshape(*inputs.shape[:2], *rows.shape[1:])
-
-
 class Attention(nnx.Module):
     """Causal self-attention."""
 
     def __init__(self, config: GPTConfig, layer: int, *, rngs: nnx.Rngs, dtype, param_dtype):
         dims = config.dims
-        linear = partial(_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        linear = partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.c_attn = linear(dims["D"], (dims["C"], dims["N"], dims["H"]))
         self.c_proj = linear((dims["N"], dims["H"]), dims["D"], residual=True)
         self.name, self.layer, self.scale = f"blocks.{layer}.attn", layer, 1.0
@@ -57,7 +51,9 @@ class Attention(nnx.Module):
         q, k, v = jnp.moveaxis(self.c_attn(x), 2, 0)
         if run.cache is None:
             note = run.asked(f"{self.name}.pattern")
-            x = attention(q, k, v, scale=self.scale, dropout_rate=self.attn_pdrop, keys=run.keys, note=note)
+            x = attention(
+                q, k, v, scale=self.scale, visible=run.visible, dropout_rate=self.attn_pdrop, keys=run.keys, note=note
+            )  # fmt: skip
         else:
             run.cache.write(self.layer, k, v)
             past = run.cache.keys[self.layer].astype(q.dtype), run.cache.values[self.layer].astype(q.dtype)
@@ -69,7 +65,7 @@ class MLP(nnx.Module):
     """Two linear layers around the activation."""
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs, dtype, param_dtype):
-        linear = partial(_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        linear = partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.fc1 = linear(config.n_embd, config.n_inner)
         self.fc2 = linear(config.n_inner, config.n_embd, residual=True)
         self.activation_function, self.resid_pdrop = config.activation_function, config.resid_pdrop
@@ -83,9 +79,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: GPTConfig, layer: int, *, rngs: nnx.Rngs, dtype, param_dtype):
         self.name = f"blocks.{layer}"
-        self.ln_1 = _layer_norm(config, rngs=rngs, param_dtype=param_dtype)
+        self.ln_1 = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.attn = Attention(config, layer, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        self.ln_2 = _layer_norm(config, rngs=rngs, param_dtype=param_dtype)
+        self.ln_2 = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.mlp = MLP(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
     def __call__(self, x: Float[Array, "B T D"], run: Pass) -> Float[Array, "B T D"]:
@@ -111,29 +107,39 @@ class GPT(nnx.Module):
         self.blocks = nnx.List(
             [Block(config, i, rngs=rngs, dtype=dtype, param_dtype=param_dtype) for i in range(config.n_layer)]
         )
-        self.ln_f = _layer_norm(config, rngs=rngs, param_dtype=param_dtype)
+        self.ln_f = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         if not config.tie_word_embeddings:
-            linear = partial(_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+            linear = partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
             self.lm_head = linear(config.n_embd, config.vocab_size, use_bias=False)
 
     @overload
     def __call__(
-        self, tokens: Int[Array, "B T"], *, dropout_key: Array | None = None, capture: None = None
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        segments: Int[Array, "B T"] | None = None,
+        dropout_key: Array | None = None,
+        capture: None = None,
+        remat: bool = False,
     ) -> Float[Array, "B T V"]: ...
     @overload
     def __call__(
-        self, tokens: Int[Array, "B T"], *, dropout_key: Array | None = None, capture: str
+        self, tokens: Int[Array, "B T"], *, segments=None, dropout_key=None, capture: str, remat: bool = False
     ) -> tuple[Float[Array, "B T V"], dict[str, Float[Array, "..."]]]: ...
-    def __call__(self, tokens, *, dropout_key=None, capture=None):
+    def __call__(self, tokens, *, segments=None, dropout_key=None, capture=None, remat=False):
         """Logits, in float32, of the token that follows each position.
 
         Ids must be below V: JAX clamps what is not.
 
         Args:
+            segments: of rows that hold several texts, the number of each token's own; 0 is padding. Runs of equal
+                numbers don't see each other, and positions begin anew in each.
             dropout_key: turns on the config's dropout, for training.
             capture: a regular expression; what has a name that it matches as a whole is returned beside the logits, by
                 name: `blocks\\.3` is the residual stream after a block, `blocks\\.3\\.attn\\.pattern` its attention.
                 All names are in `jaxgpt.capture`.
+            remat: keep only what lies between blocks for the backward pass, which computes the rest again: the memory
+                of one block for a third more work.
 
         Raises:
             InputError: tokens of another shape or more than the context; or `capture` matches nothing.
@@ -144,8 +150,12 @@ class GPT(nnx.Module):
             raise InputError(f"{T} tokens do not fit into the model's context of {self.config.n_positions}")
         keys = None if dropout_key is None else Keys(dropout_key)
         captured = None if capture is None else make_capture(capture)
-        run = Pass(keys=keys, capture=captured)
-        logits = self.logits(self.hidden(tokens, jnp.arange(T)[None], run), run)
+        if segments is None:
+            positions, visible = jnp.arange(T)[None], None
+        else:
+            positions, visible = of_segments.positions(segments), of_segments.visible(segments)
+        run = Pass(keys=keys, capture=captured, visible=visible, remat=remat)
+        logits = self.logits(self.hidden(tokens, positions, run), run)
         return logits if captured is None else (logits, captured.result())
 
     def step(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
@@ -159,7 +169,7 @@ class GPT(nnx.Module):
         x = run.note("tok_emb", self.tok_emb(tokens)) + run.note("pos_emb", self.pos_emb(positions))
         x = run.note("embeddings", dropout(x, self.config.embd_pdrop, run.keys))
         for block in self.blocks:
-            x = block(x, run)
+            x = jax.checkpoint(partial(block, run=run))(x) if run.remat else block(x, run)
         return x
 
     def logits(self, x: Float[Array, "B T D"], run: Pass = NOTHING) -> Float[Array, "B T V"]:
@@ -169,20 +179,3 @@ class GPT(nnx.Module):
         head = self.tok_emb.embedding[...].T if self.config.tie_word_embeddings else self.lm_head.kernel[...]
         logits = jnp.matmul(rows, head.astype(rows.dtype), preferred_element_type=jnp.float32)
         return logits.reshape(*x.shape[:2], -1)
-
-
-def _linear(
-    config: GPTConfig, in_features, out_features, *, residual: bool = False, use_bias: bool | None = None, **kwargs
-) -> Linear:
-    """GPT-2's initialisation: N(0, 0.02), over sqrt(2 L) for what is added to the residual stream."""
-    std = 0.02 / (2 * config.n_layer) ** 0.5 if residual else 0.02
-    axis = tuple(range(-len(in_features), 0)) if isinstance(in_features, tuple) else -1
-    kwargs["use_bias"] = config.bias if use_bias is None else use_bias
-    return Linear(in_features, out_features, axis=axis, kernel_init=nnx.initializers.normal(std), **kwargs)
-
-
-def _layer_norm(config: GPTConfig, **kwargs) -> nnx.LayerNorm:
-    # in the stream's dtype, and not with the fast variance E[x^2] - E[x]^2: single dimensions of GPT-2's stream reach
-    # thousands, where bfloat16 has no digits left for the rest and the fast variance cancels
-    kwargs |= {"use_bias": config.bias, "use_fast_variance": False}
-    return nnx.LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon, **kwargs)
