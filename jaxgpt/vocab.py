@@ -57,7 +57,7 @@ def resize_vocab(
     params["tok_emb.embedding"] = _resized(params["tok_emb.embedding"], keys[0], **sizes)
     if "lm_head.kernel" in params:
         params["lm_head.kernel"] = _resized(params["lm_head.kernel"].T, keys[1], **sizes).T
-    return _rebuilt(model, resized, params)
+    return rebuilt(model, resized, params)
 
 
 def mark_padding(model: GPT, size_or_tokenizer: Any) -> GPT:
@@ -75,7 +75,7 @@ def mark_padding(model: GPT, size_or_tokenizer: Any) -> GPT:
             "use the tokenizer that it was trained with, or extend the model with jaxgpt.resize_vocab"
         )
     marked = replace(config, n_padding=config.vocab_size - size)
-    return model if marked == config else _rebuilt(model, marked, named_params(model))
+    return model if marked == config else rebuilt(model, marked, named_params(model))
 
 
 def untie_head(model: GPT) -> GPT:
@@ -84,10 +84,11 @@ def untie_head(model: GPT) -> GPT:
         return model
     params = named_params(model)
     params["lm_head.kernel"] = params["tok_emb.embedding"].T  # in JAX a copy, not a view
-    return _rebuilt(model, replace(model.config, tie_word_embeddings=False), params)
+    return rebuilt(model, replace(model.config, tie_word_embeddings=False), params)
 
 
-def _rebuilt(model: GPT, config: GPTConfig, params: dict[str, Array]) -> GPT:
+def rebuilt(model: GPT, config: GPTConfig, params: dict[str, Array]) -> GPT:
+    """The model with another config and the parameters for that."""
     dtypes = {"dtype": model.dtype, "param_dtype": params["tok_emb.embedding"].dtype}
     return with_params(abstract(config, **dtypes), params)
 

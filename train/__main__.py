@@ -6,18 +6,22 @@ import sys
 import tyro
 
 from convert.errors import one_clear_line
+from train.config import with_config
 from train.settings import Settings
+from train.stop import Stop
 
 
 def main() -> None:
     """Reads the command line; a mistake of the user's is one message and exit code 2."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns that PyTorch is not there
     with one_clear_line("train"):
-        settings = tyro.cli(Settings, prog="python -m train", config=(tyro.conf.FlagCreatePairsOff,))
-        # after the flags are read: --help answers without the second that importing JAX takes
-        from train.loop import train
+        flags = with_config(sys.argv[1:])
+        settings = tyro.cli(Settings, prog="python -m train", config=(tyro.conf.FlagCreatePairsOff,), args=flags)
+        with Stop() as stop:
+            # after the flags are read: --help answers without the second that importing JAX takes
+            from train.loop import train
 
-        sys.exit(train(settings))
+            sys.exit(train(settings, stop))
 
 
 if __name__ == "__main__":

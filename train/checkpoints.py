@@ -1,6 +1,9 @@
 """A run's checkpoints: everything that training needs to go on as if it had never stopped."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 from orbax import checkpoint as ocp
@@ -9,48 +12,83 @@ from convert.config import GPTConfig
 from convert.errors import InputError
 from convert.formats import orbax
 from jaxgpt.params import by_path
+from train.standing import Standing
 from train.step import State
+
+
+@dataclass
+class _Best(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoint of the best evaluation."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
 class Checkpoints:
     """A run's checkpoints: written by Orbax in the background, each complete or not there at all."""
 
     def __init__(self, folder: Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._best = _Best()
+        policies = [ocp.checkpoint_managers.LatestN(keep), self._best]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+        )
         self._folder = folder
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def save(self, state: State, config: GPTConfig) -> None:
+    @property
+    def best(self) -> int | None:
+        """The step of the best evaluation: its checkpoint stays."""
+        return self._best.step
+
+    @best.setter
+    def best(self, step: int | None) -> None:
+        self._best.step = step
+
+    def save(self, state: State, config: GPTConfig, standing: Standing) -> None:
         """Starts to write a checkpoint; the state may be donated right after."""
         step = int(state.step)
+        self.best = standing.best_step
         if step in self._manager.all_steps():
             return
         moments = ocp.args.StandardSave(by_path(state.opt_state))
         with orbax.full_disk_as_os_error():
-            self._manager.save(
-                step, args=ocp.args.Composite(**orbax.items(state.params, config), opt_state=moments), force=True
-            )
+            items = orbax.items(state.params, config) | {
+                "opt_state": moments,
+                "standing": ocp.args.JsonSave(standing.as_json()),
+            }
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def restore(self, step: int, shapes: State) -> State:
-        """The state of a step; `shapes` says of what shape each array is, and where it is to lie."""
+    def restore(self, step: int, shapes: State) -> tuple[State, Standing]:
+        """The state of a step and how the run stood; `shapes` says of what shape each array is, and where it is to lie.
+
+        Raises:
+            InputError: the checkpoint is damaged, or of another model or plan.
+        """
         arguments = ocp.args.Composite(
             params=ocp.args.StandardRestore(shapes.params),
             opt_state=ocp.args.StandardRestore(by_path(shapes.opt_state)),
+            standing=ocp.args.JsonRestore(),
         )
         try:
             restored = self._manager.restore(step, args=arguments)
-        except (OSError, ValueError, KeyError) as error:
+            standing = Standing.from_json(restored["standing"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"--resume: checkpoint {self._folder / str(step)} is damaged ({orbax.brief(error)}); "
                 "delete that folder, and --resume goes on from the one before it"
             ) from None
         params, moments = restored["params"], restored["opt_state"]
-        return State(
+        state = State(
             jax.device_put(jax.numpy.int32(step), shapes.step.sharding),
             {name: params[name] for name in shapes.trainable},
             {name: params[name] for name in shapes.frozen},
             jax.tree.unflatten(jax.tree.structure(shapes.opt_state), [moments[k] for k in by_path(shapes.opt_state)]),
         )
+        self.best = standing.best_step
+        return state, standing
 
     def wait(self) -> None:
         """Until all is on disk; raises what went wrong in the background."""

@@ -1,98 +1,159 @@
-"""From text to batches: read, tokenise, hold a tail out, and cut the rest into windows that Grain shuffles."""
+"""From a source to batches: tokenise, hold a part out, make rows of the rest, and let Grain shuffle them."""
 
-import hashlib
-import math
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Float, Int
+from jaxgpt.corpus import Corpus, tokenise
+from jaxgpt.sources import Source
 
 from convert.errors import InputError
-from jaxgpt.documents import encode_documents, read_documents
+from jaxgpt.documents import Texts
+from train.batch import Batch
+from train.packing import make_pieces, pack
+from train.rows import Packed, Rows, Windows
+from train.settings import Settings
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 65_536
-"""Fraction of the tokens that is held out for evaluation, and the most tokens that are."""
+"""Fraction that is held out for evaluation, and the most tokens that are."""
 
-Tokens = Int[np.ndarray, " n"]
+
+@dataclass(frozen=True)
+class Part:
+    """What training or evaluation sees."""
+
+    corpus: Corpus
+    rows: Rows
+    notes: tuple[str, ...] = ()
+    """What was cut or left out, and how full the rows are."""
+
+    def origins(self, row: int) -> list[str]:
+        """Where the texts of a row come from."""
+        return [self.corpus.origin(position) for position in self.rows.begins(row)]
 
 
 @dataclass(frozen=True)
 class Data:
-    """Tokenised text, in the two parts that training and evaluation see."""
+    """Both parts."""
 
-    source: str
-    train: Tokens
-    held_out: Tokens
+    train: Part
+    held_out: Part
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What `run.json` says of them, and a resumed run must have again."""
 
     @property
-    def digest(self) -> str:
-        """Changes when the text, the tokenizer or the split does."""
-        return hashlib.sha256(self.train.tobytes() + b"|" + self.held_out.tobytes()).hexdigest()
+    def name(self) -> str:
+        return self.train.corpus.name
 
 
-def load_data(source: Path | None, tokenizer: Any, context: int) -> Data:
-    """The tokens of a text file, a folder of them, or Python's own language reference.
-
-    Raises:
-        InputError: there is no text, it is not UTF-8, or it is shorter than one window.
-    """
-    if source is None:
-        name, documents = "the Python language reference", _python_reference()
-    else:
-        source = source.expanduser()
-        name, documents = str(source), read_documents(source)
-    tokens = encode_documents(tokenizer, documents)
-    held_out = min(int(len(tokens) * HELD_OUT), MOST_HELD_OUT)
-    train = len(tokens) - held_out
-    if train < context + 1 or held_out < 2:
-        raise InputError(
-            f"--data: {name} has {len(tokens):,} tokens, of which {train:,} are for training: "
-            f"too few for one context of {context} and the token after it; give more text or a smaller --context"
-        )
-    return Data(name, tokens[:train], tokens[train:])
-
-
-def train_batches(data: Data, context: int, batch_size: int, seed: int) -> grain.MapDataset:
-    """Shuffled batches `(B, T + 1)` without end; an epoch predicts every token once. Batch `i` is `ds[i]`."""
-    source = grain.MapDataset.source(Windows(data.train, context))
-    return source.seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
-
-
-def eval_batches(
-    data: Data, context: int, batch_size: int
-) -> list[tuple[Int[np.ndarray, "B T+1"], Float[np.ndarray, "B T"]]]:
-    """The held-out text in order, each token predicted once, with weights that are 0 where rows are padded."""
-    tokens = data.held_out
-    windows = math.ceil((len(tokens) - 1) / context)
-    rows = math.ceil(windows / batch_size) * batch_size
-    ids, weights = np.zeros((rows, context + 1), np.int32), np.zeros((rows, context), np.float32)
-    for row in range(windows):
-        window = tokens[row * context : (row + 1) * context + 1]
-        ids[row, : len(window)] = window
-        weights[row, : len(window) - 1] = 1
-    return [(ids[i : i + batch_size], weights[i : i + batch_size]) for i in range(0, rows, batch_size)]
-
-
-class Windows:
-    """Random access to windows of T + 1 tokens that overlap by one, as a Grain source."""
-
-    def __init__(self, tokens: Tokens, context: int):
-        self._tokens, self._context = tokens, context
-
-    def __len__(self) -> int:
-        return (len(self._tokens) - 1) // self._context
-
-    def __getitem__(self, i: int) -> Int[np.ndarray, " T+1"]:
-        return self._tokens[int(i) * self._context :][: self._context + 1]
-
-    def __repr__(self) -> str:
-        return f"Windows({len(self)} x {self._context})"
-
-
-def _python_reference() -> list[str]:
+def find_source(settings: Settings) -> str | Source:
+    """What --data names; without it the language reference that comes with Python."""
+    if settings.data is not None:
+        return settings.data
     from pydoc_data.topics import topics
 
-    return [topics[name] for name in sorted(topics)]
+    name = "the Python language reference"
+    return Source(name, (Texts(name, [topics[topic] for topic in sorted(topics)]),))
+
+
+def load_data(settings: Settings, tokenizer: Any, context: int) -> Data:
+    """The tokens of --data in rows, the held-out part in rows of its own.
+
+    Raises:
+        InputError: there is no text, it can't be read, or it is too short.
+    """
+    corpus = tokenise(find_source(settings), tokenizer, cache=settings.cache, progress=True)
+    held_out = corpus.held_out
+    if settings.eval_data is not None:
+        held_out = tokenise(settings.eval_data, tokenizer, cache=settings.cache, progress=True)
+    packed = settings.rows != "stream" and (corpus.kind == "chat" or settings.rows is not None)
+    if settings.rows == "stream" and corpus.kind == "chat":
+        raise InputError("--rows=stream: conversations are not cut anywhere; use packed or padded")
+    end = len(corpus.tokens)
+    parts = [(corpus, 0, end if held_out else _split(corpus, packed, context))]
+    parts.append((held_out, 0, len(held_out.tokens)) if held_out else (corpus, parts[0][2], end))
+    make = _packed if packed else _windows
+    train, evaluation = (make(*part, settings, context, i == 1) for i, part in enumerate(parts))
+    for part, what in ((train, "for training"), (evaluation, "held out")):
+        if not len(part.rows):
+            raise InputError(
+                f"--data: {corpus.name} has {end:,} tokens, of which {part.rows.n_tokens:,} are {what}: too few for "
+                f"one context of {context} and the token after it; give more text or a smaller --context"
+            )
+    facts = {
+        "source": corpus.name,
+        "sha256": corpus.digest,
+        "held_out_sha256": held_out.digest if held_out else None,
+        "tokenizer": corpus.tokenizer_digest,
+        "train": train.rows.n_tokens,
+        "held_out": evaluation.rows.n_tokens,
+        "rows": len(train.rows),
+        "notes": list(train.notes),
+    }
+    return Data(train, evaluation, facts)
+
+
+def _split(corpus: Corpus, packed: bool, context: int) -> int:
+    """Position at which the held-out part begins: for packed rows the beginning of a document."""
+    n = len(corpus.tokens)
+    begin = n - min(int(n * HELD_OUT), MOST_HELD_OUT)
+    if not packed:
+        if n - begin < 2 or begin < context + 1:
+            raise InputError(
+                f"--data: {corpus.name} has {n:,} tokens, of which {begin:,} are for training: too few for one context "
+                f"of {context} and the token after it; give more text or a smaller --context"
+            )
+        return begin
+    if len(corpus.ends) < 2:
+        raise InputError(
+            f"--data: {corpus.name} has one document only, and none to hold out for evaluation: "
+            "give more, or another file as --eval-data"
+        )
+    return int(corpus.ends[min(int(np.searchsorted(corpus.ends, begin)), len(corpus.ends) - 2)])
+
+
+def _windows(corpus: Corpus, begin: int, end: int, settings: Settings, context: int, tail: bool) -> Part:
+    return Part(corpus, Windows(corpus.tokens, begin, end, context, tail=tail))
+
+
+def _packed(corpus: Corpus, begin: int, end: int, settings: Settings, context: int, tail: bool) -> Part:
+    first, last = (int(np.searchsorted(corpus.ends, position, side="right")) for position in (begin, end))
+    pieces = make_pieces(corpus, range(first, last), context + 1)
+    rows = [[i] for i in range(len(pieces.begins))]
+    if settings.rows != "padded":
+        rows = pack(pieces.lengths, context + 1, settings.seed)
+    counts = corpus.counts if settings.train_on == "assistant" else None
+    packed, what = Packed(corpus.tokens, counts, pieces, rows, context), "documents"
+    notes = []
+    if corpus.kind == "chat":
+        what = "conversations"
+        if pieces.cut:
+            notes.append(f"{pieces.cut:,} of {last - first:,} conversations are cut after a turn, to fit the context")
+        if pieces.left_out:
+            notes.append(
+                f"{pieces.left_out:,} of {last - first:,} conversations are LEFT OUT: their first turn alone is longer "
+                f"than the context of {context}"
+            )
+    if rows:
+        notes.append(f"{last - first:,} {what} in {len(rows):,} rows of {context}: {packed.padding:.1%} is padding")
+    return Part(corpus, packed, tuple(notes))
+
+
+def train_batches(rows: Rows, batch_size: int, seed: int) -> grain.MapDataset:
+    """Shuffled batches without end, as dictionaries; an epoch has every row once. Batch `i` is `ds[i]`."""
+    return row_order(rows, seed).map(lambda i: rows[i]).batch(batch_size, drop_remainder=True)
+
+
+def row_order(rows: Rows, seed: int) -> grain.MapDataset:
+    """The numbers of the rows in the order in which training sees them, without end."""
+    return grain.MapDataset.source(range(len(rows))).seed(seed).shuffle().repeat()
+
+
+def eval_batches(rows: Rows, batch_size: int) -> Iterator[Batch]:
+    """All rows in order; the last batch is filled up with rows that count nothing."""
+    for begin in range(0, len(rows), batch_size):
+        found = [rows[i] for i in range(begin, min(begin + batch_size, len(rows)))]
+        found += [{name: np.zeros_like(x) for name, x in found[0].items()}] * (batch_size - len(found))
+        yield Batch(**{name: np.stack([row[name] for row in found]) for name in found[0]})

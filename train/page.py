@@ -50,7 +50,7 @@ def write_report(folder: Path) -> Path:
     """
     facts = read_facts(folder)
     metrics, updates = read_lines(folder / "metrics.jsonl"), read_lines(folder / "updates.jsonl")
-    draw(folder / "plots", metrics, updates, facts["phases"], facts["settings"].get("steps", 0))
+    draw(folder / "plots", metrics, updates, facts["phases"], facts["steps"])
     page = Template(TEMPLATE.read_text("utf-8")).substitute(
         title=text(f"Fine-tuning of {facts['settings'].get('model', 'a model')}"),
         subtitle=text(f"--freeze={facts['settings'].get('freeze')}, text: {facts['data'].get('source', 'unknown')}"),
@@ -99,7 +99,7 @@ def _numbers(facts: Facts, metrics: list[Facts]) -> str:
         perplexities = " → ".join(f"{_exp(loss):,.1f}" for loss in (losses[0], losses[-1])[: len(losses)])
         says = f"nats per token; perplexity {perplexities}" + "; not evaluated since" * (len(losses) == 1)
     trainable = [phase["trainable"] for phase in facts["phases"]] or [facts["parameters"].get("trainable", 0)]
-    total, planned = facts["parameters"].get("all", 0), facts["settings"].get("steps", 0)
+    total, planned = facts["parameters"].get("all", 0), facts["steps"]
     share = f"{trainable[-1] / total:.1%}: {trainable[-1]:,} of {total:,}" if total else f"{trainable[-1]:,}"
     if len(trainable) > 1:
         share += f"; {trainable[0]:,} in the first of {len(trainable)} phases"

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgpt import freeze
 from jaxgpt.mesh import batch_sharding
 from jaxgpt.params import count_params
+from train.batch import Batch
 from train.setup import Setup
-from train.step import Rates, State, init_state, make_train_step, state_shapes
+from train.step import Objective, Rates, State, init_state, make_train_step, state_shapes
+from train.stop import Stop
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,12 @@ class Phases:
         self._compile_ahead(index + 1)
         return (self._enter(state, program) if before < index else state), program
 
-    def enter_next(self, state: State) -> tuple[State, Program]:
-        """Thaws what the next phase names; waits for its program if that is not compiled yet."""
+    def enter_next(self, state: State, stop: Stop) -> tuple[State, Program] | None:
+        """Thaws what the next phase names; waits for its program if that is not compiled yet, but for no signal."""
         assert self._next is not None
+        while not self._next.done():
+            if stop.requested.wait(0.05):
+                return None
         program = self._next.result()
         self._compile_ahead(self._setup.plan.phases.index(program.phase) + 1)
         return self._enter(state, program), program
@@ -60,6 +64,11 @@ class Phases:
         assert program.enter is not None
         trainable, frozen = self._setup.plan.partition(state.params, program.phase.start)
         return State(state.step, trainable, frozen, program.enter(state.opt_state))
+
+    @property
+    def compiling(self) -> bool:
+        """Whether a program is being compiled, which can't be interrupted."""
+        return self._next is not None and self._next.running()
 
     def close(self) -> None:
         """Waits for no program that nobody will run."""
@@ -70,6 +79,11 @@ class Phases:
         setup = self._setup
         trainable, frozen = setup.plan.partition(setup.params, step)
         return state_shapes(trainable, frozen, setup.optimizer(trainable, step), setup.mesh)
+
+    def _batch(self) -> Batch:
+        row, place = self._setup.data.train.rows[0], batch_sharding(self._setup.mesh)
+        n = self._setup.settings.batch_size
+        return Batch(**{k: jax.ShapeDtypeStruct((n, *x.shape), x.dtype, sharding=place) for k, x in row.items()})
 
     def _compile_ahead(self, index: int) -> None:
         more = index < len(self._setup.plan.phases)
@@ -82,10 +96,10 @@ class Phases:
         places = jax.tree.map(lambda leaf: leaf.sharding, state)
         factors = {name: jnp.float32(setup.rate_factors[name]) for name in state.trainable}
         rates = jax.device_put(Rates(jnp.float32(setup.peak_lr), factors), places.step)
-        batch = (setup.settings.batch_size, setup.context + 1)
-        tokens = jax.ShapeDtypeStruct(batch, np.int32, sharding=batch_sharding(setup.mesh))
-        step = make_train_step(setup.model, tx, setup.schedule, setup.settings.seed, places)
-        compiled, enter = step.lower(state, tokens, rates).compile(), None
+        settings = setup.settings
+        objective = Objective(settings.label_smoothing, settings.accumulate, settings.remat)
+        step = make_train_step(setup.model, tx, setup.schedule, settings.seed, places, objective)
+        compiled, enter = step.lower(state, self._batch(), rates).compile(), None
         if index:
 
             def thaw(opt_state):

@@ -16,6 +16,7 @@ def read_facts(folder: Path) -> Facts:
         facts: Facts = {"phases": [], "data": {}, "parameters": {}, "machine": {}} | json.loads(path.read_text("utf-8"))
         for name in ("settings", "data", "parameters", "machine"):
             dict(facts[name])
+        facts["steps"] = int(facts.get("steps", facts["settings"].get("steps", 0)))
         for phase in facts["phases"]:
             int(phase["start"]), int(phase["trainable"]), phase["name"], dict(phase["trains"])
     except (OSError, ValueError, KeyError, TypeError) as error:

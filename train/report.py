@@ -12,44 +12,55 @@ from jaxgpt.params import count_params, with_params
 from jaxgpt.pretrained import abstract
 from train import plots
 from train.data import eval_batches
+from train.record import read_lines
 from train.run import Run
 from train.setup import Setup
+from train.standing import Standing
 from train.step import State, make_eval_step
+from train.stop import Stop
 
 SAMPLE_TOKENS = 120
 
 
 class Evaluation:
-    """The held-out text, and the loss on it."""
+    """The held-out part, and the loss on it."""
 
     def __init__(self, setup: Setup):
-        batches = eval_batches(setup.data, setup.context, setup.settings.batch_size)
-        self._batches = [jax.device_put(batch, batch_sharding(setup.mesh)) for batch in batches]
-        self._tokens = sum(float(weights.sum()) for _, weights in batches)
-        self._step = make_eval_step(setup.model)
+        self._setup, self._step = setup, make_eval_step(setup.model)
 
-    def loss(self, state: State) -> float:
-        """Mean loss of the held-out tokens, in nats."""
-        return sum(float(self._step(state.params, *batch)) for batch in self._batches) / self._tokens
+    def loss(self, state: State, stop: Stop) -> float | None:
+        """Mean loss of the held-out tokens that count, in nats; None if a signal came before it was known."""
+        setup, nats, tokens = self._setup, 0.0, 0.0
+        for batch in eval_batches(setup.data.held_out.rows, setup.settings.batch_size):
+            if stop.requested.is_set():
+                return None
+            nats += float(self._step(state.params, jax.device_put(batch, batch_sharding(setup.mesh))))
+            tokens += float(batch.weights.sum())
+        return nats / tokens
 
 
 def sample(setup: Setup, state: State) -> str:
     """A text that begins with the prompt."""
     model, settings = with_params(setup.model, state.params), setup.settings
-    ids = np.asarray([setup.tokenizer(settings.prompt)["input_ids"]], np.int32)
-    room = min(SAMPLE_TOKENS, model.config.n_positions - ids.shape[1])
-    out = jaxgpt.generate(model, ids, max_new_tokens=room, temperature=0.8, top_k=40, seed=settings.seed)
-    return setup.tokenizer.decode(np.asarray(out[0]))
+    room = min(SAMPLE_TOKENS, model.config.n_positions - len(setup.prompt))
+    (out,) = jaxgpt.generate(
+        model, [setup.prompt], max_new_tokens=room, temperature=0.8, top_k=40, seed=settings.seed,
+        eos_id=setup.tokenizer.eos_token_id if setup.data.train.corpus.kind == "chat" else None,
+    )  # fmt: skip
+    return setup.tokenizer.decode(out)
 
 
 def sanity_checks(setup: Setup, step: int, loss: float) -> str:
     """Counts, the loss against a blind guess, what trains and what is frozen."""
     config, params, data = setup.model.config, setup.params, setup.data
+    counted = ", of what the assistant says" * (data.train.corpus.kind == "chat" and setup.settings.train_on != "all")
+    per = f"per held-out token{counted} at step {step}"
     uniform, expected = math.log(config.n_tokens), count_params(abstract(config))
     verdict = "fine" if loss < 0.9 * uniform else "NO BETTER THAN GUESSING; are weights and tokenizer of one model?"
     notes = ""
+    notes += "".join(f"\nrows        {note}" for note in data.train.notes)
     if setup.added:
-        frozen = "tok_emb.embedding" not in setup.plan.partition(params, setup.settings.steps)[0]
+        frozen = "tok_emb.embedding" not in setup.plan.partition(params, setup.steps)[0]
         notes += f"\ntokens      {', '.join(setup.added)}: new, at the mean of the others"
         notes += "; as the token embedding is frozen, its new rows STAY there" * frozen
     if known := [token for token in (setup.settings.add_tokens or "").split(",") if token not in setup.added and token]:
@@ -62,8 +73,8 @@ def sanity_checks(setup: Setup, step: int, loss: float) -> str:
 model       {setup.settings.model}: {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, \
 context {setup.context} of {config.n_positions}, vocabulary {config.n_tokens:,}
 parameters  {count_params(params):,}, as the config says {expected:,}
-data        {data.source}: {len(data.train):,} tokens to train on, {len(data.held_out):,} held out
-loss        {loss:.3f} nats per held-out token at step {step}; a blind guess has ln(V) = {uniform:.3f}: {verdict}
+data        {data.name}: {data.train.rows.n_tokens:,} tokens to train on, {data.held_out.rows.n_tokens:,} held out
+loss        {loss:.3f} nats {per}; a blind guess has ln(V) = {uniform:.3f}: {verdict}
 {setup.plan.describe(params, config)}{notes}"""
 
 
@@ -72,6 +83,19 @@ def draw_new_rows(setup: Setup, state: State, run: Run) -> None:
     rows, new = np.asarray(state.params["tok_emb.embedding"]), setup.added
     end = setup.model.config.n_tokens
     plots.save(plots.embedding_rows(rows[: end - len(new)], rows[:end], new), run.plots / "embedding.png")
+
+
+def outcome(setup: Setup, run: Run, step: int, standing: Standing, before: float | None = None) -> str:
+    """How a run ended: its last evaluation and the best one, and where that lies."""
+    text = f"all {setup.steps} steps are made" if step == setup.steps else f"no better evaluation after step {step}"
+    evaluations = [line for line in read_lines(run.metrics) if line["eval_loss"] is not None]
+    if before is not None and evaluations:
+        text = f"evaluation loss {before:.3f} -> {evaluations[-1]['eval_loss']:.3f}"
+        text += f"; stopped early, after {standing.waited} evaluations without a better one" * (step < setup.steps)
+    if standing.best_step not in (None, step):
+        best = run.checkpoints / str(standing.best_step)
+        text += f"\nbest: {standing.best_loss:.3f} at step {standing.best_step}, {best}"
+    return text
 
 
 def written(run: Run) -> str:

@@ -1,9 +1,7 @@
 """The folder of a run: what lies where, and what may be touched."""
 
-import dataclasses
 import json
 import platform
-import shlex
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -11,13 +9,27 @@ from typing import Any
 
 import jax
 
-from convert.disk import write_json
+from convert.disk import temporary_sibling, write_json
 from convert.errors import InputError
 from convert.source import complete_steps
+from train.config import command, plain
 from train.settings import Settings
 
-FREE_TO_CHANGE = ("out", "resume", "force", "mesh", "checkpoint_every", "log_every", "keep")
+Facts = dict[str, Any]
+
+FREE_TO_CHANGE = (
+    "out", "resume", "resume_anyway", "force", "config", "mesh", "checkpoint_every", "log_every", "keep", "cache",
+    "workers",
+)  # fmt: skip
 """Settings that may differ when a run is resumed; all others would make it another run."""
+
+
+IDENTITY = {
+    "sha256": "the contents of --data are others",
+    "held_out_sha256": "the contents of --eval-data are others",
+    "tokenizer": "the tokenizer is another",
+}
+"""Facts of the data that make a run what it is, and what is said if they changed."""
 
 
 class Run:
@@ -52,7 +64,8 @@ class Run:
         """Refuses a folder that can't be written to, or holds something that must not be resumed or replaced."""
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"--out: {self.folder} is not a folder")
-        if settings.resume and settings.force:
+        resume = settings.resume or settings.resume_anyway
+        if resume and settings.force:
             raise InputError("--resume and --force contradict each other")
         for name in ("config.json", "params", "model.safetensors"):
             if (self.folder / name).exists():
@@ -65,42 +78,69 @@ class Run:
                 f"--out: {self.folder} holds {there[0].name} but no run.json, so that it is no run that can be "
                 "resumed or replaced; choose another folder"
             )
-        if not settings.resume and not settings.force:
+        if not resume and not settings.force:
             raise InputError(
                 f"--out: {self.folder} holds a run already: --resume goes on with it, --force deletes it and starts "
                 "over, --out=OTHER leaves it"
             )
         steps = [path for path in self.checkpoints.glob("*") if path.name.isdecimal()]
-        if settings.resume and steps and self.last_step is None:
+        if resume and steps and self.last_step is None:
             raise InputError(
                 f"--resume: {steps[0]} is damaged (_CHECKPOINT_METADATA is missing), and there is no other checkpoint; "
                 "--force deletes the run and starts over"
             )
 
-    def check_same(self, settings: Settings, digest: str) -> None:
-        """Refuses to resume a run with other settings or other data than it was started with."""
+    def changes(self, settings: Settings, facts: Facts) -> list[str]:
+        """Settings, data and tokenizer that are others than those that the run was started with.
+
+        Raises:
+            InputError: there are some, and `--resume-anyway` was not given; or run.json can't be read.
+        """
+        old = self._read()
+        changes = [
+            f"--{name.replace('_', '-')} was {old['settings'].get(name, 'unknown')} and is {value}"
+            for name, value in plain(settings).items()
+            if name not in FREE_TO_CHANGE and old["settings"].get(name, "unknown") != value
+        ]
+        changes += [what for key, what in IDENTITY.items() if old["data"].get(key) != facts["data"].get(key)]
+        if changes and not settings.resume_anyway:
+            raise InputError(
+                f"--resume: this would be another run than {self.folder} holds: {'; '.join(changes)}. "
+                "--resume-anyway goes on with it nevertheless"
+            )
+        return changes
+
+    def note_changes(self, settings: Settings, facts: Facts, step: int, changes: list[str]) -> None:
+        """Puts into run.json that from a step on the run was another."""
+        print(f"resumed after step {step} although {'; '.join(changes)}")
+        earlier = self._read()["changed"]
+        self._write(settings, facts | {"changed": [*earlier, {"step": step, "what": changes}]})
+
+    def _read(self) -> Facts:
         try:
-            before = json.loads(self.settings.read_text("utf-8"))
-            old, data = dict(before["settings"]), before["data"]["sha256"]
+            found = json.loads(self.settings.read_text("utf-8"))
+            return {
+                "settings": dict(found["settings"]),
+                "data": dict(found["data"]),
+                "changed": list(found.get("changed", [])),
+            }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"--resume: {self.settings} can't be read ({type(error).__name__}: {error})") from None
-        changed = [
-            f"--{name.replace('_', '-')} was {old.get(name, 'unknown')} and is {value}"
-            for name, value in _plain(settings).items()
-            if name not in FREE_TO_CHANGE and old.get(name, "unknown") != value
-        ]
-        changed += ["the tokenised text is another"] * (data != digest)
-        if changed:
-            raise InputError(f"--resume: this would be another run than {self.folder} holds: {'; '.join(changed)}")
 
-    def start(self, settings: Settings, facts: dict[str, Any]) -> None:
-        """Makes the folder, without what is left of an earlier run: `check` has allowed that."""
+    def start(self, settings: Settings, facts: Facts) -> None:
+        """Makes the folder, without what is left of an earlier run: `check` has allowed that.
+
+        run.json comes last: a folder without one can neither be resumed nor replaced.
+        """
         for path in self.files:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            else:
+            elif path != self.settings:
                 path.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._write(settings, facts)
+
+    def _write(self, settings: Settings, facts: Facts) -> None:
         packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
         machine = {
             "python": platform.python_version(),
@@ -108,30 +148,14 @@ class Run:
             "devices": [device.device_kind for device in jax.local_devices()],
             "packages": {name: version(name) for name in packages},
         }
-        write_json(
-            self.settings, {"settings": _plain(settings), "command": _command(settings), **facts, "machine": machine}
-        )
+        temporary = self.settings.with_suffix(".tmp")
+        temporary.unlink(missing_ok=True)
+        write_json(temporary, {"settings": plain(settings), "command": command(settings), **facts, "machine": machine})
+        temporary.replace(self.settings)
 
     def save_tokenizer(self, tokenizer: Any) -> None:
         """Puts the tokenizer beside the checkpoints, if it is not there."""
         if not self.tokenizer.exists():
-            tokenizer.save_pretrained(self.tokenizer)
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    """As JSON gives them back."""
-    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
-
-
-def _command(settings: Settings) -> str:
-    """The command line that makes this run, in full only where it differs from the defaults."""
-    words = ["python", "-m", "train"]
-    for name, value in _plain(settings).items():
-        flag = f"--{name.replace('_', '-')}"
-        if name in ("resume", "force") or value == _plain(Settings())[name]:
-            continue
-        if isinstance(value, list):
-            words += [flag, *value]
-        else:
-            words.append(flag if value is True else f"{flag}={value}")
-    return shlex.join(words)
+            with temporary_sibling(self.tokenizer) as temporary:
+                tokenizer.save_pretrained(temporary)
+                temporary.rename(self.tokenizer)

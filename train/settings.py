@@ -14,9 +14,22 @@ class Settings:
     checkpoint, another run's folder, or a hub name such as gpt2."""
     tokenizer: str | None = None
     """Where the tokenizer lies, if not with the model; same forms as --model."""
-    data: Path | None = None
-    """UTF-8 text file, or a folder of .txt and .md files; None: the Python language reference that comes with Python.
-    The last tenth, at most 65,536 tokens, is held out for evaluation."""
+    data: str | None = None
+    """What to train on: a file of text, .jsonl, .json or .parquet records (text; or conversations: messages, or
+    instruction, input and output), nanoGPT's .bin, any but that as .gz or .zst too; a folder of such files; a data set
+    saved by Hugging Face, hf:OWNER/NAME from its hub, or a URL such as gs://BUCKET/FILE. None: the Python language
+    reference that comes with Python."""
+    eval_data: str | None = None
+    """What to evaluate on, in the same forms; None: what --data itself holds out (val.bin, a split), or else its last
+    tenth, at most 65,536 tokens, on which the run is then not trained."""
+    cache: Path | None = None
+    """Folder in which texts are kept as tokens, by their contents; None: jaxgpt/tokens in $XDG_CACHE_HOME or
+    ~/.cache."""
+    rows: Literal["stream", "packed", "padded"] | None = None
+    """What a sequence holds: stream (texts one after the other, cut anywhere), packed (whole texts, as many as fit,
+    none of which sees another), padded (one whole text). None: packed for conversations, stream for other texts."""
+    train_on: Literal["assistant", "all"] = "assistant"
+    """What counts in the loss of conversations: what the assistant says, its end token included, or everything."""
     freeze: str = "full"
     """What trains: full; firstN (freezes the embeddings and the first N blocks); lastN, head, embeddings or
     regex:PATTERN (train only what they name); gradual (a third of the steps each: head, then the last quarter of the
@@ -29,10 +42,14 @@ class Settings:
     None: none."""
     out: Path = Path("runs/demo")
     """Folder of the run; one that holds a run already needs --resume or --force."""
-    steps: int = 150
-    """Length of training, in optimizer steps."""
+    steps: int | None = None
+    """Length of training, in optimizer steps. None: 150, or what --epochs comes to."""
+    epochs: float | None = None
+    """Length of training in passes over the data, instead of --steps."""
     batch_size: int = 16
     """Sequences in a step, over all devices."""
+    accumulate: int = 1
+    """Parts in which a step goes through its batch, one after the other: the same step with the memory of one part."""
     context: int | None = None
     """Tokens in a sequence; None: the model's whole context."""
     lr: float | None = None
@@ -51,24 +68,41 @@ class Settings:
     """Decoupled decay of matrices, per step and unit of learning rate; biases and LayerNorms never decay."""
     clip: float = 1.0
     """Largest global norm of the trainable gradients; larger ones are scaled down to it."""
+    dropout: float | None = None
+    """Probability with which training drops each number (embeddings, attention, residual); None: as the checkpoint's
+    config says, which is 0.1 for gpt2."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread over all tokens in training; evaluation has none."""
     seed: int = 0
     """Of the data's order, of dropout and of the text samples."""
     eval_every: int = 50
     """Steps between evaluations on the held-out text, which also happens before the first and after the last step."""
+    patience: int | None = None
+    """Stop early, after so many evaluations in a row that were no better than the best; None: never."""
     checkpoint_every: int = 50
-    """Steps between checkpoints; the last step always writes one."""
+    """Steps between checkpoints; the last step always writes one, and so does each evaluation that is the best yet."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl, which has one for every evaluation too."""
     keep: int = 3
-    """Number of newest checkpoints that stay on disk."""
+    """Number of newest checkpoints that stay on disk, beside the one with the best evaluation."""
     resume: bool = False
     """Go on from the newest complete checkpoint in --out; starts fresh where nothing is. A run that Ctrl-C or SIGTERM
     stopped has saved its last step, and exited with 75."""
+    resume_anyway: bool = False
+    """Go on as --resume does, also where data, tokenizer or settings are others than the run was started with."""
     force: bool = False
     """Delete the run that --out holds and start over."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What matrix products compute in; the master weights are float32 either way."""
+    remat: bool = False
+    """Keep only what lies between blocks for the backward pass, and compute the rest again: less memory on a GPU or TPU
+    for a third more work. XLA's CPU backend keeps all the same."""
+    workers: int = 2
+    """Threads that prepare batches ahead of the step; the batches are the same for any number."""
     mesh: str | None = None
     """How the local devices are arranged, as in data=2,fsdp=4; None: all on fsdp (parameters and batch are split)."""
-    prompt: str = "The"
-    """Beginning of the text samples that are written before and after training."""
+    prompt: str | None = None
+    """Beginning of the text samples that are written before and after training; None: The, or a question if the data
+    are conversations."""
+    config: Path | None = None
+    """The run.json of an earlier run, whose settings are those of this one where no flag says otherwise."""

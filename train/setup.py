@@ -1,27 +1,34 @@
 """Everything a run needs before its first step, and everything that can be refused before its first file."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxgpt.sources import peek
 
 import jaxgpt
 from convert.disk import check_space
 from convert.errors import InputError
 from jaxgpt import freeze
+from jaxgpt.chat import prepare_chat, render
 from jaxgpt.mesh import batch_shards, make_mesh, shardings
 from jaxgpt.modules import by_module, shares
 from jaxgpt.params import count_params, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, check_vocabulary
-from jaxgpt.vocab import mark_padding
-from train.data import Data, Windows, load_data
+from jaxgpt.vocab import mark_padding, rebuilt
+from train.data import Data, find_source, load_data
 from train.optimizer import make_optimizer, rate_factors, schedule
+from train.ranges import check_numbers
 from train.run import Run
 from train.settings import Settings
 from train.step import shape_at
+
+STEPS = 150
+"""Length of a run that says nothing else: the demo's, minutes on two cores."""
 
 ROWS = 128
 """An extended vocabulary is padded to a multiple of this: matrix units want it, and so do meshes."""
@@ -39,7 +46,10 @@ class Setup:
     added: tuple[str, ...]
     """Tokens that were new to the model and its tokenizer."""
     data: Data
+    prompt: list[int]
+    """What the text samples begin with."""
     context: int
+    steps: int
     plan: freeze.Plan
     schedule: optax.Schedule
     peak_lr: float
@@ -59,13 +69,13 @@ class Setup:
         settings = self.settings
         return make_optimizer(
             self.plan, trainable, self.schedule, weight_decay=settings.weight_decay, clip=settings.clip,
-            step=step, thaw_warmup=max(1, round(settings.steps * settings.thaw_warmup)),
+            step=step, thaw_warmup=max(1, round(self.steps * settings.thaw_warmup)),
         )  # fmt: skip
 
     @property
     def facts(self) -> dict[str, Any]:
         """What `run.json` says beside the settings."""
-        data, params, phases = self.data, self.params, []
+        params, phases = self.params, []
         for phase in self.plan.phases:
             trainable = self.plan.partition(params, phase.start)[0]
             phases.append(
@@ -77,12 +87,8 @@ class Setup:
                 }
             )
         return {
-            "data": {
-                "source": data.source,
-                "sha256": data.digest,
-                "train": len(data.train),
-                "held_out": len(data.held_out),
-            },
+            "steps": self.steps,
+            "data": self.data.facts,
             "parameters": {"all": count_params(params), "trainable": phases[-1]["trainable"]},
             "phases": phases,
         }
@@ -94,9 +100,14 @@ def load_model(settings: Settings, mesh: Mesh) -> tuple[jaxgpt.GPT, Any, tuple[s
     tokenizer = jaxgpt.load_tokenizer(settings.tokenizer or settings.model)
     check_vocabulary(tokenizer, model.config)
     model = mark_padding(model, tokenizer)
+    if settings.dropout is not None:
+        rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), settings.dropout)
+        model = rebuilt(model, replace(model.config, **rates), named_params(model))
     if settings.untie_head:
         model = jaxgpt.untie_head(model)
     added = add_tokens(tokenizer, settings.add_tokens.split(",")) if settings.add_tokens is not None else ()
+    if peek(find_source(settings)) == "chat":
+        added += prepare_chat(tokenizer)
     if added:
         model = jaxgpt.resize_vocab(model, tokenizer, pad_multiple=ROWS, seed=settings.seed)
     params = named_params(model)
@@ -109,50 +120,50 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, dict[str, jax.Array]]:
     Raises:
         InputError: the first thing that does not fit.
     """
-    _check_numbers(settings)
+    check_numbers(settings)
     run.check(settings)
     mesh = make_mesh(settings.mesh)
-    if settings.batch_size % batch_shards(mesh):
-        raise InputError(f"--batch-size: {settings.batch_size} can't be divided over {batch_shards(mesh)} devices")
+    parts = batch_shards(mesh) * settings.accumulate
+    if settings.batch_size % parts:
+        over = f"{batch_shards(mesh)} devices" + f" and {settings.accumulate} parts" * (settings.accumulate > 1)
+        raise InputError(f"--batch-size: {settings.batch_size} can't be divided over {over}")
     model, tokenizer, added = load_model(settings, mesh)
     config = model.config
     context = settings.context or config.n_positions
     if context > config.n_positions:
         raise InputError(f"--context: {context} is more than the model's {config.n_positions} positions")
-    if not 0 < len(tokenizer(settings.prompt)["input_ids"]) < config.n_positions:
-        raise InputError(f"--prompt: must have from 1 to {config.n_positions - 1} tokens")
-    data = load_data(settings.data, tokenizer, context)
-    for tokens in (data.train, data.held_out):
-        check_vocabulary(tokenizer, config, tokens)
-    epoch_steps = len(Windows(data.train, context)) / settings.batch_size
-    plan = freeze.parse(settings.freeze, config, settings.steps, epoch_steps=epoch_steps)
+    data = load_data(settings, tokenizer, context)
+    for part in (data.train, data.held_out):
+        check_vocabulary(tokenizer, config, part.corpus.tokens)
+    prompt = first_words(settings.prompt, tokenizer, data)
+    if not 0 < len(prompt) < config.n_positions:
+        raise InputError(f"--prompt: must have from 1 to {config.n_positions - 1} tokens, not {len(prompt)}")
+    epoch_steps = len(data.train.rows) / settings.batch_size
+    steps = settings.steps or STEPS
+    if settings.epochs is not None:
+        steps = max(1, math.ceil(settings.epochs * epoch_steps))
+    plan = freeze.parse(settings.freeze, config, steps, epoch_steps=epoch_steps)
     params = named_params(model)
-    trains = plan.partition(params, settings.steps)[0]
+    trains = plan.partition(params, steps)[0]
     factors = rate_factors(trains, config.n_layer, settings.layer_lr_decay, settings.lr_scale)
-    kept = settings.keep + 1  # and the one that is being written
+    kept = settings.keep + 2  # and the best, and the one that is being written
     check_space(run.checkpoints, kept * sum(p.nbytes for p in (*params.values(), *trains.values(), *trains.values())))
     shapes = with_params(model, {name: shape_at(p, p.sharding) for name, p in params.items()})
     return Setup(
-        settings, mesh, shapes, tokenizer, added, data, context, plan,
-        schedule=schedule(settings.steps, settings.warmup),
+        settings, mesh, shapes, tokenizer, added, data, prompt, context, steps, plan,
+        schedule=schedule(steps, settings.warmup),
         peak_lr=settings.lr or 0.128 / config.n_embd,
         rate_factors=factors,
     ), params  # fmt: skip
 
 
-def _check_numbers(settings: Settings) -> None:
-    for name in ("steps", "batch_size", "eval_every", "checkpoint_every", "log_every", "keep", "context"):
-        if (value := getattr(settings, name)) is not None and not 1 <= value <= 10**9:
-            raise InputError(f"--{name.replace('_', '-')}: must be from 1 to 10^9, not {value}")
-    for name, most in (("lr", 10), ("clip", math.inf), ("layer_lr_decay", 1)):
-        if (value := getattr(settings, name)) is not None and not 0 < value <= most:
-            raise InputError(
-                f"--{name.replace('_', '-')}: must be above 0"
-                + f" and at most {most}" * (most < math.inf)
-                + f", not {value}"
-            )
-    for name, most in (("warmup", 1), ("thaw_warmup", 1), ("weight_decay", 10)):
-        if not 0 <= (value := getattr(settings, name)) <= most:
-            raise InputError(f"--{name.replace('_', '-')}: must be from 0 to {most}, not {value}")
-    if not 0 <= settings.seed < 2**32:
-        raise InputError(f"--seed: must be from 0 to 2^32 - 1, not {settings.seed}")
+def first_words(prompt: str | None, tokenizer: Any, data: Data) -> list[int]:
+    """What the text samples begin with: of conversations a question, by default the first that is held out."""
+    if data.train.corpus.kind != "chat":
+        return tokenizer("The" if prompt is None else prompt)["input_ids"]
+    if prompt is not None:
+        asked = render(tokenizer, [{"role": "user", "content": prompt}], answer=True)
+        return tokenizer(asked, add_special_tokens=False)["input_ids"]
+    corpus, begin = data.held_out.corpus, data.held_out.rows.begins(0)[0]
+    assert corpus.counts is not None
+    return corpus.tokens[begin : begin + int(np.argmax(corpus.counts[begin:]))].tolist()

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxgpt.loss import next_token_loss
 from jaxgpt.model import GPT
 from jaxgpt.modules import by_module
 from jaxgpt.params import with_params
+from train.batch import Batch, micro_batches
 from train.optimizer import norm
 
 Metrics = dict[str, Any]
@@ -76,12 +77,52 @@ def shape_at(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruc
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimises, and how it goes about it."""
+
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+    """Parts of a batch that are differentiated one after the other: the memory of one, the gradient of all."""
+    remat: bool = False
+
+    def loss_and_grads(
+        self, model: GPT, state: State, batch: Batch, key: Array | None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The mean loss of all tokens that count in the batch, and its gradient for what trains."""
+        weights = batch.weights
+        if weights is None:
+            weights = jnp.ones(batch.tokens[:, 1:].shape, jnp.float32)
+        total = jnp.maximum(weights.sum(), 1)
+
+        def loss_of(trainable, part, key):
+            losses = next_token_loss(
+                with_params(model, trainable | state.frozen), part.tokens, segments=part.segments,
+                dropout_key=key, label_smoothing=self.label_smoothing, remat=self.remat,
+            )  # fmt: skip
+            return jnp.sum(losses * part.weights) / total
+
+        batch = Batch(batch.tokens, weights, batch.segments)
+        if self.accumulate == 1:
+            return jax.value_and_grad(loss_of)(state.trainable, batch, key)
+
+        def add(sums, part):
+            i, part = part
+            part_key = None if key is None else jax.random.fold_in(key, i)
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss_of)(state.trainable, part, part_key)), None
+
+        zeros = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.trainable)
+        parts = jnp.arange(self.accumulate), micro_batches(batch, self.accumulate)
+        return jax.lax.scan(add, zeros, parts)[0]
+
+
 def make_train_step(
     model: GPT,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     seed: int,
     places: State | None = None,
+    objective: Objective = Objective(),
 ) -> jax.stages.Wrapped:
     """The step; only the trainable parameters are differentiated, so that XLA drops the backward pass of the rest.
 
@@ -92,13 +133,9 @@ def make_train_step(
     config = model.config
     has_dropout = max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0
 
-    def train_step(state: State, tokens: Int[Array, "B T+1"], rates: Rates) -> tuple[State, Metrics]:
+    def train_step(state: State, batch: Batch, rates: Rates) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if has_dropout else None
-
-        def loss_of(trainable):
-            return next_token_loss(with_params(model, trainable | state.frozen), tokens, dropout_key=key).mean()
-
-        loss, grads = jax.value_and_grad(loss_of)(state.trainable)
+        loss, grads = objective.loss_and_grads(model, state, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         updates = {name: update * (rates.peak * rates.factors[name]) for name, update in updates.items()}
         trainable = optax.apply_updates(state.trainable, updates)
@@ -120,12 +157,11 @@ def update_ratios(updates: dict[str, Array], trainable: dict[str, Array]) -> dic
     }
 
 
-def make_eval_step(
-    model: GPT,
-) -> jax.stages.Wrapped:
+def make_eval_step(model: GPT) -> jax.stages.Wrapped:
     """The sum of the losses of a batch's tokens, each times its weight."""
 
-    def eval_step(params, tokens, weights):
-        return jnp.sum(next_token_loss(with_params(model, params), tokens) * weights)
+    def eval_step(params: dict[str, Array], batch: Batch) -> Float[Array, ""]:
+        losses = next_token_loss(with_params(model, params), batch.tokens, segments=batch.segments)
+        return jnp.sum(losses * batch.weights)
 
     return jax.jit(eval_step)

@@ -1,0 +1,156 @@
+"""The steps of a run, and what is looked at and kept between them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import grain
+import jax
+
+from jaxgpt.mesh import batch_sharding
+from train.batch import Batch
+from train.checkpoints import Checkpoints
+from train.data import train_batches
+from train.diverged import check_finite
+from train.log import Log
+from train.phases import Phases, Program
+from train.progress import Progress
+from train.report import Evaluation
+from train.setup import Setup
+from train.standing import Standing
+from train.step import State
+from train.stop import Stop
+
+
+class Steps:
+    """What changes from step to step."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        stop: Stop,
+        phases: Phases,
+        evaluation: Evaluation,
+        log: Log,
+        checkpoints: Checkpoints,
+        state: State,
+        program: Program,
+        standing: Standing,
+        first: int,
+    ):
+        self._setup, self._stop, self._phases, self._evaluation = setup, stop, phases, evaluation
+        self._log, self._checkpoints, self._program = log, checkpoints, program
+        self.state, self.standing, self.step = state, standing, first
+        settings = setup.settings
+        self._progress = Progress(first, setup.steps, settings.batch_size * setup.context)
+        self._under_way: tuple[int, int, dict[str, Any]] | None = None
+        """The last step, its number of trainable parameters, and its metrics, which may still be computed."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the run needs no further step."""
+        return is_done(self._setup, self.step, self.standing)
+
+    def run(self) -> None:
+        """Makes steps until the run is done or asked to stop; the last one is saved.
+
+        Raises:
+            Diverged: the loss or the gradient is no number any more; nothing that came of it is saved.
+        """
+        setup, settings = self._setup, self._setup.settings
+        for batch in self._batches():
+            if setup.plan.at(self.step) > setup.plan.phases.index(self._program.phase) and not self._thaw():
+                break
+            # step k + 1 is under way before the metrics of step k are fetched
+            before, (self.state, metrics) = self._under_way, self._program.step(self.state, batch, self._program.rates)
+            self.step += 1
+            self._settle(before)
+            self._under_way = self.step, self._program.trainable, metrics
+            if self.step % settings.eval_every == 0 or self.step == setup.steps:
+                self._evaluate()
+            last = self.done or self._stop.requested.is_set()
+            if last or self.step % settings.checkpoint_every == 0 or self.standing.best_step == self.step:
+                self._settle(self._under_way)
+                self._checkpoints.save(self.state, setup.model.config, self.standing)
+            if last:
+                break
+        self._checkpoints.wait()
+        self._progress.close()
+
+    def make_up(self, eval_loss: float) -> None:
+        """The evaluation of the first step's checkpoint, which a signal had cut off."""
+        metrics = dict(self.standing.unevaluated or {})
+        self._take(metrics, int(metrics.pop("trainable")), eval_loss)
+
+    def _take(self, metrics: dict[str, float], trainable: int, eval_loss: float) -> None:
+        check_finite(self.step, {"the evaluation loss": eval_loss})
+        self.standing = self.standing.after(self.step, eval_loss)
+        self._checkpoints.best = self.standing.best_step
+        self._write(self.step, trainable, metrics, eval_loss)
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches on their devices, from that of the next step on: the position in the data is the step."""
+        settings, place = self._setup.settings, batch_sharding(self._setup.mesh)
+        batches = train_batches(self._setup.data.train.rows, settings.batch_size, settings.seed)
+        options = grain.ReadOptions(num_threads=settings.workers, prefetch_buffer_size=8)
+        for batch in batches[self.step : self._setup.steps].to_iter_dataset(options):
+            yield jax.device_put(Batch(**batch), place)
+
+    def _thaw(self) -> bool:
+        """Enters the next phase; false if a signal came while its program was still being compiled."""
+        self._settle(self._under_way)
+        self._progress.pause()
+        entered = self._phases.enter_next(self.state, self._stop)
+        self._progress.go_on()
+        if entered is None:
+            self._checkpoints.save(self.state, self._setup.model.config, self.standing)
+            return False
+        self.state, self._program = entered
+        name, trainable = self._program.phase.name, self._program.trainable
+        self._progress.say(f"step {self.step + 1}: {name} thaws, {trainable:,} parameters train")
+        return True
+
+    def _evaluate(self) -> None:
+        """The loss on the held-out part; if a signal comes, the resumed run makes up for it."""
+        assert self._under_way is not None
+        _, trainable, metrics = self._under_way
+        self._under_way = None
+        metrics = self._fetch(self.step, metrics)
+        self._progress.pause()
+        eval_loss = self._evaluation.loss(self.state, self._stop)
+        self._progress.go_on()
+        if eval_loss is None:
+            self.standing = replace(self.standing, unevaluated=metrics | {"trainable": trainable})
+        else:
+            self._take(metrics, trainable, eval_loss)
+
+    def _settle(self, under_way: tuple[int, int, dict[str, Any]] | None) -> None:
+        """Waits for a step, and writes what is to be written of it."""
+        if under_way is None:
+            return
+        step, trainable, metrics = under_way
+        if self._under_way is under_way:
+            self._under_way = None
+        metrics = self._fetch(step, metrics)
+        if step % self._setup.settings.log_every == 0:
+            self._write(step, trainable, metrics)
+
+    def _fetch(self, step: int, metrics: dict[str, Any]) -> dict[str, float]:
+        """The numbers of a step, which must be finite before anything that came of it is kept."""
+        found = jax.tree.map(float, jax.device_get(metrics))
+        updates = found.pop("updates")
+        check_finite(step, {"the loss": found["loss"], "the gradient's norm": found["grad_norm"]})
+        self._progress.advance(found["loss"])
+        self._log.updates(step, self._setup.steps, updates, self._setup.modules)
+        return found
+
+    def _write(self, step: int, trainable: int, metrics: dict[str, float], eval_loss: float | None = None) -> None:
+        speed = self._progress.mark(step)
+        self._log.metrics(step, metrics, eval_loss, speed, trainable)
+        self._progress.logged(step, metrics["loss"], eval_loss, speed)
+
+
+def is_done(setup: Setup, step: int, standing: Standing) -> bool:
+    """Whether a run has made all its steps, or waited long enough for a better evaluation."""
+    patience = setup.settings.patience
+    return step >= setup.steps or (patience is not None and standing.waited >= patience)
