@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from convert.errors import InputError
-from jaxgpt.documents import encode_documents, read_documents
+from jaxgpt.corpus import tokenise
+from jaxgpt.documents import Texts
+from jaxgpt.sources import Source
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 65_536
 """Fraction of the tokens that is held out for evaluation, and the most tokens that are."""
@@ -40,11 +42,12 @@ def load_data(source: Path | None, tokenizer: Any, context: int) -> Data:
         InputError: there is no text, it is not UTF-8, or it is shorter than one window.
     """
     if source is None:
-        name, documents = "the Python language reference", _python_reference()
+        name = "the Python language reference"
+        corpus = tokenise(Source(name, (Texts(name, _python_reference()),)), tokenizer)
     else:
-        source = source.expanduser()
-        name, documents = str(source), read_documents(source)
-    tokens = encode_documents(tokenizer, documents)
+        corpus = tokenise(source, tokenizer)
+        name = corpus.name
+    tokens = corpus.tokens
     held_out = min(int(len(tokens) * HELD_OUT), MOST_HELD_OUT)
     train = len(tokens) - held_out
     if train < context + 1 or held_out < 2:
@@ -86,7 +89,7 @@ class Windows:
         return (len(self._tokens) - 1) // self._context
 
     def __getitem__(self, i: int) -> Int[np.ndarray, " T+1"]:
-        return self._tokens[int(i) * self._context :][: self._context + 1]
+        return self._tokens[int(i) * self._context :][: self._context + 1].astype(np.int32)
 
     def __repr__(self) -> str:
         return f"Windows({len(self)} x {self._context})"
