@@ -44,13 +44,17 @@ def check(command: Check) -> bool:
 def evaluate(command: Eval) -> None:
     """Prints loss, perplexity and bits per byte."""
     import jaxgpt
-    from jaxgpt.documents import encode_documents, read_documents
+    from jaxgpt.corpus import tokenise
     from jaxgpt.sanity.verdict import finite
+    from jaxgpt.sources import find, peek
 
-    documents = read_documents(command.data.expanduser())
+    source = find(command.data)
+    if peek(source) == "chat":
+        raise InputError(f"--data: {source.name} holds conversations, and eval reads texts")
     tokenizer = jaxgpt.load_tokenizer(command.model)
+    corpus = tokenise(source, tokenizer, cache=command.cache, progress=True)
+    tokens, n_bytes = corpus.tokens, corpus.n_bytes
     model = jaxgpt.vocab.mark_padding(jaxgpt.from_pretrained(command.model), tokenizer)
-    tokens, n_bytes = encode_documents(tokenizer, documents), sum(len(text.encode()) for text in documents)
     jaxgpt.tokenizer.check_vocabulary(tokenizer, model.config, tokens)
     result = jaxgpt.evaluate(
         model,
@@ -60,14 +64,15 @@ def evaluate(command: Eval) -> None:
         batch_size=command.batch_size,
         progress=sys.stderr.isatty(),
     )
-    bits = result.bits_per_byte(n_bytes)
+    bits = result.bits_per_byte(n_bytes) if n_bytes else None  # of token ids nobody knows the bytes
     if command.json:
         numbers = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": bits}
-        print(json.dumps(finite({**numbers, "tokens": result.tokens, "bytes": n_bytes}), allow_nan=False))
+        print(json.dumps(finite({**numbers, "tokens": result.tokens, "bytes": n_bytes or None}), allow_nan=False))
         return
     print(f"loss           {result.loss:.4f} nats per token, of {result.tokens:,} tokens")
     print(f"perplexity     {result.perplexity:,.3f}")
-    print(f"bits per byte  {bits:.4f}, of {n_bytes:,} bytes")
+    if bits is not None:
+        print(f"bits per byte  {bits:.4f}, of {n_bytes:,} bytes")
 
 
 def generate(command: Generate) -> None:

@@ -59,8 +59,11 @@ class Eval:
 
     model: Annotated[str, tyro.conf.Positional]
     """tiny, a Hugging Face folder, a .safetensors file, an Orbax checkpoint, a training run, or a hub name."""
-    data: Path
-    """A text file, or a folder of .txt and .md files; an end token follows each."""
+    data: str
+    """Texts: a file (.jsonl, .json, .parquet, token ids in a .bin, any other as text; .gz and .zst too), a folder of
+    them, a gs:// URL, or hf:OWNER/NAME[:SPLIT]. An end token follows each text."""
+    cache: Path | None = None
+    """Folder that keeps the tokens for the next time; None: ~/.cache/jaxgpt/tokens."""
     context: int | None = None
     """The most tokens that come before one that is predicted; None: the model's own."""
     stride: int | None = None

@@ -1,50 +1,133 @@
-"""Texts that a user has: a file, or a folder of them."""
+"""Documents: the texts and conversations of a file."""
 
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-from jaxtyping import Int
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal
 
 from convert.errors import InputError
+from jaxgpt import streams
+from jaxgpt.chat import Message, messages_of
+from jaxgpt.records import read_array, read_lines, read_parquet, read_text
+from jaxgpt.streams import Advance, readable
 
-TEXT_SUFFIXES = (".txt", ".md")
+
+@dataclass(frozen=True)
+class Document:
+    """A text, in parts that can be read once and in order, or a conversation."""
+
+    number: int
+    """Of the record or line in its file, from 1; 0: the file is the document."""
+    text: Iterable[str] = ()
+    chat: tuple[Message, ...] | None = None
+
+    @property
+    def kind(self) -> Literal["text", "chat"]:
+        """What it is."""
+        return "text" if self.chat is None else "chat"
 
 
-def read_documents(source: Path) -> list[str]:
-    """The text of a file of any name, or of each .txt and .md file in a folder, by name; empty ones are left out.
+@dataclass(frozen=True)
+class File:
+    """One file of a source: how it is called, how it is read, and where it lies."""
+
+    name: str
+    format: str
+    """text, jsonl, json, parquet, or bin: token ids."""
+    compression: str
+    path: Any
+
+    @property
+    def size(self) -> int:
+        """Bytes, as it is stored."""
+        return streams.stamp(self.path)[0]
+
+    @property
+    def stamp(self) -> Any:
+        """Changes when the file does, most likely."""
+        return streams.stamp(self.path)
+
+    def sha256(self, advance: Advance) -> str:
+        """Of its bytes, as they are stored."""
+        return streams.sha256_of(self.path, advance)
+
+    def where(self, number: int) -> str:
+        """How a message calls one of its documents."""
+        return f"{self.name}, {'line' if self.format == 'jsonl' else 'record'} {number:,}" if number else self.name
+
+    def documents(self, advance: Advance) -> Iterator[Document]:
+        """What it holds, in order; empty records too.
+
+        Raises:
+            InputError: it can't be read, or a record is neither a text nor a conversation.
+        """
+        with readable(self.path):
+            if self.format == "parquet":
+                with streams.open_seekable(self.path, self.compression) as file:
+                    yield from as_documents(self, read_parquet(self.name, file, self.size, advance))
+                return
+            with streams.open_stream(self.path, self.compression, advance) as stream:
+                if self.format == "text":
+                    yield Document(0, self._text(stream))
+                else:
+                    read = read_lines if self.format == "jsonl" else read_array
+                    yield from as_documents(self, read(self.name, stream))
+
+    def _text(self, stream: BinaryIO) -> Iterator[str]:
+        with readable(self.path):  # it is read when `documents` has handed it out
+            yield from read_text(self.name, stream)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts that are in memory, as if they were a file."""
+
+    name: str
+    texts: Sequence[str]
+    format: str = "texts"
+    compression: str = ""
+    stamp: Any = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the texts."""
+        return sum(len(text.encode()) for text in self.texts)
+
+    def sha256(self, advance: Advance) -> str:
+        """Of the texts and where they end."""
+        digest = hashlib.sha256()
+        for text in self.texts:
+            digest.update(b"%d:" % len(text.encode()) + text.encode())
+        advance(self.size)
+        return digest.hexdigest()
+
+    def where(self, number: int) -> str:
+        """How a message calls one of the texts."""
+        return f"{self.name}, text {number:,}"
+
+    def documents(self, advance: Advance) -> Iterator[Document]:
+        """The texts."""
+        for number, text in enumerate(self.texts, 1):
+            yield Document(number, (text,))
+            advance(len(text.encode()))
+
+
+def as_documents(file: Any, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Document]:
+    """Records as texts, or as conversations where they have no text.
 
     Raises:
-        InputError: there is no text, or it is not UTF-8.
+        InputError: a record is neither.
     """
-    if source.is_dir():
-        files = sorted(file for file in source.rglob("*") if file.is_file() and file.suffix in TEXT_SUFFIXES)
-        if not files:
-            raise InputError(f"--data: {source} holds no {' or '.join(TEXT_SUFFIXES)} file")
-    elif source.is_file():
-        files = [source]
-    else:
-        raise InputError(f"--data: {source} is no file and no folder")
-    documents = [text for file in files if (text := _read_text(file)).strip()]
-    if not documents:
-        raise InputError(f"--data: {source} is empty")
-    return documents
-
-
-def encode_documents(tokenizer: Any, documents: list[str]) -> Int[np.ndarray, " n"]:
-    """Token ids of the documents one after the other, each followed by the tokenizer's end of text, if it has one."""
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
-    return np.concatenate([np.asarray(ids + end, np.int32) for ids in encoded])
-
-
-def _read_text(file: Path) -> str:
-    content = file.read_bytes()
-    try:
-        if (zero := content.find(b"\0")) >= 0:
-            raise InputError(f"--data: {file} is not text: there is a zero byte at {zero:,}")
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"--data: {file} is not UTF-8 text: byte {content[error.start]:#x} at {error.start:,}"
-        ) from None
+    for number, record in records:
+        try:
+            text = record.get("text")
+            if text is not None and not isinstance(text, str):
+                raise InputError(f"text must be a string, not {type(text).__name__}")
+            document = Document(number, (), messages_of(record)) if text is None else Document(number, (text,))
+            for part in document.text or (message["content"] for message in document.chat or ()):
+                part.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"--data: {file.where(number)}: half of a surrogate pair is no valid text") from None
+        except InputError as error:
+            raise InputError(f"--data: {file.where(number)}: {error}") from None
+        yield document

@@ -1,5 +1,7 @@
 """The tokenizer of a checkpoint, and whether it belongs to the model."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,18 @@ def load_tokenizer(source: str | Path) -> Any:
 def vocabulary_size(tokenizer: Any) -> int:
     """How many ids, from 0 on, hold all of a tokenizer's tokens: its largest id + 1, as there may be holes."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """A digest that changes when a text may get other tokens, or a conversation another text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        what = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    else:
+        what = json.loads(backend.to_str())
+        what |= {"truncation": None, "padding": None}  # which every call sets
+    state = [what, tokenizer.chat_template, tokenizer.eos_token, getattr(tokenizer, "split_special_tokens", False)]
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | None = None) -> None:

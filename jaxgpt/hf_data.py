@@ -1,0 +1,115 @@
+"""Data sets of Hugging Face's `datasets`: saved in a folder, or on the hub."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from convert.errors import InputError
+from jaxgpt.documents import Document, as_documents
+from jaxgpt.records import ROWS, Records, text_column
+from jaxgpt.sources import Source
+from jaxgpt.streams import Advance, readable
+
+HELD_OUT = ("validation", "valid", "val", "dev", "test")
+"""Splits that are held out of training, the first that there is."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set, as if it were a file."""
+
+    name: str
+    dataset: Any
+    format: str = "rows"
+    compression: str = ""
+    stamp: Any = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of it in memory, if it were there."""
+        return self.dataset.data.nbytes
+
+    def sha256(self, advance: Advance) -> str:
+        """Of its rows."""
+        digest, each = hashlib.sha256(), self.size // max(len(self.dataset), 1)
+        with readable(self.name):
+            for table in self._tables():
+                for batch in table.to_batches():
+                    digest.update(batch.serialize())
+                advance(each * table.num_rows)
+        return digest.hexdigest()
+
+    def where(self, number: int) -> str:
+        """How a message calls one of its rows."""
+        return f"{self.name}, record {number:,}"
+
+    def documents(self, advance: Advance) -> Iterator[Document]:
+        """Its rows."""
+        with readable(self.name):
+            yield from as_documents(self, self._rows(advance))
+
+    def _rows(self, advance: Advance) -> Records:
+        number, each = 0, self.size // max(len(self.dataset), 1)
+        for table in self._tables():
+            for record in table.to_pylist():
+                number += 1
+                yield number, record
+            advance(each * table.num_rows)
+
+    def _tables(self) -> Iterator[Any]:
+        columns = text_column(self.dataset.features.arrow_schema)
+        dataset = self.dataset.select_columns(columns) if columns else self.dataset
+        return dataset.with_format("arrow").iter(ROWS)
+
+
+def find_saved(folder: Any) -> Source:
+    """What `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    datasets = _package(str(folder))
+    try:
+        return _source(str(folder), datasets.load_from_disk(str(folder)))
+    except InputError:
+        raise
+    except Exception as error:  # JSON, Arrow and the file system fail in their own ways
+        raise InputError(f"--data: {folder} can't be read as a saved data set: {_cause(error)}") from None
+
+
+def find_on_hub(source: str) -> Source:
+    """`hf:OWNER/NAME` or `hf:OWNER/NAME:SPLIT`.
+
+    Raises:
+        InputError: there is no such data set or split, it needs code of its own, or the hub can't be reached.
+    """
+    match = re.fullmatch(r"hf:((?:[\w.-]+/)?[\w.-]+)(?::([\w.\[\]:%+-]+))?", source)
+    if not match:
+        raise InputError(f"--data: {source} is not of the form hf:OWNER/NAME or hf:OWNER/NAME:SPLIT")
+    datasets, (name, split) = _package(source), match.groups()
+    try:
+        return _source(source, datasets.load_dataset(name, split=split))
+    except InputError:
+        raise
+    except Exception as error:  # the network, the hub and every format of its files fail in their own ways
+        raise InputError(f"--data: {source} can't be read: {_cause(error)}") from None
+
+
+def _source(name: str, loaded: Any) -> Source:
+    if not isinstance(loaded, dict):
+        return Source(name, (Split(name, loaded),))
+    if "train" not in loaded:
+        raise InputError(f"--data: {name} has no split train, only {', '.join(loaded) or 'none'}: name one with :SPLIT")
+    held_out = next((split for split in HELD_OUT if split in loaded), None)
+    rest = held_out and Source(f"{name}:{held_out}", (Split(f"{name}:{held_out}", loaded[held_out]),))
+    return Source(name, (Split(f"{name}:train", loaded["train"]),), rest or None)
+
+
+def _package(source: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"--data: {source} needs Hugging Face's datasets: pip install 'jaxgpt[datasets]'") from None
+    return datasets
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"

@@ -1,0 +1,96 @@
+"""Texts cut into pieces whose tokens, one after the other, are those of the whole text."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from convert.errors import InputError
+
+PIECE = 2**16
+"""Characters of a piece, at least: so few that a batch of them keeps all cores busy and little memory."""
+
+CONTEXT = 256
+"""Characters on both sides of a cut that are tokenised together and apart, at least."""
+
+TRIES, DOUBTS = 4, 64
+"""Places of a kind that are tried in a piece, and after how many failures alone a tokenizer counts as one that no text
+can be cut for, such as one that begins every text with a space."""
+
+LONGEST = 2**27
+"""Characters of a text without a good place to cut it, at most."""
+
+LINE_END, SPACE = re.compile(r"(?<=\S)\n"), re.compile(r"(?<=\S) (?=\S)")
+
+Encode = Callable[[str], list[int]]
+"""The token ids of a text."""
+
+EncodeAll = Callable[[list[str]], list[np.ndarray]]
+"""The token ids of many texts, on all cores."""
+
+
+def encoders(tokenizer: Any) -> tuple[Encode, EncodeAll]:
+    """What encodes as `tokenizer(text, add_special_tokens=False)` does, without making what else that makes."""
+    tokenizer("a", add_special_tokens=False, verbose=False)  # which switches truncation and padding off
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        call = lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # noqa: E731
+        return call, lambda texts: [np.asarray(ids, np.uint32) for ids in call(texts)]
+
+    def encode_all(texts: list[str]) -> list[np.ndarray]:
+        found = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.uint32) for encoding in found]
+
+    # one text is encoded in the thread that asks: it would wait for the batch that all others are busy with
+    return lambda text: backend.encode(text, add_special_tokens=False).ids, encode_all
+
+
+class Cutter:
+    """Cuts texts before line ends, or else single spaces, where that changes no token nearby."""
+
+    def __init__(self, encode: Encode):
+        self._encode, self._failures, self._cuts = encode, 0, False
+
+    def pieces(self, parts: Iterable[str], name: str) -> Iterator[str]:
+        """A text that comes in parts, in pieces; one that is only white space in none.
+
+        Raises:
+            InputError: there is too much text without a place to cut it.
+        """
+        text, begin, tried = "", 0, 0
+        for part in parts:
+            text, begin, tried = text[begin:] + part, 0, tried - begin
+            while (start := max(begin + PIECE, tried)) + PIECE + 4 * CONTEXT <= len(text):
+                tried = start + PIECE
+                cut = self._place(text, begin, start, tried)
+                if cut is not None:
+                    yield text[begin:cut]
+                    begin = cut
+            if len(text) - begin > LONGEST:
+                raise InputError(
+                    f"--data: {name}: {LONGEST // 10**6} million characters without a place where this tokenizer lets "
+                    "a text be cut: give it as several documents"
+                )
+        if begin or text.strip():
+            yield text[begin:]
+
+    def _place(self, text: str, begin: int, start: int, stop: int) -> int | None:
+        """Where to cut between start and stop."""
+        for pattern in (LINE_END, SPACE):
+            for i, match in enumerate(pattern.finditer(text, start, stop)):
+                if i == TRIES or (not self._cuts and self._failures >= DOUBTS):
+                    break
+                if self._is_seam(text, begin, match.start()):
+                    self._cuts = True
+                    return match.start()
+                self._failures += 1
+        return None
+
+    def _is_seam(self, text: str, begin: int, cut: int) -> bool:
+        """Whether the tokens of the text around a cut are those of both sides; it begins and ends at spaces, if any."""
+        left, right = max(begin, cut - CONTEXT), min(len(text), cut + CONTEXT)
+        before = list(SPACE.finditer(text, max(begin, left - 2 * CONTEXT), left))
+        after = SPACE.search(text, right, right + 2 * CONTEXT)
+        left, right = before[-1].start() if before else left, after.start() if after else right
+        return self._encode(text[left:right]) == self._encode(text[left:cut]) + self._encode(text[cut:right])

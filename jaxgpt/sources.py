@@ -1,0 +1,106 @@
+"""What a user has to train on: a file, a folder, a data set of Hugging Face's, here or in a bucket."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from convert.errors import InputError
+from jaxgpt import streams
+from jaxgpt.documents import Document, File
+from jaxgpt.streams import COMPRESSIONS, Advance, readable
+
+RECORD_SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".txt", ".md", *RECORD_SUFFIXES)
+"""What is read of a folder; each may have .gz or .zst after it."""
+
+Kind = Literal["text", "chat", "tokens"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files that are read one after the other, and those that are held out of training, if the source says so."""
+
+    name: str
+    files: tuple[Any, ...]
+    held_out: "Source | None" = None
+
+    def documents(self, advance: Advance) -> Iterator[tuple[int, Document]]:
+        """All documents, each with the index of its file.
+
+        Raises:
+            InputError: they are not all of one kind, or a file can't be read.
+        """
+        kind = None
+        for i, file in enumerate(self.files):
+            for document in file.documents(advance):
+                if kind not in (None, document.kind):
+                    raise InputError(
+                        f"--data: {file.where(document.number)}: a {document.kind}, and all before it are {kind}s: "
+                        "texts and chats can't be mixed in one source"
+                    )
+                kind = document.kind
+                yield i, document
+
+
+def find(source: str | Path | Source) -> Source:
+    """The files of a source: a file, a folder, nanoGPT's .bin, a saved data set, hf:OWNER/NAME[:SPLIT], or a URL.
+
+    Raises:
+        InputError: there is nothing to read.
+    """
+    if isinstance(source, Source):
+        return source
+    text = str(source)
+    if text.startswith("hf:") and not text.startswith("hf:/"):
+        from jaxgpt.hf_data import find_on_hub
+
+        return find_on_hub(text)
+    path = streams.locate(source)
+    with readable(path):
+        if path.is_dir():
+            return _folder(path)
+        if not (path.exists() if streams.is_remote(path) else path.is_file()):
+            raise InputError(f"--data: {path} is no file and no folder")
+    return Source(str(path), (_file(path),))
+
+
+def peek(source: str | Path | Source) -> Kind:
+    """What a source is, by its first record: texts, chats, or tokens.
+
+    Raises:
+        InputError: there is nothing to read, or the first record is neither a text nor a conversation.
+    """
+    found = find(source)
+    if found.files[0].format == "bin":
+        return "tokens"
+    for _, document in found.documents(lambda n: None):
+        return document.kind
+    raise InputError(f"--data: {found.name} is empty")
+
+
+def _folder(path: Any) -> Source:
+    names = {child.name for child in path.iterdir()}
+    if "train.bin" in names:  # nanoGPT's
+        held_out = Source(str(path / "val.bin"), (_file(path / "val.bin"),)) if "val.bin" in names else None
+        return Source(str(path), (_file(path / "train.bin"),), held_out)
+    if "dataset_dict.json" in names or names >= {"dataset_info.json", "state.json"}:
+        from jaxgpt.hf_data import find_saved
+
+        return find_saved(path)
+    files = [_file(file, "/".join(parts)) for parts, file in streams.files_below(path) if _is_read(file.name)]
+    if not files:
+        raise InputError(f"--data: {path} holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
+    return Source(str(path), tuple(files))
+
+
+def _is_read(name: str) -> bool:
+    return name.lower().removesuffix(".gz").removesuffix(".zst").endswith(SUFFIXES)
+
+
+def _file(path: Any, name: str | None = None) -> File:
+    lower = path.name.lower()
+    compression = next((suffix for suffix in COMPRESSIONS if lower.endswith(suffix)), "")
+    suffix = "." + lower.removesuffix(compression).rsplit(".", 1)[-1]
+    known = suffix in RECORD_SUFFIXES or (suffix == ".bin" and not compression)
+    return File(str(path), suffix[1:] if known else "text", compression, path)

@@ -1,0 +1,168 @@
+"""Files as streams of bytes, here or in a bucket, compressed or not, read by and by."""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from convert.errors import InputError
+
+SCHEMES = {"gs": "jaxgpt[gcs]", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
+"""Beginnings of URLs that can be read, and the package that each needs."""
+
+COMPRESSIONS = (".gz", ".zst")
+CHUNK = 2**20
+THIRD_PARTIES = ("pyarrow", "datasets", "backports.zstd", "compression")
+"""Packages that have exceptions of their own for files that they can't read."""
+
+Advance = Callable[[int], Any]
+"""Told how many bytes of a file have been read."""
+
+
+def locate(source: str | Path) -> Any:
+    """A local path, or etils' path of a URL, which has the same methods.
+
+    Raises:
+        InputError: the URL is of a kind that can't be read.
+    """
+    text = re.sub(r"^(\w+):/(?=[^/])", r"\1://", str(source))  # pathlib makes one slash of two
+    if "://" not in text:
+        return Path(text).expanduser()
+    scheme = text.split("://")[0]
+    if scheme not in SCHEMES:
+        raise InputError(f"--data: {text}: {scheme}:// can't be read; expected is a path or one of {urls()}")
+    from etils import epath
+
+    return epath.Path(text)
+
+
+def urls() -> str:
+    """The beginnings of URLs that can be read, as a sentence has them."""
+    return ", ".join(f"{scheme}://" for scheme in SCHEMES)
+
+
+@contextlib.contextmanager
+def readable(path: Any) -> Iterator[None]:
+    """Turns whatever goes wrong in reading a file into one message that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ImportError as error:
+        scheme = str(path).split("://")[0]
+        what = f"{path} can't be read without a package that is not here ({error})"
+        raise InputError(f"--data: {what}: pip install '{SCHEMES.get(scheme, scheme)}'") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"--data: {path} can't be read: {_cause(error)}") from None
+    except Exception as error:
+        if not is_remote(path) and not type(error).__module__.startswith(THIRD_PARTIES):
+            raise  # a mistake of ours; what a bucket's package raises is anybody's guess
+        raise InputError(f"--data: {path} can't be read: {_cause(error)}") from None
+
+
+def is_remote(path: Any) -> bool:
+    """Whether a path is a URL."""
+    return "://" in str(path)
+
+
+@contextlib.contextmanager
+def open_stream(path: Any, compression: str = "", advance: Advance | None = None) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed, in order; `advance` hears of those that were read before decompression."""
+    with contextlib.ExitStack() as stack:
+        file: Any = stack.enter_context(path.open("rb"))
+        if advance is not None:
+            file = io.BufferedReader(_Told(file, advance), CHUNK)
+        if compression == ".gz":
+            file = stack.enter_context(gzip.GzipFile(fileobj=file))
+        elif compression == ".zst":
+            file = stack.enter_context(_zstd().ZstdFile(file))
+        yield file
+
+
+@contextlib.contextmanager
+def open_seekable(path: Any, compression: str = "") -> Iterator[BinaryIO]:
+    """A file that can be read from anywhere; what is compressed is decompressed onto the disk first."""
+    if not compression:
+        with path.open("rb") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as copy, open_stream(path, compression) as file:
+        shutil.copyfileobj(file, copy, CHUNK)
+        copy.seek(0)
+        yield copy
+
+
+def sha256_of(path: Any, advance: Advance) -> str:
+    """The SHA-256 of a file's bytes as they are stored."""
+    digest = hashlib.sha256()
+    with readable(path), open_stream(path) as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.hexdigest()
+
+
+def stamp(path: Any) -> tuple[int, float]:
+    """Size and time of the last change of a file, by which it is noticed that it changes while it is read."""
+    with readable(path):
+        if is_remote(path):
+            stat = path.stat()
+            return stat.length, stat.mtime
+        local = os.stat(path)
+        return local.st_size, local.st_mtime_ns
+
+
+def files_below(folder: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """All files in a folder and its subfolders, each with the parts of its relative path, in their order."""
+    found: list[tuple[tuple[str, ...], Any]] = []
+    if not is_remote(folder):
+        for root, _, names in os.walk(folder):  # which does not follow links to folders
+            base = Path(root).relative_to(folder).parts
+            found += [((*base, name), Path(root, name)) for name in names if Path(root, name).is_file()]
+        return sorted(found)
+    folders: list[tuple[tuple[str, ...], Any]] = [((), folder)]
+    while folders:
+        base, path = folders.pop()
+        for child in path.iterdir():
+            if child.name == path.name and str(child) == str(path):
+                continue  # a bucket's mark that the folder exists
+            (folders if child.is_dir() else found).append(((*base, child.name), child))
+    return sorted(found, key=lambda item: item[0])
+
+
+def _zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd
+
+
+def _cause(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return f"{type(error).__name__}: {text.strip().splitlines()[0]}" if text.strip() else type(error).__name__
+
+
+class _Told(io.RawIOBase):
+    """A stream that tells how much was read of it."""
+
+    def __init__(self, file: BinaryIO, advance: Advance):
+        self._file, self._advance = file, advance
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        self._advance(len(data))
+        return len(data)

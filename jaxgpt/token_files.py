@@ -1,0 +1,132 @@
+"""The cache of tokens on disk: a folder for each text and tokenizer, written once and then mapped into memory."""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from convert.disk import write_json
+from convert.errors import InputError
+
+VERSION = 1
+DAY = 24 * 60 * 60
+DTYPES = {"tokens": "", "ends": "<i8", "records": "<i8", "counts": "|u1", "turns": "<i8", "turn_ends": "<i8"}
+"""Of each file of an entry; that of the tokens depends on the vocabulary."""
+
+
+def default_cache() -> Path:
+    """Where tokens are kept if nothing else is said."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "jaxgpt" / "tokens"
+
+
+@contextlib.contextmanager
+def writable(cache: Path) -> Iterator[None]:
+    """Turns a disk that is full or read-only into a message that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"--cache: tokens can't be kept in {cache} ({error.strerror or error}): name another folder with --cache"
+        ) from None
+
+
+class Writer:
+    """The files of an entry while they are written."""
+
+    def __init__(self, cache: Path, key: str, dtype: str):
+        self.folder, self._cache, self.dtype = cache / f".{key}.{uuid.uuid4().hex[:8]}.tmp", cache, dtype
+        self._files: dict[str, BinaryIO] = {}
+        self.lengths: dict[str, int] = {}
+        with writable(cache):
+            self.folder.mkdir(parents=True)
+
+    def append(self, name: str, values: Any) -> None:
+        """Adds numbers to the end of a file."""
+        array = np.asarray(values, DTYPES[name] or self.dtype)
+        with writable(self._cache):
+            if name not in self._files:
+                self._files[name] = (self.folder / f"{name}.bin").open("xb", buffering=2**20)
+                self.lengths[name] = 0
+            self._files[name].write(array.tobytes())
+        self.lengths[name] += len(array)
+
+    def finish(self, meta: dict[str, Any], path: Path) -> None:
+        """Writes what the files are, and puts them where they are looked for, unless someone else was quicker."""
+        with writable(self._cache):
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+            write_json(self.folder / "meta.json", meta | {"dtype": self.dtype, "lengths": self.lengths})
+            if path.exists() and load(path) is None:
+                path.rename(self.folder.with_suffix(".old"))  # damaged
+            try:
+                self.folder.rename(path)
+            except OSError:
+                if load(path) is None:
+                    raise
+
+    def close(self) -> None:
+        """Removes what is left of an entry that did not get into its place."""
+        for file in self._files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+        for folder in (self.folder, self.folder.with_suffix(".old")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """What an entry is and its arrays, mapped into memory; None where there is none, or no whole one."""
+    try:
+        meta = json.loads((path / "meta.json").read_text("utf-8"))
+        if meta["version"] != VERSION:
+            return None
+        arrays = {name: _map(path / f"{name}.bin", DTYPES[name] or meta["dtype"]) for name in meta["lengths"]}
+        if any(len(array) != meta["lengths"][name] for name, array in arrays.items()) or len(arrays["tokens"]) == 0:
+            return None
+        if meta["kind"] == "chat" and not {"counts", "turns", "turn_ends"} <= set(arrays):
+            return None
+        return (meta, arrays) if arrays["ends"][-1] == len(arrays["tokens"]) else None
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return None
+
+
+def find_or_write(cache: Path, key: str, dtype: str, write: Callable[[Writer], dict[str, Any]]) -> Any:
+    """The entry of a key, which `write` fills if it is not there."""
+    path = cache / key
+    for _ in range(3):  # what has just been written may be gone at once, if someone empties the cache
+        if (found := load(path)) is not None:
+            return found
+        _sweep(cache)
+        writer = Writer(cache, key, dtype)
+        try:
+            meta = write(writer)
+            writer.finish({"version": VERSION} | meta, path)
+        finally:
+            writer.close()
+    raise InputError(f"--cache: what is written into {cache} is not there afterwards: name another folder with --cache")
+
+
+def _map(path: Path, dtype: str) -> np.ndarray:
+    if dtype not in ("<u2", "<u4", "<i8", "|u1"):
+        raise ValueError(dtype)
+    if path.stat().st_size == 0:
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, mode="r")
+
+
+def _sweep(cache: Path) -> None:
+    """Removes what writers left that were killed more than a day ago."""
+    for folder in cache.glob(".*.*.tmp") if cache.is_dir() else ():
+        with contextlib.suppress(OSError):
+            newest = max(file.stat().st_mtime for file in (folder, *folder.iterdir()))
+            if newest < time.time() - DAY:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,169 @@
+"""Documents to tokens: pieces of text on all cores, and conversations, into the files of a cache."""
+
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from convert.errors import InputError
+from jaxgpt.chat import encode_chats
+from jaxgpt.documents import Document
+from jaxgpt.pieces import Cutter, encoders
+from jaxgpt.sources import Source
+from jaxgpt.token_files import Writer
+
+BATCH, MOST = 2**21, 4096
+"""Characters that are encoded at once, at least, and pieces, at most."""
+
+LONG = 5.0
+"""Seconds after which it is said how long it took, where no bar can be seen."""
+
+
+class Progress:
+    """A bar of the bytes of a source, if someone is at a terminal, and elsewhere a line at the end of long work."""
+
+    def __init__(self, source: Source, doing: str, shown: bool):
+        self._begun, self._shown, self._source = time.monotonic(), shown, source
+        self._bar = tqdm(
+            total=sum(file.size for file in source.files) if shown else None,
+            desc=doing, unit="B", unit_scale=True, leave=False, delay=1, disable=None if shown else True,
+        )  # fmt: skip
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def update(self, n: int) -> None:
+        """So many bytes more."""
+        self._bar.update(n)
+
+    def summary(self, documents: int, tokens: int) -> None:
+        """Says on standard error what was done, if it took long and no bar was there to be seen."""
+        seconds = time.monotonic() - self._begun
+        if self._shown and self._bar.disable and seconds > LONG:
+            what = f"{documents:,} documents, {tokens:,} tokens"
+            print(f"tokenised {self._source.name}: {what} in {seconds:,.0f} s", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A piece of a text, the end of one (no text), or a conversation."""
+
+    file: int
+    number: int
+    text: str | None = None
+    chat: Any = None
+
+
+def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool) -> dict[str, Any]:
+    """Tokenises a source into the files of a cache, and returns what is to be known of them.
+
+    Raises:
+        InputError: there is no text, or it can't be read.
+    """
+    end = tokenizer.eos_token_id
+    kind, n_bytes, tokens, turns = "text", 0, 0, 0
+    documents = [0] * len(source.files)
+    for name in ("tokens", "ends", "records"):
+        writer.append(name, [])
+
+    def finish(item: _Item) -> None:
+        writer.append("ends", [tokens])
+        writer.append("records", [item.number])
+        documents[item.file] += 1
+
+    with Progress(source, "tokenising", progress) as bar:
+        for batch, encoded in _encoded(source, tokenizer, bar):
+            for item, found in zip(batch, encoded, strict=True):
+                if item.chat is not None:
+                    kind = "chat"
+                    n_bytes += sum(len(message["content"].encode()) for message in item.chat)
+                    writer.append("tokens", found.ids)
+                    writer.append("counts", found.counts)
+                    writer.append("turns", [tokens + turn for turn in found.turns])
+                    tokens, turns = tokens + len(found.ids), turns + len(found.turns)
+                    writer.append("turn_ends", [turns])
+                    finish(item)
+                elif item.text is not None:
+                    n_bytes += len(item.text.encode())
+                    writer.append("tokens", found)
+                    tokens += len(found)
+                else:
+                    writer.append("tokens", [] if end is None else [end])
+                    tokens += end is not None
+                    finish(item)
+        if not tokens:
+            raise InputError(f"--data: {source.name} is empty")
+        bar.summary(sum(documents), tokens)
+    files = [{"name": file.name, "documents": n} for file, n in zip(source.files, documents, strict=True)]
+    return {"kind": kind, "bytes": n_bytes, "files": files}
+
+
+def _encoded(source: Source, tokenizer: Any, bar: Progress) -> Iterator[tuple[list[_Item], list[Any]]]:
+    """Batches and their tokens; the next batch is read and cut while one is encoded."""
+    encode, encode_all = encoders(tokenizer)
+
+    def work(batch: list[_Item]) -> list[Any]:
+        if batch[0].chat is not None:
+            return _chats(source, tokenizer, batch)
+        ids = iter(encode_all([item.text for item in batch if item.text is not None]))
+        return [next(ids) if item.text is not None else None for item in batch]
+
+    waiting: tuple[list[_Item], Future] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for batch in _batches(_items(source, Cutter(encode), bar)):
+            coming = batch, pool.submit(work, batch)
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = coming
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+
+
+def _items(source: Source, cutter: Cutter, bar: Progress) -> Iterator[_Item]:
+    for file, document in source.documents(bar.update):
+        if document.chat is not None:
+            yield _Item(file, document.number, chat=document.chat)
+            continue
+        pieces = 0
+        for piece in cutter.pieces(document.text, _where(source, file, document)):
+            pieces += 1
+            yield _Item(file, document.number, text=piece)
+        if pieces:
+            yield _Item(file, document.number)
+
+
+def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
+    batch: list[_Item] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(item.text or "") + sum(len(message["content"]) for message in item.chat or ())
+        if size >= BATCH or len(batch) >= MOST:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _chats(source: Source, tokenizer: Any, batch: list[_Item]) -> list[Any]:
+    try:
+        return encode_chats(tokenizer, [item.chat for item in batch])
+    except InputError:
+        for item in batch:  # which of them is it
+            try:
+                encode_chats(tokenizer, [item.chat])
+            except InputError as error:
+                where = source.files[item.file].where(item.number)
+                raise InputError(f"--data: {where}: {error}") from None
+        raise
+
+
+def _where(source: Source, file: int, document: Document) -> str:
+    return source.files[file].where(document.number)
