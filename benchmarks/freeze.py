@@ -19,6 +19,7 @@ import numpy as np
 
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
+from train.batch import Batch
 from train.optimizer import make_optimizer, schedule
 from train.step import Rates, init_state, make_train_step
 
@@ -48,7 +49,7 @@ def program(config: jaxgpt.GPTConfig, text: str, made: int, batch: tuple[int, in
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_train_step(model, tx, rate, 0, places)
     began = time.perf_counter()
-    compiled = step.lower(state, jax.ShapeDtypeStruct(batch, np.int32), rates).compile()
+    compiled = step.lower(state, Batch(jax.ShapeDtypeStruct(batch, np.int32)), rates).compile()
     return {
         "step": compiled,
         "compile": time.perf_counter() - began,

@@ -21,8 +21,11 @@ from matplotlib.figure import Figure
 
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
-from train.data import Data, eval_batches, load_data, train_batches
+from train.batch import Batch
+from train.data import eval_batches, load_data, train_batches
 from train.optimizer import make_optimizer, schedule
+from train.rows import Windows
+from train.settings import Settings
 from train.step import Rates, State, init_state, make_eval_step, make_train_step
 
 BATCH, CONTEXT, PEAK, EVERY = 8, 128, 1e-3, 10
@@ -38,20 +41,22 @@ class Bench:
         self.model, tokenizer = jaxgpt.from_pretrained("tiny"), jaxgpt.load_tokenizer("tiny")
         self.start = jax.tree.map(np.asarray, named_params(self.model))
         self.steps, self.schedule = steps, schedule(steps, 0.1)
-        whole = load_data(None, tokenizer, CONTEXT)
-        self.data = Data(whole.source, whole.train[:tokens], whole.held_out[:8192])
+        whole = load_data(Settings(), tokenizer, CONTEXT)
+        all_tokens, held_out = whole.train.corpus.tokens, whole.held_out.rows.begins(0)[0]
+        self.data = Windows(all_tokens, 0, min(tokens, held_out), CONTEXT)
+        self.held_out_data = Windows(all_tokens, held_out, held_out + 8192, CONTEXT, tail=True)
         written = jaxgpt.generate(
             self.model, np.full((64, 1), tokenizer.eos_token_id), max_new_tokens=CONTEXT, temperature=1.0
         )
-        self.held_out = eval_batches(self.data, CONTEXT, BATCH)
+        self.held_out = [*eval_batches(self.held_out_data, BATCH)]
         own = np.asarray(written, np.int32).reshape(-1, BATCH, CONTEXT + 1)
-        self.own = [(rows, np.ones((BATCH, CONTEXT), np.float32)) for rows in own]
+        self.own = [Batch(rows, np.ones((BATCH, CONTEXT), np.float32)) for rows in own]
         self.eval_step, self.compiled = make_eval_step(self.model), {}
 
     def loss(self, params, batches) -> float:
         """Nats per token."""
-        total = sum(float(self.eval_step(params, *batch)) for batch in batches)
-        return total / sum(float(weights.sum()) for _, weights in batches)
+        total = sum(float(self.eval_step(params, batch)) for batch in batches)
+        return total / sum(float(batch.weights.sum()) for batch in batches)
 
     def run(self, way: str, seed: int) -> dict:
         """Evaluation loss along the way, and the loss on the model's own texts at its end."""
@@ -59,14 +64,14 @@ class Bench:
         if way == "from scratch":
             params = named_params(jaxgpt.GPT(self.model.config, rngs=jaxgpt.model.nnx.Rngs(seed)))
         plan = freeze.parse(WAYS[way], self.model.config, self.steps)
-        batches = iter(train_batches(self.data, CONTEXT, BATCH, seed)[: self.steps])
+        batches = iter(train_batches(self.data, BATCH, seed)[: self.steps])
         state, curve = None, [(0, self.loss(params, self.held_out))]
         for step in range(self.steps):
             if step in {phase.start for phase in plan.phases}:
                 params = jax.tree.map(jnp.array, params if state is None else state.params)
                 state, train_step = self.enter(plan, params, state, step)
                 rates = Rates(jnp.float32(PEAK), {name: jnp.float32(1) for name in state.trainable})
-            state, _ = train_step(state, next(batches), rates)
+            state, _ = train_step(state, Batch(**next(batches)), rates)
             if (step + 1) % EVERY == 0:
                 curve.append((step + 1, self.loss(state.params, self.held_out)))
         return {"way": way, "seed": seed, "curve": curve, "own": self.loss(state.params, self.own)}
@@ -95,7 +100,7 @@ def table(results: list[dict], bench: Bench, before: tuple[float, float]) -> str
 
     held_out, own = before
     lines = [
-        f"{len(bench.data.train):,} tokens to learn from, {len(bench.data.held_out):,} held out; {bench.steps} steps "
+        f"{bench.data.n_tokens:,} tokens to learn from, {bench.held_out_data.n_tokens:,} held out; {bench.steps} steps "
         f"of {BATCH} x {CONTEXT} tokens; {len({r['seed'] for r in results})} seeds; loss in nats per token.",
         "",
         "| | trainable | last evaluation | best evaluation | own texts | forgotten |",
@@ -151,7 +156,7 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.with_suffix(".md").write_text(text, "utf-8")
     arguments.out.with_suffix(".json").write_text(json.dumps({"before": before, "runs": results}, indent=1), "utf-8")
-    picture(results, len(bench.data.train)).savefig(arguments.out.with_suffix(".png"), dpi=120)
+    picture(results, bench.data.n_tokens).savefig(arguments.out.with_suffix(".png"), dpi=120)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from convert.dialects.jaxgpt import JAXGPT
 from jaxgpt import freeze, make_mesh, named_params, with_params
 from jaxgpt.params import match
 from jaxgpt.pretrained import abstract
+from train.batch import Batch
 from train.optimizer import make_optimizer, schedule
 from train.step import Rates, State, init_state, make_train_step
 
@@ -134,7 +135,7 @@ def test_frozen_leaves_are_bitwise_unchanged_after_20_steps_with_weight_decay(te
     state, step = make(model, params, text)
     names = set(state.trainable)
     for i in range(20):
-        state, metrics = step(state, random_tokens((2, 17), seed=i))
+        state, metrics = step(state, Batch(random_tokens((2, 17), seed=i)))
     assert np.isfinite(float(metrics["loss"]))
     for name, value in state.params.items():
         changed = not np.array_equal(np.asarray(value), before[name])
@@ -158,7 +159,7 @@ def test_the_gradient_norm_and_the_clip_see_the_trainable_part_only():
     for text in ("full", "last1"):
         state, step = make(model, params, text)
         part = {name: grads[name] for name in state.trainable}
-        _, metrics = step(state, tokens)
+        _, metrics = step(state, Batch(tokens))
         assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(part)), rel=1e-5)
 
 
@@ -172,7 +173,7 @@ def test_frozen_is_free_first6_of_the_bundled_shape_takes_at_most_0_72_of_the_fl
         tx = make_optimizer(plan, trainable, optax.constant_schedule(1.0), weight_decay=0.1, clip=1.0)
         step = make_train_step(model, tx, optax.constant_schedule(1.0), seed=0)
         state = State(jax.ShapeDtypeStruct((), jnp.int32), trainable, frozen, jax.eval_shape(tx.init, trainable))
-        tokens = jax.ShapeDtypeStruct((4, 257), jnp.int32)
+        tokens = Batch(jax.ShapeDtypeStruct((4, 257), jnp.int32))
         compiled = step.lower(state, tokens, rates_of(trainable, 1e-3)).compile()
         flops[text] = compiled.cost_analysis()["flops"]
         temporaries[text] = compiled.memory_analysis().temp_size_in_bytes

@@ -16,6 +16,7 @@ import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
 from jaxgpt.modules import by_module, shares
 from jaxgpt.pretrained import abstract
+from train.batch import Batch
 from train.optimizer import B1, B2, EPSILON, make_optimizer, rate_factors, schedule
 from train.step import Rates, State, init_state, make_train_step
 
@@ -261,7 +262,7 @@ def test_other_rates_are_other_updates_by_the_same_program():
         state = init_state(jax.tree.map(jnp.array, start), {}, tx, make_mesh())
         factors = rate_factors(start, 3, decay, scale)
         rates = Rates(jnp.float32(peak), {name: jnp.float32(factor) for name, factor in factors.items()})
-        after, metrics = step(state, random_tokens((2, 17)), rates)
+        after, metrics = step(state, Batch(random_tokens((2, 17))), rates)
         moved[peak, decay, len(scale)] = {n: np.abs(np.asarray(after.params[n]) - start[n]).max() for n in start}
         assert float(metrics["lr"]) == pytest.approx(peak)
     assert step._cache_size() == 1
@@ -283,7 +284,7 @@ def test_update_ratios_are_those_of_the_update_and_nothing_is_said_of_frozen_mod
     tx = make_optimizer(plan, trainable, rate, weight_decay=0.1, clip=1.0)
     rates = Rates(jnp.float32(1e-3), {name: jnp.float32(1) for name in trainable})
     state, metrics = make_train_step(model, tx, rate, seed=0)(
-        init_state(trainable, frozen, tx, make_mesh()), random_tokens((2, 17)), rates
+        init_state(trainable, frozen, tx, make_mesh()), Batch(random_tokens((2, 17))), rates
     )
     assert isinstance(state, State)
     assert set(metrics["updates"]) == {"blocks.2", "ln_f"}

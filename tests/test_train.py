@@ -63,7 +63,7 @@ def test_what_a_run_leaves_on_disk(whole_run):
     assert {path.name for path in whole_run.iterdir()} == {
         "run.json", "metrics.jsonl", "updates.jsonl", "samples.md", "report.html", "plots", "tokenizer", "checkpoints",
     }  # fmt: skip
-    assert complete_steps(whole_run) == [3, 6, 9]
+    assert complete_steps(whole_run) == [6, 8, 9]  # 8 was the best evaluation yet
     lines = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
     fields = ["step", "loss", "eval_loss", "lr", "grad_norm", "tokens_per_s", "trainable_params", "peak_memory"]
     assert all(list(line) == fields for line in lines)
@@ -116,9 +116,9 @@ def test_a_run_that_died_and_was_resumed_is_bitwise_the_run_that_was_not(small, 
     """As after a kill: the newest checkpoint is older than the metrics, the last line is cut, a write was under way."""
     out = tmp_path / "died"
     shutil.copytree(whole_run, out)
-    for step in (6, 9):
+    for step in (8, 9):
         shutil.rmtree(out / "checkpoints" / str(step))
-    (out / "checkpoints" / "6.orbax-checkpoint-tmp").mkdir()
+    (out / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir()
     (out / "metrics.jsonl").write_text((out / "metrics.jsonl").read_text()[:-30])
     run("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume")
     assert_same_run(out, whole_run, 9)
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(small, whole
     error = refused(flags, capsys, monkeypatch)
     assert f"checkpoint {out}/checkpoints/9 is damaged" in error
     assert "delete that folder, and --resume goes on from the one before it" in error
-    assert complete_steps(out) == [3, 6, 9]
+    assert complete_steps(out) == [6, 8, 9]
     shutil.rmtree(out / "checkpoints" / "9")
     shutil.rmtree(out / "tokenizer")
     with (out / "metrics.jsonl").open("a") as file:
@@ -160,18 +160,6 @@ def test_nothing_is_deleted_that_can_not_be_resumed(small, whole_run, tmp_path, 
     assert "no run.json" in refused([*flags, "--force"], capsys, monkeypatch)
     (out / "gone.json").rename(out / "run.json")
     assert sorted(out.rglob("*")) == files
-
-
-def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path):
-    command = [sys.executable, "-m", "train", f"--out={tmp_path}/r", "--batch-size=2", "--context=64"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
-    time.sleep(6)
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=120)
-    assert process.returncode in (75, 130), error
-    assert "Traceback" not in error
-    assert "stopped before the first step; nothing was written" in out or "train: interrupted" in error
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -207,7 +195,7 @@ def test_resuming_another_run_is_refused(small, whole_run, tmp_path, capsys, mon
     for change, message in [
         (["--freeze=full"], "--freeze was first1 and is full"),
         (["--seed=1", "--lr=2e-3"], "--lr was 0.001 and is 0.002; --seed was 0 and is 1"),
-        ([f"--data={text}"], "the tokenised text is another"),
+        ([f"--data={text}"], "the contents of --data are others"),
     ]:
         assert message in refused([*same_flags, *change], capsys, monkeypatch)
 
@@ -314,11 +302,11 @@ def test_a_disk_that_fills_up_during_the_run_ends_it_with_the_last_checkpoint_wh
 import resource, sys, train.checkpoints
 from train.__main__ import main
 save = train.checkpoints.Checkpoints.save
-def limited(self, state, config):
+def limited(self, state, *rest):
     if int(state.step) > 3:
         self.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    save(self, state, config)
+    save(self, state, *rest)
 train.checkpoints.Checkpoints.save = limited
 sys.argv = {["train", *flags]!r}
 main()

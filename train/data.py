@@ -6,11 +6,11 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxgpt.corpus import Corpus, tokenise
-from jaxgpt.sources import Source
 
 from convert.errors import InputError
+from jaxgpt.corpus import Corpus, tokenise
 from jaxgpt.documents import Texts
+from jaxgpt.sources import Source
 from train.batch import Batch
 from train.packing import make_pieces, pack
 from train.rows import Packed, Rows, Windows

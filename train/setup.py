@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxgpt.sources import peek
 
 import jaxgpt
 from convert.disk import check_space
@@ -18,6 +17,7 @@ from jaxgpt.chat import prepare_chat, render
 from jaxgpt.mesh import batch_shards, make_mesh, shardings
 from jaxgpt.modules import by_module, shares
 from jaxgpt.params import count_params, named_params, with_params
+from jaxgpt.sources import peek
 from jaxgpt.tokenizer import add_tokens, check_vocabulary
 from jaxgpt.vocab import mark_padding, rebuilt
 from train.data import Data, find_source, load_data
@@ -101,8 +101,9 @@ def load_model(settings: Settings, mesh: Mesh) -> tuple[jaxgpt.GPT, Any, tuple[s
     check_vocabulary(tokenizer, model.config)
     model = mark_padding(model, tokenizer)
     if settings.dropout is not None:
-        rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), settings.dropout)
-        model = rebuilt(model, replace(model.config, **rates), named_params(model))
+        p = settings.dropout
+        dropping = replace(model.config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+        model = rebuilt(model, dropping, named_params(model))
     if settings.untie_head:
         model = jaxgpt.untie_head(model)
     added = add_tokens(tokenizer, settings.add_tokens.split(",")) if settings.add_tokens is not None else ()
