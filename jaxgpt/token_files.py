@@ -79,8 +79,8 @@ class Writer:
         for file in self._files.values():
             with contextlib.suppress(OSError):
                 file.close()
-        for folder in (self.folder, self.folder.with_suffix(".old")):
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in (self.folder, self.folder.with_suffix(".old")):
+            _remove(path)
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
@@ -125,8 +125,16 @@ def _map(path: Path, dtype: str) -> np.ndarray:
 
 def _sweep(cache: Path) -> None:
     """Removes what writers left that were killed more than a day ago."""
-    for folder in cache.glob(".*.*.tmp") if cache.is_dir() else ():
+    for path in cache.glob(".*.*.*") if cache.is_dir() else ():
         with contextlib.suppress(OSError):
-            newest = max(file.stat().st_mtime for file in (folder, *folder.iterdir()))
-            if newest < time.time() - DAY:
-                shutil.rmtree(folder, ignore_errors=True)
+            newest = max(file.stat().st_mtime for file in (path, *path.glob("*")))
+            if path.suffix in (".tmp", ".old") and newest < time.time() - DAY:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

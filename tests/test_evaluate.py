@@ -74,10 +74,20 @@ def test_the_command_line_gives_the_loss_of_transformers_and_bits_per_byte(tmp_p
     assert found["bits_per_byte"] == pytest.approx(
         loss * (len(tokens) - 1) / math.log(2) / len(text.encode()), rel=1e-4
     )
-    main.evaluate(Eval("tiny", tmp_path / "text.txt", stride=64))
+    main.evaluate(Eval("tiny", str(tmp_path / "text.txt"), stride=64))
     assert f"{found['loss']:.4f} nats per token" in capsys.readouterr().out
     with pytest.raises(jaxgpt.InputError, match="is no file and no folder"):
-        main.evaluate(Eval("tiny", tmp_path / "nothing"))
+        main.evaluate(Eval("tiny", str(tmp_path / "nothing")))
+
+
+def test_token_ids_have_no_bytes_and_conversations_are_refused(tmp_path, capsys):
+    np.arange(300, dtype=np.uint16).tofile(tmp_path / "ids.bin")
+    main.evaluate(Eval("tiny", str(tmp_path / "ids.bin"), json=True))
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tokens"], found["bytes"], found["bits_per_byte"]) == (299, None, None)
+    (tmp_path / "chat.jsonl").write_text('{"instruction": "Say hi", "output": "hi"}')
+    with pytest.raises(jaxgpt.InputError, match=r"chat\.jsonl holds conversations, and eval reads texts"):
+        main.evaluate(Eval("tiny", str(tmp_path / "chat.jsonl")))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,342 @@
+"""What is read: files of every kind, compressed or not, here or in a bucket; and what is wrong with one is said."""
+
+import gzip
+import io
+import json
+import random
+import sys
+
+import datasets
+import fsspec
+import pyarrow
+import pyarrow.parquet
+import pytest
+from bucket import Bucket
+
+import jaxgpt
+from jaxgpt import records, streams
+from jaxgpt.corpus import tokenise
+from jaxgpt.sources import find, peek
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+
+TEXTS = ["one", "two lines\nof naïve text", "", "four"]
+RECORDS = [{"text": text, "id": i} for i, text in enumerate(TEXTS)]
+CHAT = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}
+
+
+def read(source) -> list:
+    """The documents of a source: texts, or conversations."""
+    return [
+        "".join(document.text) if document.chat is None else document.chat
+        for _, document in find(source).documents(lambda n: None)
+    ]
+
+
+def parquet(rows: list[dict], **options) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer, **options)
+    return buffer.getvalue()
+
+
+def as_bytes(suffix: str, rows: list[dict]) -> bytes:
+    if suffix == ".jsonl":
+        return "\n".join(map(json.dumps, rows)).encode()
+    return json.dumps(rows, indent=1).encode() if suffix == ".json" else parquet(rows)
+
+
+PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
+
+
+@pytest.mark.parametrize("compression", PACK)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_records_are_read_from_every_kind_of_file(suffix, compression, tmp_path):
+    path = tmp_path / f"a{suffix}{compression}"
+    path.write_bytes(PACK[compression](as_bytes(suffix, RECORDS)))
+    assert read(path) == read(str(path)) == TEXTS
+    path.write_bytes(PACK[compression](as_bytes(suffix, [CHAT] * 3)))
+    assert read(path) == [tuple(CHAT["messages"])] * 3
+    assert peek(path) == "chat"
+
+
+@pytest.mark.parametrize("compression", PACK)
+def test_a_text_is_read_as_it_is_in_parts(compression, tmp_path):
+    text = "\ufeffnaïve 🎉\r\n" * 200_000
+    path = tmp_path / f"text.of mine{compression}"
+    path.write_bytes(PACK[compression](text.encode()))
+    assert read(path) == [text]
+    for _, document in find(path).documents(lambda n: None):
+        assert max(map(len, document.text)) <= streams.CHUNK
+
+
+def test_a_folder_is_read_in_order_of_its_paths_and_only_what_is_known(tmp_path):
+    for name in ("b.txt", "a/z.MD", "a/b/c.txt.gz", "c.jsonl.zst", "x.py", "data.bin", "y.gz", ".hidden/e.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"text": name}) if ".jsonl" in name else name
+        path.write_bytes(PACK["." + name.rsplit(".", 1)[-1] if name.endswith(("gz", "zst")) else ""](content.encode()))
+    assert read(tmp_path) == [".hidden/e.txt", "a/b/c.txt.gz", "a/z.MD", "b.txt", "c.jsonl.zst"]
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    assert len(read(tmp_path)) == 5
+
+
+def test_large_arrays_and_lines_are_read_by_and_by(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "CHUNK", 1000)
+    rows = [{"text": "x" * n, "more": [{"a": n}]} for n in (1, 10, 3000, 2, 999, 1000, 0, 12_345)]
+    for suffix in (".jsonl", ".json"):
+        (tmp_path / f"a{suffix}").write_bytes(as_bytes(suffix, rows))
+        assert read(tmp_path / f"a{suffix}") == [row["text"] for row in rows]
+    monkeypatch.setattr(records, "LONGEST", 10_000)
+    for suffix, message in ((".jsonl", "line 8: longer than 0 MiB"), (".json", "record 8: not JSON")):
+        with pytest.raises(jaxgpt.InputError, match=message):
+            read(tmp_path / f"a{suffix}")
+
+
+def test_parquet_reads_no_column_but_the_text(tmp_path):
+    rows = [{"text": f"text {i}", "junk": "x" * 100} for i in range(1000)]
+    (tmp_path / "a.parquet").write_bytes(parquet(rows, row_group_size=300))
+    heard = []
+    (document,) = (find(tmp_path / "a.parquet").files,)
+    assert ["".join(d.text) for d in document[0].documents(heard.append)] == [row["text"] for row in rows]
+    assert 0.9 < sum(heard) / document[0].size <= 1
+
+
+BAD = {
+    "no JSON": ("a.jsonl", b'{"text": "a"}\n\n{"text": }', r"a\.jsonl, line 3: not JSON: Expecting value"),
+    "two objects": ("a.jsonl", b'{"text": "a"} {"text": "b"}', r"a\.jsonl, line 1: not JSON: Extra data"),
+    "a number": ("a.jsonl", b"3\n", r"line 1: an object is expected, not int"),
+    "NaN": ("a.jsonl", b'{"text": "a", "score": NaN}', "line 1: not JSON: NaN is no number"),
+    "many digits": ("a.jsonl", b'{"text": "a", "score": ' + b"9" * 9999 + b"}", "line 1: not JSON: Exceeds the limit"),
+    "depth": ("a.jsonl", b'{"text":' + b"[" * 200_000, "line 1: nested too deeply"),
+    "text is a number": ("a.jsonl", b'{"text": 3}', "line 1: text must be a string, not int"),
+    "no text": ("a.jsonl", b'{"title": "x"}', "line 1: neither a text nor a conversation"),
+    "half a surrogate": ("a.jsonl", b'{"text": "\\ud800"}', "line 1: half of a surrogate pair"),
+    "half in a chat": ("a.jsonl", json.dumps(CHAT).replace("Hi", "\\ud800").encode(), "line 1: half of a surrogate"),
+    "bad role": ("a.jsonl", json.dumps(CHAT).replace("user", "robot").encode(), "line 1: the role of a message"),
+    "latin-1": ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', "line 2: not UTF-8 text: byte 0xe9 at 10"),
+    "a chat after a text": (
+        "a.jsonl",
+        b'{"text": "a"}\n' + json.dumps(CHAT).encode(),
+        r"line 2: a chat, and all before",
+    ),
+    "lines called .json": (
+        "a.json",
+        b'{"text": "a"}\n{"text": "b"}',
+        r"does not begin with \[: .* to be called \.jsonl",
+    ),
+    "no comma": ("a.json", b'[{"text": "a"} {"text": "b"}]', "record 1: a comma or the end of the array"),
+    "no end": ("a.json", b'[{"text": "a"}', "record 1: a comma or the end of the array"),
+    "nothing after the comma": (
+        "a.json",
+        b'[{"text": "a"},',
+        "record 2: an object is expected, not the end of the file",
+    ),
+    "trailing comma": ("a.json", b'[{"text": "a"},]', "record 2: an object is expected, not ]"),
+    "half an object": ("a.json", b'[{"text": "a"}, {"text": "b', "record 2: not JSON: Unterminated string"),
+    "something follows": ("a.json", b'[{"text": "a"}] ]', "something follows the array"),
+    "depth in an array": ("a.json", b'[{"text":' + b"[" * 200_000, "record 1: nested too deeply"),
+    "no Parquet": ("a.parquet", b"PAR1" + bytes(100) + b"PAR1", r"a\.parquet can't be read as Parquet"),
+    "nothing in Parquet": ("a.parquet", b"", r"a\.parquet can't be read as Parquet"),
+    "no gzip": ("a.txt.gz", b"just text", r"a\.txt\.gz can't be read: BadGzipFile"),
+    "half of gzip": ("a.txt.gz", gzip.compress(b"a text " * 99)[:-12], r"can't be read: EOFError"),
+    "damaged gzip": ("a.txt.gz", gzip.compress(b"a text " * 99)[:-8] + bytes(8), "can't be read: BadGzipFile: CRC"),
+    "no zstd": ("a.jsonl.zst", b"just text", r"a\.jsonl\.zst can't be read: ZstdError"),
+    "half of zstd": ("a.jsonl.zst", zstd.compress(b'{"text": "a"}\n' * 99)[:-1], "can't be read: EOFError"),
+    "a zero byte": ("a.txt", b"a text\n" * 300_000 + b"\0", "a.txt is not text: there is a zero byte at 2,100,000"),
+    "UTF-8 that ends": ("a.txt", b"a text\n" * 300_000 + b"\xe2\x82", "is not UTF-8 text: byte 0xe2 at 2,100,000"),
+    "UTF-8 over parts": ("a.txt", b"x" * (2**20 - 1) + b"\xe2xx", "is not UTF-8 text: byte 0xe2 at 1,048,575"),
+    "empty": ("a.txt", b"", "a.txt is empty"),
+    "blank": ("a.txt", b" \n" * 999_999, "a.txt is empty"),
+    "blank records": ("a.jsonl", b'{"text": ""}\n\n{"text": " "}\n', "a.jsonl is empty"),
+    "an empty array": ("a.json", b" [ ] ", "a.json is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_with_a_file_is_said(name, tmp_path):
+    file, content, message = BAD[name]
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(jaxgpt.InputError, match=message):
+        tokenise(tmp_path / file, jaxgpt.load_tokenizer("tiny"), cache=tmp_path / "cache")
+
+
+def test_texts_and_chats_in_different_files_do_not_mix(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.jsonl").write_text(json.dumps(CHAT))
+    assert peek(tmp_path) == "text"
+    with pytest.raises(jaxgpt.InputError, match=r"b\.jsonl, line 1: a chat, and all before it are texts"):
+        read(tmp_path)
+
+
+def test_a_bomb_takes_no_memory(tmp_path):
+    """Two gigabytes of it; the first hundred megabytes are enough to see that no more than a part is in memory."""
+    compressor, line = zstd.ZstdCompressor(), b'{"text": "' + b"x" * 2**20 + b'"}\n'
+    bomb = b"".join(compressor.compress(line) for _ in range(100)) + compressor.flush()
+    assert len(bomb) < 2**20
+    (tmp_path / "a.jsonl.zst").write_bytes(bomb)
+    lengths = [len("".join(document.text)) for _, document in find(tmp_path).documents(lambda n: None)]
+    assert lengths == [2**20] * 100
+    (tmp_path / "a.jsonl.zst").write_bytes(zstd.compress(bytes(2**29)))
+    with pytest.raises(jaxgpt.InputError, match=r"line 1: longer than 256 MiB"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("/nowhere", "/nowhere is no file and no folder"),
+        ("http://127.0.0.1/x", "http:// can't be read; expected is a path or one of gs://, s3://, az://, hf://"),
+        ("hf:a/b/c", "hf:a/b/c is not of the form hf:OWNER/NAME"),
+        ("hf:../../x", "is not of the form hf:OWNER/NAME"),
+        ("hf:", "is not of the form hf:OWNER/NAME"),
+    ],
+)
+def test_what_is_no_source_is_said(source, message):
+    with pytest.raises(jaxgpt.InputError, match=message):
+        find(source)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.txt.gz", "a.jsonl.zst", "a.json.gz", "a.txt"])
+def test_noise_gets_our_own_error(name, tmp_path):
+    rng = random.Random(0)
+    suffix = next(s for s in (".jsonl", ".json", ".parquet", ".txt") if s in name)
+    whole = "naïve text\n".encode() * 50 if suffix == ".txt" else as_bytes(suffix, RECORDS)
+    seed = PACK["." + name.rsplit(".", 1)[-1] if name.endswith(("gz", "zst")) else ""](whole)
+    for i in range(300):
+        data = bytearray(rng.randbytes(rng.randrange(1, 200)) if i % 10 == 0 else seed)
+        for _ in range(rng.choice((1, 2, 8))):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        (tmp_path / name).write_bytes(data[: rng.randrange(len(data)) if i % 3 == 0 else None])
+        try:
+            read(tmp_path / name)
+        except jaxgpt.InputError as error:
+            assert name in str(error)  # noqa: PT017
+
+
+# Hugging Face
+
+
+def test_saved_data_sets_are_read_and_their_validation_is_held_out(tmp_path):
+    rows = datasets.Dataset.from_list(RECORDS)
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"test": rows, "train": rows.select([0, 1]), "validation": rows.select([3])}).save_to_disk(
+        tmp_path / "many"
+    )
+    assert read(tmp_path / "one") == TEXTS
+    assert read(tmp_path / "many") == TEXTS[:2]
+    tokenizer = jaxgpt.load_tokenizer("tiny")
+    corpus = tokenise(tmp_path / "many", tokenizer, cache=tmp_path / "cache")
+    assert tokenizer.decode(corpus.tokens) == "one<|endoftext|>two lines\nof naïve text<|endoftext|>"
+    assert tokenizer.decode(corpus.held_out.tokens) == "four<|endoftext|>"
+    assert corpus.origin(0) == f"{tmp_path / 'many'}:train, record 1"
+    assert corpus.digest != corpus.held_out.digest
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "test")
+    with pytest.raises(jaxgpt.InputError, match="has no split train, only test"):
+        find(tmp_path / "test")
+
+
+def test_a_damaged_data_set_is_refused(tmp_path):
+    datasets.Dataset.from_list(RECORDS).save_to_disk(tmp_path / "one")
+    (arrow,) = (tmp_path / "one").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:300])
+    with pytest.raises(jaxgpt.InputError, match="one can't be read"):
+        read(tmp_path / "one")
+    (tmp_path / "one" / "state.json").write_text("[")
+    with pytest.raises(jaxgpt.InputError, match="one can't be read as a saved data set"):
+        find(tmp_path / "one")
+
+
+def test_a_name_on_the_hub_is_asked_for_by_split_and_never_runs_code(monkeypatch, tmp_path):
+    asked, rows = [], datasets.Dataset.from_list([CHAT] * 9)
+
+    def load_dataset(name, **options):
+        asked.append((name, options))
+        if name == "none/such":
+            raise FileNotFoundError("Dataset 'none/such' doesn't exist\non the Hub")
+        return datasets.DatasetDict({"train": rows, "test": rows.select([0])}) if options["split"] is None else rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(read("hf:me/mine")) == 9
+    assert find("hf:me/mine").held_out.name == "hf:me/mine:test"
+    assert peek("hf:me/mine:train[:10%]") == "chat"
+    assert asked[0] == ("me/mine", {"split": None})
+    assert asked[-1] == ("me/mine", {"split": "train[:10%]"})
+    with pytest.raises(jaxgpt.InputError, match="hf:none/such can't be read: FileNotFoundError: Dataset 'none/such' d"):
+        find("hf:none/such")
+    parts = [find("hf:x:train").files[0]] + [type(find("hf:x:train").files[0])("x", rows.select([i])) for i in (0, 1)]
+    assert len({part.sha256(lambda n: None) for part in parts}) == 2  # two rows that are the same are the same
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "message"),
+    [
+        ("datasets", "hf:me/mine", r"pip install 'jaxgpt\[datasets\]'"),
+        ("pyarrow.parquet", "a.parquet", r"pip install 'jaxgpt\[datasets\]'"),
+        ("gcsfs", "gs://none-here/x", r"pip install 'jaxgpt\[gcs\]'"),
+        ("s3fs", "s3://none-here/x", "pip install 's3fs'"),
+    ],
+)
+def test_a_package_that_is_absent_is_named(package, source, message, tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(parquet(RECORDS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    if package == "pyarrow.parquet":
+        monkeypatch.delattr(pyarrow, "parquet")
+    with pytest.raises(jaxgpt.InputError, match=message):
+        read(source)
+
+
+# a bucket
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    rows = [{"text": f"text {i}"} for i in range(1000)]
+    objects = {
+        "data/": b"",
+        "data/b.txt": ("naïve\n" * 300_000).encode(),
+        "data/a/c.jsonl.gz": gzip.compress(as_bytes(".jsonl", RECORDS)),
+        "data/a/d.parquet": parquet(rows, row_group_size=100),
+        "data/e.py": b"no",
+        "database/x.txt": b"not below data",
+        "bad.txt": b"caf\xe9",
+    }
+    with pytest.MonkeyPatch.context() as patch, Bucket("mine", objects) as served:
+        patch.setenv("STORAGE_EMULATOR_HOST", served.url)
+        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
+        yield served
+
+
+def test_a_bucket_is_read_like_a_folder(bucket, tmp_path):
+    expected = [*TEXTS, *(f"text {i}" for i in range(1000)), "naïve\n" * 300_000]
+    assert read("gs://mine/data") == read("gs://mine/data/") == expected
+    assert read("gs://mine/data/a/d.parquet") == expected[4:-1]
+    assert any("Range" not in path and "alt=media" in path for path in bucket.requests)
+    tokenizer = jaxgpt.load_tokenizer("tiny")
+    corpus = tokenise("gs://mine/data", tokenizer, cache=tmp_path)
+    assert corpus.origin(0) == "gs://mine/data/a/c.jsonl.gz, line 1"
+    assert len(corpus.ends) == 1004
+    bucket.requests.clear()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("gs://mine/nothing.txt", "gs://mine/nothing.txt is no file and no folder"),
+        ("gs://mine/bad.txt", "gs://mine/bad.txt is not UTF-8 text: byte 0xe9 at 3"),
+        ("gs://another/x.txt", "gs://another/x.txt is no file and no folder"),
+    ],
+)
+def test_what_a_bucket_does_not_hold_is_said(bucket, source, message):
+    with pytest.raises(jaxgpt.InputError, match=message):
+        read(source)
+
+
+def test_a_bucket_that_refuses_is_named(bucket, monkeypatch):
+    monkeypatch.setattr(bucket, "status", 403)
+    with pytest.raises(jaxgpt.InputError, match=r"gs://mine/closed/x\.txt can't be read"):
+        read("gs://mine/closed/x.txt")
