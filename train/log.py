@@ -40,8 +40,8 @@ class Log:
 
     def metrics(
         self, step: int, metrics: dict[str, float] | None, eval_loss: float | None, speed: float | None, trainable: int
-    ) -> None:
-        """Appends one line to metrics.jsonl; before the first step there is only an evaluation."""
+    ) -> dict[str, float | None]:
+        """Appends one line to metrics.jsonl, and returns it; before the first step there is only an evaluation."""
         known: dict[str, Any] = metrics or dict.fromkeys(("loss", "lr", "grad_norm"))
         line = {
             "step": step,
@@ -54,6 +54,7 @@ class Log:
             "peak_memory": _peak_memory(),
         }
         _append(self._run.metrics, line)
+        return {name: value for name, value in line.items() if name != "step"}
 
     def updates(self, step: int, steps: int, updates: dict[str, float], modules: list[str]) -> None:
         """Appends a line to updates.jsonl, if it is this step's turn; a frozen module's update is 0."""

@@ -18,6 +18,7 @@ from train.report import Evaluation, draw_new_rows, sample, sanity_checks, writt
 from train.run import Run
 from train.settings import Settings
 from train.setup import Setup, prepare
+from train.trackers import Trackers
 
 STOPPED = 75
 """Exit code of a run that a signal stopped and that --resume finishes (EX_TEMPFAIL of sysexits.h)."""
@@ -64,13 +65,16 @@ def train(settings: Settings) -> int:
     if first is None:
         first = 0
         run.start(settings, facts)
-        log.metrics(0, None, before, None, program.trainable)
+        trackers = Trackers(settings.track, run, settings, facts, first)
+        trackers.log(0, log.metrics(0, None, before, None, program.trainable))
         log.sample(0, text or "")
+        trackers.text(0, "sample", text or "")
         checkpoints = Checkpoints(run.checkpoints, settings.keep)
         if setup.added:
             draw_new_rows(setup, state, run)
     else:
         log.truncate(first)
+        trackers = Trackers(settings.track, run, settings, facts, first)
     run.save_tokenizer(setup.tokenizer)
 
     # step k + 1 is under way before the metrics of step k are fetched
@@ -83,7 +87,7 @@ def train(settings: Settings) -> int:
         log.updates(step, settings.steps, metrics.pop("updates"), setup.modules)
         if step % settings.log_every == 0 or eval_loss is not None:
             speed = progress.mark(step)
-            log.metrics(step, metrics, eval_loss, speed, trainable)
+            trackers.log(step, log.metrics(step, metrics, eval_loss, speed, trainable))
             progress.logged(step, metrics["loss"], eval_loss, speed)
 
     for step in range(first + 1, settings.steps + 1):
@@ -118,9 +122,13 @@ def train(settings: Settings) -> int:
     checkpoints.close()
 
     if step < settings.steps:
+        trackers.close(finished=False)
         print(f"stopped at step {step}, which is saved; the same command with --resume goes on")
         return STOPPED
-    log.sample(step, sample(setup, state))
+    text = sample(setup, state)
+    log.sample(step, text)
+    trackers.text(step, "sample", text)
+    trackers.close(finished=True)
     write_report(run.folder)
     print(f"\n{run.samples.read_text('utf-8')}")
     print(f"{step - first} steps in {time.time() - began:.0f} s: evaluation loss {before:.3f} -> {eval_loss:.3f}")

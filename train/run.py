@@ -16,7 +16,7 @@ from convert.errors import InputError
 from convert.source import complete_steps
 from train.settings import Settings
 
-FREE_TO_CHANGE = ("out", "resume", "force", "mesh", "checkpoint_every", "log_every", "keep")
+FREE_TO_CHANGE = ("out", "resume", "force", "mesh", "checkpoint_every", "log_every", "keep", "track")
 """Settings that may differ when a run is resumed; all others would make it another run."""
 
 
@@ -33,13 +33,14 @@ class Run:
         self.plots = folder / "plots"
         self.tokenizer = folder / "tokenizer"
         self.checkpoints = folder / "checkpoints"
+        self.trackers = folder / "trackers.json"
 
     @property
     def files(self) -> list[Path]:
         """Everything that a run writes, and that `--force` deletes."""
         return [
             self.settings, self.metrics, self.updates, self.samples, self.report, self.plots, self.tokenizer,
-            self.checkpoints,
+            self.checkpoints, self.trackers, *(self.folder / name for name in ("tensorboard", "wandb", "mlflow")),
         ]  # fmt: skip
 
     @property
@@ -86,7 +87,7 @@ class Run:
             raise InputError(f"--resume: {self.settings} can't be read ({type(error).__name__}: {error})") from None
         changed = [
             f"--{name.replace('_', '-')} was {old.get(name, 'unknown')} and is {value}"
-            for name, value in _plain(settings).items()
+            for name, value in plain(settings).items()
             if name not in FREE_TO_CHANGE and old.get(name, "unknown") != value
         ]
         changed += ["the tokenised text is another"] * (data != digest)
@@ -109,7 +110,7 @@ class Run:
             "packages": {name: version(name) for name in packages},
         }
         write_json(
-            self.settings, {"settings": _plain(settings), "command": _command(settings), **facts, "machine": machine}
+            self.settings, {"settings": plain(settings), "command": _command(settings), **facts, "machine": machine}
         )
 
     def save_tokenizer(self, tokenizer: Any) -> None:
@@ -118,17 +119,17 @@ class Run:
             tokenizer.save_pretrained(self.tokenizer)
 
 
-def _plain(settings: Settings) -> dict[str, Any]:
-    """As JSON gives them back."""
+def plain(settings: Settings) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
     return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
 def _command(settings: Settings) -> str:
     """The command line that makes this run, in full only where it differs from the defaults."""
     words = ["python", "-m", "train"]
-    for name, value in _plain(settings).items():
+    for name, value in plain(settings).items():
         flag = f"--{name.replace('_', '-')}"
-        if name in ("resume", "force") or value == _plain(Settings())[name]:
+        if name in ("resume", "force") or value == plain(Settings())[name]:
             continue
         if isinstance(value, list):
             words += [flag, *value]

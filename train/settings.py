@@ -72,3 +72,5 @@ class Settings:
     """How the local devices are arranged, as in data=2,fsdp=4; None: all on fsdp (parameters and batch are split)."""
     prompt: str = "The"
     """Beginning of the text samples that are written before and after training."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Trackers that are told numbers and samples while the run goes on, one or several; they never stop it."""

@@ -22,6 +22,7 @@ from train.optimizer import make_optimizer, rate_factors, schedule
 from train.run import Run
 from train.settings import Settings
 from train.step import shape_at
+from train.trackers import check_trackers
 
 ROWS = 128
 """An extended vocabulary is padded to a multiple of this: matrix units want it, and so do meshes."""
@@ -110,6 +111,7 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, dict[str, jax.Array]]:
         InputError: the first thing that does not fit.
     """
     _check_numbers(settings)
+    check_trackers(settings.track)
     run.check(settings)
     mesh = make_mesh(settings.mesh)
     if settings.batch_size % batch_shards(mesh):
