@@ -70,7 +70,7 @@ class WandB:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "jaxgpt"), name=folder.name, id=id, resume="allow",
             dir=str(folder), config=config, allow_val_change=True, save_code=False,
-            settings=wandb.Settings(console="off", finish_timeout=15, x_stats_pid=os.getppid()),
+            settings=wandb.Settings(console="off", x_stats_pid=os.getppid()),
         )  # fmt: skip
         offline = f"offline: wandb sync {shlex.quote(str(folder))}/wandb/offline-run-* uploads it"
         say(f"Weights & Biases: {self._run.url or offline}")
