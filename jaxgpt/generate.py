@@ -10,9 +10,10 @@ from jaxtyping import Array, Bool, Int
 
 from convert.config import GPTConfig
 from convert.errors import InputError
+from jaxgpt.arguments import integer
 from jaxgpt.decode import decode, prefill
 from jaxgpt.model import GPT
-from jaxgpt.sampling import Greedy, RepetitionPenalty, Sampler, integer, make_samplers
+from jaxgpt.sampling import Greedy, RepetitionPenalty, Sampler, make_samplers
 
 Prompts = Int[Array | np.ndarray, "B T"] | Sequence[Sequence[int]]
 
