@@ -26,3 +26,9 @@ def real(name: str, value: Any, low: float, high: float) -> float:
     if not low <= number <= high:
         raise InputError(f"{name} must be from {low:g} to {high:g}, not {number:g}")
     return number
+
+
+def check_ids(low: Any, high: Any, n_tokens: int, name: str = "ids") -> None:
+    """Refuses ids, of which these are the lowest and the highest, that are no token of a model's."""
+    if not 0 <= low <= high < n_tokens:
+        raise InputError(f"{name} reach from {low} to {high}; the model has {n_tokens} tokens")

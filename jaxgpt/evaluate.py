@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from convert.errors import InputError
-from jaxgpt.arguments import integer
+from jaxgpt.arguments import check_ids, integer
 from jaxgpt.loss import next_token_loss
 from jaxgpt.model import GPT
 
@@ -68,8 +68,7 @@ def evaluate(
     batch_size = integer("batch_size", batch_size, 1)
     if tokens.ndim != 1 or len(tokens) < 2:
         raise InputError(f"at least two tokens in a row are needed, not an array of shape {tokens.shape}")
-    if not 0 <= tokens.min() <= tokens.max() < config.n_tokens:
-        raise InputError(f"ids reach from {tokens.min()} to {tokens.max()}; the model has {config.n_tokens} tokens")
+    check_ids(tokens.min(), tokens.max(), config.n_tokens)
     T = min(T, len(tokens) - 1)
     step = min(step, T)
     starts = [0, *range(step, len(tokens) - 1 - T + step, step)]
