@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, random_tokens, run
+from conftest import TINY, call, random_tokens
 from transformers import GPT2LMHeadModel
 
 import jaxgpt
@@ -63,7 +63,7 @@ def test_each_token_is_predicted_once_with_the_context_that_the_stride_promises(
 def test_the_command_line_gives_the_loss_of_transformers_and_bits_per_byte(tmp_path, capsys):
     text = "In the beginning God created the heaven and the earth. Naïve café.\n" * 20
     (tmp_path / "text.txt").write_text(text)
-    out = run("jaxgpt", "eval", "tiny", f"--data={tmp_path / 'text.txt'}", "--stride=64", "--json").stdout
+    out = call("jaxgpt", "eval", "tiny", f"--data={tmp_path / 'text.txt'}", "--stride=64", "--json").stdout
     found = json.loads(out)
     tokenizer, theirs = jaxgpt.load_tokenizer("tiny"), GPT2LMHeadModel.from_pretrained(TINY, dtype=torch.float32).eval()
     tokens = np.asarray([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
