@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from convert.errors import InputError
+from jaxgpt.arguments import check_ids, integer
 from jaxgpt.loss import next_token_loss
 from jaxgpt.model import GPT
 
@@ -62,18 +63,12 @@ def evaluate(
         InputError: fewer than two tokens, ids that are no token of the model's, or a window that makes no sense.
     """
     tokens, config = np.asarray(tokens), model.config
-    T = config.n_positions if context is None else context
-    step = T if stride is None else stride
-    if not 1 <= T <= config.n_positions:
-        raise InputError(f"context must be from 1 to {config.n_positions}, the model's own, not {T}")
-    if not 1 <= step <= T:
-        raise InputError(f"stride must be from 1 to the context of {T}, not {step}")
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    T = config.n_positions if context is None else integer("context", context, 1, config.n_positions)
+    step = T if stride is None else integer("stride", stride, 1, T)
+    batch_size = integer("batch_size", batch_size, 1)
     if tokens.ndim != 1 or len(tokens) < 2:
         raise InputError(f"at least two tokens in a row are needed, not an array of shape {tokens.shape}")
-    if not 0 <= tokens.min() <= tokens.max() < config.n_tokens:
-        raise InputError(f"ids reach from {tokens.min()} to {tokens.max()}; the model has {config.n_tokens} tokens")
+    check_ids(tokens.min(), tokens.max(), config.n_tokens)
     T = min(T, len(tokens) - 1)
     step = min(step, T)
     starts = [0, *range(step, len(tokens) - 1 - T + step, step)]

@@ -10,9 +10,10 @@ from jaxtyping import Array, Bool, Int
 
 from convert.config import GPTConfig
 from convert.errors import InputError
+from jaxgpt.arguments import check_ids, integer
 from jaxgpt.decode import decode, prefill
 from jaxgpt.model import GPT
-from jaxgpt.sampling import Greedy, RepetitionPenalty, Sampler, integer, make_samplers
+from jaxgpt.sampling import Greedy, RepetitionPenalty, Sampler, make_samplers
 
 Prompts = Int[Array | np.ndarray, "B T"] | Sequence[Sequence[int]]
 
@@ -150,8 +151,7 @@ def _rows(tokens: Prompts, config: GPTConfig) -> list[Int[np.ndarray, " T"]]:
     if other := [row.dtype for row in rows if not np.issubdtype(row.dtype, np.integer)]:
         raise InputError(f"prompts must be integers, not {other[0]}")
     low, high = min(row.min() for row in rows), max(row.max() for row in rows)
-    if not 0 <= low <= high < config.n_tokens:
-        raise InputError(f"prompt ids reach from {low} to {high}; the model has {config.n_tokens} tokens")
+    check_ids(low, high, config.n_tokens, "prompt ids")
     return [row.astype(np.int32) for row in rows]
 
 

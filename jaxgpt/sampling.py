@@ -3,16 +3,14 @@
 Which samplers there are is compiled into a program; their numbers are arguments of it, all but the k of top-k.
 """
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from convert.errors import InputError
+from jaxgpt.arguments import integer, real
 
 
 @jax.tree_util.register_dataclass
@@ -129,28 +127,6 @@ def make_samplers(
         narrowing.append(MinP(real("min_p", min_p, 1e-30, 1)))
     first = () if penalty == 1 else (RepetitionPenalty(penalty),)
     return (*first, Temperature(heat), *narrowing) if heat else (*first, Greedy())
-
-
-def integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
-    """A whole number from `low` to `high`, or an InputError that names it."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InputError(f"{name} must be a whole number, not {value!r}") from None
-    if not low <= number <= high:
-        raise InputError(f"{name} must be from {low} to {high}, not {number}")
-    return number
-
-
-def real(name: str, value: Any, low: float, high: float) -> float:
-    """A number from `low` to `high`, or an InputError that names it."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} must be a number, not {value!r}") from None
-    if not low <= number <= high:
-        raise InputError(f"{name} must be from {low:g} to {high:g}, not {number:g}")
-    return number
 
 
 def draw(

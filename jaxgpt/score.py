@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from convert.errors import InputError
+from jaxgpt.arguments import check_ids
 from jaxgpt.capture import NOTHING
 from jaxgpt.loss import mask_padding
 from jaxgpt.model import GPT
@@ -83,9 +84,7 @@ def _check(context: Sequence[int], continuation: Sequence[int], limit: int, n_to
         raise InputError(f"an empty {'continuation' if context else 'context'} has no likelihood")
     if len(continuation) > limit:
         raise InputError(f"a continuation of {len(continuation)} tokens does not fit into a context of {limit}")
-    low, high = min(*context, *continuation), max(*context, *continuation)
-    if not 0 <= low <= high < n_tokens:
-        raise InputError(f"ids reach from {low} to {high}; the model has {n_tokens} tokens")
+    check_ids(min(*context, *continuation), max(*context, *continuation), n_tokens)
 
 
 def _bucket(length: int) -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import DIMS, TINY, random_hf, run
+from conftest import DIMS, TINY, call, random_hf
 from flax import nnx
 
 import jaxgpt
@@ -305,7 +305,7 @@ def test_the_command_line_fails_names_and_prints_strict_json(tmp_path, tiny):
     model, tokenizer = tiny
     wrong = changed(model, blocks__3__attn__c_proj__kernel=transposed)
     jaxgpt.save_pretrained(wrong, tmp_path / "wrong", tokenizer=tokenizer)
-    done = run("jaxgpt", "check", tmp_path / "wrong", "--against", TINY, "--json", check=False)
+    done = call("jaxgpt", "check", tmp_path / "wrong", "--against", TINY, "--json", check=False)
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout, parse_constant=lambda constant: pytest.fail(constant))
     assert list(report) == ["model", "ok", "checks", "text", "parity"]
@@ -320,13 +320,13 @@ def test_the_command_line_fails_names_and_prints_strict_json(tmp_path, tiny):
 
 def test_the_command_line_on_a_folder_without_tokenizer(hf_folder):
     folder, _ = hf_folder()
-    done = run("jaxgpt", "check", folder)
+    done = call("jaxgpt", "check", folder)
     assert "loss       skipped  no tokenizer" in done.stdout
     assert done.stdout.endswith(": fine (skipped: tokenizer, loss, text)\n")
 
 
 def test_users_mistakes_are_one_line(tmp_path, hf_folder, monkeypatch):
-    refused = run("jaxgpt", "check", "nowhere/to/be", check=False)
+    refused = call("jaxgpt", "check", "nowhere/to/be", check=False)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
     folder, theirs = hf_folder()
     bert = shutil.copytree(folder, tmp_path / "bert")

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from conftest import DIMS, ROOT, TINY, random_hf, random_tokens, run, torch_logits
+from conftest import DIMS, ROOT, TINY, call, random_hf, random_tokens, run, torch_logits
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
@@ -69,9 +69,9 @@ def test_a_layout_read_backwards_is_its_inverse():
 def test_import_then_export_is_bitwise_identical(tmp_path, dtype, tied, shard_size):
     model = random_hf(tie_word_embeddings=tied).to(getattr(torch, dtype))
     model.save_pretrained(tmp_path / "a", max_shard_size=shard_size)
-    first = run("convert", tmp_path / "a", tmp_path / "b", "--to=orbax")
+    first = call("convert", tmp_path / "a", tmp_path / "b", "--to=orbax")
     assert "bitwise equal" in first.stdout
-    run("convert", tmp_path / "b", tmp_path / "c", "--to=hf", f"--shard-size={shard_size}")
+    call("convert", tmp_path / "b", tmp_path / "c", "--to=hf", f"--shard-size={shard_size}")
     assert len(list((tmp_path / "c").glob("*.safetensors"))) == len(list((tmp_path / "a").glob("*.safetensors")))
     before, after = read_all(tmp_path / "a"), read_all(tmp_path / "c")
     assert before.keys() == after.keys()
@@ -79,7 +79,7 @@ def test_import_then_export_is_bitwise_identical(tmp_path, dtype, tied, shard_si
 
 
 def test_the_bundled_file_comes_out_identical_byte_for_byte(tmp_path):
-    run("convert", TINY, tmp_path / "out", "--to=hf")
+    call("convert", TINY, tmp_path / "out", "--to=hf")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (TINY / "model.safetensors").read_bytes()
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (TINY / "tokenizer.json").read_bytes()
 
@@ -109,7 +109,7 @@ def test_what_we_write_the_safetensors_library_reads(tmp_path, hf_folder):
 
 def test_dtype_casts_once_and_says_so(tmp_path, hf_folder):
     folder, _ = hf_folder()
-    assert "compared as bfloat16" in run("convert", folder, tmp_path / "out", "--to=hf", "--dtype=bfloat16").stdout
+    assert "compared as bfloat16" in call("convert", folder, tmp_path / "out", "--to=hf", "--dtype=bfloat16").stdout
     before, after = read_all(folder), read_all(tmp_path / "out")
     assert all(same(after[name], before[name].astype(ml_dtypes.bfloat16)) for name in before)
 
@@ -186,7 +186,7 @@ def test_missing_extra_and_misshapen_tensors_are_all_listed(hf_folder):
         tensors["transformer.h.1.ln_1.bias"] = torch.ones(36, dtype=torch.int32)
 
     edit_tensors(folder, spoil)
-    done = run("convert", folder, folder / "out", check=False)
+    done = call("convert", folder, folder / "out", check=False)
     assert done.returncode == 2
     assert "6 problems" in done.stderr
     for line in (
@@ -235,16 +235,16 @@ def test_nothing_there_is_said_in_one_line(tmp_path):
 def test_nothing_is_overwritten_without_force_and_no_strangers_files_with_it(tmp_path, hf_folder):
     folder, _ = hf_folder()
     out = tmp_path / "out"
-    run("convert", folder, out, "--to=hf")
+    call("convert", folder, out, "--to=hf")
     before = (out / "model.safetensors").stat().st_mtime_ns
-    refused = run("convert", folder, out, "--to=hf", check=False)
+    refused = call("convert", folder, out, "--to=hf", check=False)
     assert refused.returncode == 2
     assert "--force" in refused.stderr
     assert (out / "model.safetensors").stat().st_mtime_ns == before
-    run("convert", folder, out, "--to=hf", "--force")
+    call("convert", folder, out, "--to=hf", "--force")
     assert (out / "model.safetensors").stat().st_mtime_ns != before
     (out / "thesis.tex").write_text("years of work")
-    refused = run("convert", folder, out, "--to=hf", "--force", check=False)
+    refused = call("convert", folder, out, "--to=hf", "--force", check=False)
     assert refused.returncode == 2
     assert "thesis.tex" in refused.stderr
     assert (out / "thesis.tex").read_text() == "years of work"
@@ -310,8 +310,8 @@ def test_opening_reads_no_tensor_data(tmp_path):
 
 
 def test_inspecting_an_orbax_checkpoint_counts_the_same(tmp_path):
-    run("convert", TINY, tmp_path / "out")
-    assert "2,936,576 in 148 tensors" in run("convert", tmp_path / "out").stdout
+    call("convert", TINY, tmp_path / "out")
+    assert "2,936,576 in 148 tensors" in call("convert", tmp_path / "out").stdout
 
 
 def test_inspecting_prints_the_whole_mapping():

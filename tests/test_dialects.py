@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from conftest import DIMS, random_hf, random_tokens, run, torch_logits
+from conftest import DIMS, call, random_hf, random_tokens, torch_logits
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from torch_gpts import HuggingFaceNames, Lesson, OldMinGPT, tanh_gelu
@@ -84,7 +84,7 @@ def test_mingpt_of_2020(tmp_path):
     model = OldMinGPT()
     torch.save(model.state_dict(), tmp_path / "model.pt")
     assert_same_logits(tmp_path / "model.pt", logits_of(model), n_head=N)
-    assert "blocks.1.attn.query.weight" in run("convert", tmp_path / "model.pt", f"--n-head={N}").stdout
+    assert "blocks.1.attn.query.weight" in call("convert", tmp_path / "model.pt", f"--n-head={N}").stdout
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -173,13 +173,13 @@ def test_a_bare_state_dict_asks_for_the_heads_and_the_activation(tmp_path):
     torch.save(HuggingFaceNames(True, F.gelu).state_dict(), tmp_path / "linear.pt")
     for name in ("lesson", "linear"):
         file = tmp_path / f"{name}.pt"
-        done = run("convert", file, check=False)
+        done = call("convert", file, check=False)
         assert done.returncode == 2
         assert "give --n-head" in done.stderr
-        done = run("convert", file, f"--n-head={N}", check=False)
+        done = call("convert", file, f"--n-head={N}", check=False)
         assert done.returncode == 2
         assert "give --activation" in done.stderr
-        text = run("convert", file, f"--n-head={N}", "--activation=gelu").stdout
+        text = call("convert", file, f"--n-head={N}", "--activation=gelu").stdout
         assert "c_attn.weight" in text
         assert "(C N H) D -> D C N H" in text
     with pytest.raises(convert.InputError, match="36 is not divisible by n_head 5"):
@@ -207,7 +207,7 @@ def test_export_to_nanogpt(tmp_path, bias, dtype):
     model = HuggingFaceNames(tied=True, activation=F.gelu, bias=bias)
     torch.save(nanogpt_checkpoint(model, bias), tmp_path / "in.pt")
     flags = [f"--dtype={dtype}"] if dtype else []
-    run("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--to=nanogpt", *flags)
+    call("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--to=nanogpt", *flags)
     written = torch.load(tmp_path / "out.pt", weights_only=True)
     assert written["model_args"] == MODEL_ARGS | {"bias": bias}
     again = HuggingFaceNames(tied=True, activation=F.gelu, bias=bias)

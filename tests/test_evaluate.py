@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, random_tokens, run
+from conftest import TINY, call, random_tokens
 from transformers import GPT2LMHeadModel
 
 import jaxgpt
@@ -63,7 +63,7 @@ def test_each_token_is_predicted_once_with_the_context_that_the_stride_promises(
 def test_the_command_line_gives_the_loss_of_transformers_and_bits_per_byte(tmp_path, capsys):
     text = "In the beginning God created the heaven and the earth. Naïve café.\n" * 20
     (tmp_path / "text.txt").write_text(text)
-    out = run("jaxgpt", "eval", "tiny", f"--data={tmp_path / 'text.txt'}", "--stride=64", "--json").stdout
+    out = call("jaxgpt", "eval", "tiny", f"--data={tmp_path / 'text.txt'}", "--stride=64", "--json").stdout
     found = json.loads(out)
     tokenizer, theirs = jaxgpt.load_tokenizer("tiny"), GPT2LMHeadModel.from_pretrained(TINY, dtype=torch.float32).eval()
     tokens = np.asarray([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
@@ -97,7 +97,9 @@ def test_token_ids_have_no_bytes_and_conversations_are_refused(tmp_path, capsys)
         ([[1, 2]], {}, "at least two tokens"),
         ([1, 97], {}, "the model has 97 tokens"),
         ([1, 2], {"context": 42}, "context must be from 1 to 41"),
-        ([1, 2], {"context": 10, "stride": 11}, "stride must be from 1 to the context of 10"),
+        ([1, 2], {"context": 10, "stride": 11}, "stride must be from 1 to 10, not 11"),
+        ([1, 2], {"context": 2.5}, "context must be a whole number, not 2.5"),
+        ([1, 2], {"stride": 1.0}, "stride must be a whole number, not 1.0"),
         ([1, 2], {"stride": 0}, "stride must be"),
         ([1, 2], {"batch_size": 0}, "batch_size must be"),
     ],

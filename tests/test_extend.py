@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import random_tokens, run, torch_logits
+from conftest import call, random_tokens, torch_logits
 from runs import QUICK, assert_same_run
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
@@ -24,7 +24,7 @@ def extended(small, tmp_path_factory):
         *QUICK,
     ]  # fmt: skip
     out = folder / "run"
-    return out, flags, run("train", *flags, f"--out={out}").stdout
+    return out, flags, call("train", *flags, f"--out={out}").stdout
 
 
 def test_new_tokens_are_said_trained_and_masked(small, extended):
@@ -47,7 +47,7 @@ def test_new_tokens_are_said_trained_and_masked(small, extended):
 
 def test_transformers_reads_the_export_with_the_same_logits_and_ids(extended, tmp_path):
     out, _, _ = extended
-    run("convert", out, tmp_path / "hf", "--to=hf")
+    call("convert", out, tmp_path / "hf", "--to=hf")
     theirs, info = GPT2LMHeadModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not any(info.values()), info
     assert not theirs.config.tie_word_embeddings
@@ -62,11 +62,11 @@ def test_an_extended_run_resumes_bitwise_and_goes_on_elsewhere(extended, tmp_pat
     shutil.copytree(whole, out)
     for step in (6, 9):
         shutil.rmtree(out / "checkpoints" / str(step))
-    run("train", *flags, f"--out={out}", "--resume")
+    call("train", *flags, f"--out={out}", "--resume")
     assert_same_run(out, whole, 9)
     # its tokens are the model's now: nothing is added to a run that starts from it
     flags = [f"--model={whole}", *flags[1:], f"--out={tmp_path / 'next'}", "--steps=1"]
-    again = run("train", *flags).stdout
+    again = call("train", *flags).stdout
     assert "<|user|>, <|assistant|>: in the vocabulary already" in again
     assert "new, at the mean" not in again
     assert jaxgpt.from_pretrained(tmp_path / "next").config == jaxgpt.from_pretrained(whole).config

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, random_tokens, run
+from conftest import TINY, call, random_tokens, run
 from transformers import GPT2LMHeadModel
 
 import jaxgpt
@@ -237,7 +237,7 @@ def test_the_command_line():
     text = run("jaxgpt", "generate", "tiny", "--prompt=In the beginning", "--max-new-tokens=12").stdout
     assert text.startswith("In the beginning")
     assert len(text) > len("In the beginning\n")
-    refused = run("jaxgpt", "generate", "nowhere/to/be", check=False)
+    refused = call("jaxgpt", "generate", "nowhere/to/be", check=False)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 
 
@@ -250,11 +250,11 @@ def test_the_command_line_says_only_what_the_tokenizer_knows(tmp_path, tiny):
     jaxgpt.save_pretrained(wide, tmp_path / "wide", tokenizer=tokenizer)
     arguments = ("--prompt=In the beginning", "--max-new-tokens=12")
     assert (
-        run("jaxgpt", "generate", tmp_path / "wide", *arguments).stdout
-        == run("jaxgpt", "generate", "tiny", *arguments).stdout
+        call("jaxgpt", "generate", tmp_path / "wide", *arguments).stdout
+        == call("jaxgpt", "generate", "tiny", *arguments).stdout
     )
     tokenizer.add_tokens([f"<|{i}|>" for i in range(65)])
     jaxgpt.save_pretrained(wide, tmp_path / "other", tokenizer=tokenizer)
-    refused = run("jaxgpt", "generate", tmp_path / "other", check=False)
+    refused = call("jaxgpt", "generate", tmp_path / "other", check=False)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "the tokenizer has 4,161 tokens, the model only 4,160 embedding rows" in refused.stderr

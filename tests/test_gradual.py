@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import DIMS, random_tokens, run
+from conftest import DIMS, call, random_tokens
 from runs import QUICK, arrays, assert_same_run
 
 import jaxgpt
@@ -305,7 +305,7 @@ def gradual_run(small, tmp_path_factory):
     """Nine steps in three phases that nothing interrupted, with a checkpoint after each step."""
     out = tmp_path_factory.mktemp("gradual") / "whole"
     flags = [f"--model={small}", f"--freeze={PHASES}", *QUICK, "--checkpoint-every=1", "--keep=9"]
-    return out, flags, run("train", *flags, f"--out={out}").stdout
+    return out, flags, call("train", *flags, f"--out={out}").stdout
 
 
 def test_a_gradual_run_thaws_when_it_should_and_zeros_are_where_nothing_trains(small, gradual_run):
@@ -335,5 +335,5 @@ def test_a_gradual_run_resumes_bitwise_before_at_and_after_a_boundary(gradual_ru
     shutil.copytree(whole, out)
     for later in range(step + 1, 10):
         shutil.rmtree(out / "checkpoints" / str(later))
-    run("train", *flags, f"--out={out}", "--resume")
+    call("train", *flags, f"--out={out}", "--resume")
     assert_same_run(out, whole, 9)

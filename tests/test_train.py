@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, run, torch_logits
+from conftest import ROOT, call, run, torch_logits
 from runs import QUICK, arrays, assert_same_run, metrics
 from transformers import GPT2LMHeadModel
 
@@ -77,17 +77,17 @@ def test_what_a_run_leaves_on_disk(whole_run):
 
 
 def test_a_run_is_a_model_for_every_command(whole_run, tmp_path):
-    run("convert", whole_run, tmp_path / "hf", "--to=hf")
+    call("convert", whole_run, tmp_path / "hf", "--to=hf")
     exported = GPT2LMHeadModel.from_pretrained(tmp_path / "hf").eval()
     tokens = np.arange(30, dtype=np.int32)[None]
     logits = np.asarray(jaxgpt.from_pretrained(whole_run)(tokens))
     assert np.abs(torch_logits(exported, tokens) - logits).max() < 1e-5
     assert len(jaxgpt.load_tokenizer(tmp_path / "hf")) == 4096
-    assert run("jaxgpt", "generate", whole_run, "--max-new-tokens=5").stdout.startswith("The")
+    assert call("jaxgpt", "generate", whole_run, "--max-new-tokens=5").stdout.startswith("The")
 
 
 def test_bfloat16_computes_nearly_the_same_over_float32_weights(small, whole_run, tmp_path):
-    run("train", f"--model={small}", f"--out={tmp_path / 'half'}", "--freeze=first1", "--dtype=bfloat16", *QUICK)
+    call("train", f"--model={small}", f"--out={tmp_path / 'half'}", "--freeze=first1", "--dtype=bfloat16", *QUICK)
     full, half = metrics(whole_run), metrics(tmp_path / "half")
     for a, b in zip(full[1:], half[1:], strict=True):
         assert 0 < abs(a["loss"] - b["loss"]) < 0.02 * a["loss"]
@@ -120,7 +120,7 @@ def test_a_run_that_died_and_was_resumed_is_bitwise_the_run_that_was_not(small, 
         shutil.rmtree(out / "checkpoints" / str(step))
     (out / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir()
     (out / "metrics.jsonl").write_text((out / "metrics.jsonl").read_text()[:-30])
-    run("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume")
+    call("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume")
     assert_same_run(out, whole_run, 9)
     assert (out / "samples.md").read_text() == (whole_run / "samples.md").read_text()
 
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(small, whole
     shutil.rmtree(out / "tokenizer")
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": "x}\n{}\n7\n')
-    run("train", *flags)
+    call("train", *flags)
     assert_same_run(out, whole_run, 9)
     assert len(jaxgpt.load_tokenizer(out)) == 4096
 
@@ -184,7 +184,7 @@ def test_a_signal_stops_after_its_step_and_resume_goes_on_from_there(small, whol
 
 
 def test_keep_bounds_the_checkpoints(small, tmp_path):
-    run("train", f"--model={small}", f"--out={tmp_path / 'r'}", "--freeze=head", *QUICK, "--keep=1")
+    call("train", f"--model={small}", f"--out={tmp_path / 'r'}", "--freeze=head", *QUICK, "--keep=1")
     assert complete_steps(tmp_path / "r") == [9]
 
 
@@ -282,7 +282,7 @@ def test_a_folder_that_holds_a_run_needs_resume_or_force(small, whole_run, tmp_p
     copy = tmp_path / "copy"
     shutil.copytree(whole_run, copy)
     (copy / "notes.txt").write_text("mine")
-    run("train", *flags, f"--out={copy}", "--force")
+    call("train", *flags, f"--out={copy}", "--force")
     assert complete_steps(copy) == [2]
     assert (copy / "notes.txt").read_text() == "mine"
 

@@ -10,16 +10,17 @@ from typing import Any
 import jax
 
 from train.run import Run
+from train.trackers import Trackers
 
 COLUMNS = 150
 """Most lines of updates.jsonl, which are the columns of a picture."""
 
 
 class Log:
-    """The files of a run that grow; a line that a kill cut off is no line."""
+    """The files of a run that grow, and its trackers; a line that a kill cut off is no line."""
 
-    def __init__(self, run: Run):
-        self._run = run
+    def __init__(self, run: Run, trackers: Trackers | None = None):
+        self._run, self._trackers = run, trackers
 
     def truncate(self, step: int) -> None:
         """Forgets lines of steps after `step`, which will be written again."""
@@ -37,6 +38,8 @@ class Log:
         earlier = path.read_text("utf-8") if step and path.exists() else ""
         earlier = earlier.split("\n## After ")[0].rstrip("\n")
         path.write_text("\n\n".join(filter(None, [earlier, title, text])) + "\n", "utf-8")
+        if self._trackers:
+            self._trackers.text(step, "sample", text)
 
     def metrics(
         self, step: int, metrics: dict[str, float] | None, eval_loss: float | None, speed: float | None, trainable: int
@@ -54,6 +57,8 @@ class Log:
             "peak_memory": _peak_memory(),
         }
         _append(self._run.metrics, line)
+        if self._trackers:
+            self._trackers.log(line.pop("step"), line)
 
     def updates(self, step: int, steps: int, updates: dict[str, float], modules: list[str]) -> None:
         """Appends a line to updates.jsonl, if it is this step's turn; a frozen module's update is 0."""

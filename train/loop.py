@@ -17,6 +17,7 @@ from train.setup import prepare
 from train.standing import Standing
 from train.steps import Steps, is_done
 from train.stop import STOPPED, Stop
+from train.trackers import Trackers
 
 DIVERGED = 1
 """Exit code of a run whose loss was no number any more."""
@@ -26,7 +27,7 @@ def train(settings: Settings, stop: Stop) -> int:
     """Runs until the last step, a signal or a loss that is no number, and returns the exit code."""
     run = Run(settings.out.expanduser())
     setup, params = prepare(settings, run)
-    phases, log, facts = Phases(setup), Log(run), setup.facts
+    phases, facts = Phases(setup), setup.facts
 
     # go on from the newest complete checkpoint, or begin
     first = run.last_step if settings.resume or settings.resume_anyway else None
@@ -48,7 +49,7 @@ def train(settings: Settings, stop: Stop) -> int:
     print(facts["sanity"])
     if first is not None and standing.unevaluated is None and is_done(setup, first, standing):
         if not run.report.exists():  # a kill came between the last checkpoint and the page
-            log.sample(first, sample(setup, state))
+            Log(run).sample(first, sample(setup, state))
             write_report(run.folder)
         print(f"\n{run.folder} is finished: {outcome(setup, run, first, standing)}\n{written(run)}")
         return 0
@@ -62,12 +63,14 @@ def train(settings: Settings, stop: Stop) -> int:
     if first is None:
         first = 0
         run.start(settings, facts)
+        log = Log(run, trackers := Trackers(settings.track, run, settings, facts, first))
         log.metrics(0, None, before, None, program.trainable)
         log.sample(0, text)
         checkpoints = Checkpoints(run.checkpoints, settings.keep)
         if setup.added:
             draw_new_rows(setup, state, run)
     else:
+        log = Log(run, trackers := Trackers(settings.track, run, settings, facts, first))
         log.truncate(first)
         if changes:
             run.note_changes(settings, facts, first, changes)
@@ -84,12 +87,14 @@ def train(settings: Settings, stop: Stop) -> int:
         checkpoints.wait()
         last_good = run.checkpoints / str(run.last_step) if run.last_step is not None else None
         write_report(run.folder)
+        trackers.close(finished=True)
         print(f"train: {explain(error, setup, last_good)}", file=sys.stderr)
         return DIVERGED
     finally:
         phases.close()
     checkpoints.close()
     if not steps.done:
+        trackers.close(finished=False)
         print(f"stopped at step {steps.step}, which is saved; the same command with --resume goes on", flush=True)
         if phases.compiling:
             stop.leave(STOPPED)
@@ -98,6 +103,7 @@ def train(settings: Settings, stop: Stop) -> int:
     # all is saved
     stop.at_once = True
     log.sample(steps.step, sample(setup, steps.state))
+    trackers.close(finished=True)
     write_report(run.folder)
     print(f"\n{run.samples.read_text('utf-8')}")
     seconds = time.time() - began

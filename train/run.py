@@ -19,7 +19,7 @@ Facts = dict[str, Any]
 
 FREE_TO_CHANGE = (
     "out", "resume", "resume_anyway", "force", "config", "mesh", "checkpoint_every", "log_every", "keep", "cache",
-    "workers",
+    "workers", "track",
 )  # fmt: skip
 """Settings that may differ when a run is resumed; all others would make it another run."""
 
@@ -45,13 +45,14 @@ class Run:
         self.plots = folder / "plots"
         self.tokenizer = folder / "tokenizer"
         self.checkpoints = folder / "checkpoints"
+        self.trackers = folder / "trackers.json"
 
     @property
     def files(self) -> list[Path]:
         """Everything that a run writes, and that `--force` deletes."""
         return [
             self.settings, self.metrics, self.updates, self.samples, self.report, self.plots, self.tokenizer,
-            self.checkpoints,
+            self.checkpoints, self.trackers, *(self.folder / name for name in ("tensorboard", "wandb", "mlflow")),
         ]  # fmt: skip
 
     @property

@@ -106,3 +106,5 @@ class Settings:
     are conversations."""
     config: Path | None = None
     """The run.json of an earlier run, whose settings are those of this one where no flag says otherwise."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Trackers that are told numbers and samples while the run goes on, one or several; they never stop it."""

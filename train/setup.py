@@ -26,6 +26,7 @@ from train.ranges import check_numbers
 from train.run import Run
 from train.settings import Settings
 from train.step import shape_at
+from train.trackers import check_trackers
 
 STEPS = 150
 """Length of a run that says nothing else: the demo's, minutes on two cores."""
@@ -122,6 +123,7 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, dict[str, jax.Array]]:
         InputError: the first thing that does not fit.
     """
     check_numbers(settings)
+    check_trackers(settings.track)
     run.check(settings)
     mesh = make_mesh(settings.mesh)
     parts = batch_shards(mesh) * settings.accumulate
