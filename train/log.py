@@ -22,11 +22,13 @@ class Log:
     def __init__(self, run: Run, trackers: Trackers | None = None):
         self._run, self._trackers = run, trackers
 
-    def truncate(self, step: int) -> None:
-        """Forgets lines of steps after `step`, which will be written again."""
-        for path in (self._run.metrics, self._run.updates):
+    def truncate(self, step: int, evaluated: bool = True) -> None:
+        """Forgets lines of steps after `step`, which will be written again, as will the metrics of `step` itself if its
+        evaluation is to be made up for.
+        """
+        for path, last in ((self._run.metrics, step if evaluated else step - 1), (self._run.updates, step)):
             lines = path.read_text("utf-8").splitlines() if path.exists() else []
-            kept = [line for line in lines if -1 < _step_of(line) <= step]
+            kept = [line for line in lines if -1 < _step_of(line) <= last]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
             temporary.replace(path)

@@ -71,7 +71,7 @@ def train(settings: Settings, stop: Stop) -> int:
             draw_new_rows(setup, state, run)
     else:
         log = Log(run, trackers := Trackers(settings.track, run, settings, facts, first))
-        log.truncate(first)
+        log.truncate(first, standing.unevaluated is None)
         if changes:
             run.note_changes(settings, facts, first, changes)
     run.save_tokenizer(setup.tokenizer)
