@@ -78,6 +78,7 @@ def evaluate(command: Eval) -> None:
 def generate(command: Generate) -> None:
     """Prints a text as it comes, or several when all have come."""
     import jaxgpt
+    from jaxgpt.chat import render
     from jaxgpt.sampling import make_samplers
     from jaxgpt.text import write
 
@@ -91,7 +92,16 @@ def generate(command: Generate) -> None:
     )
     model, tokenizer = jaxgpt.from_pretrained(command.model), jaxgpt.load_tokenizer(command.model)
     model = jaxgpt.vocab.mark_padding(model, tokenizer)
-    ids = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
+    if command.chat:
+        if tokenizer.chat_template is None:
+            raise InputError(
+                f"--chat: the tokenizer of {command.model} has no chat template; train it on conversations"
+            )
+        asked = [render(tokenizer, [{"role": "user", "content": text}], answer=True) for text in texts]
+        ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in asked]
+        texts = [""] * len(texts) if len(texts) == 1 else [f"{text}\n" for text in texts]
+    else:
+        ids = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
     prompts = [fit(row, command, model.config.n_positions, f"prompt {i}") for i, row in enumerate(ids, 1)]
     pieces = write(
         model,
@@ -106,12 +116,15 @@ def generate(command: Generate) -> None:
     heads = [text for text in texts for _ in range(command.num_samples)]
     if len(heads) == 1:
         print(heads[0], end="", flush=True)
+        begun = bool(heads[0])
         for (piece,) in pieces:
-            print(piece, end="", flush=True)
+            print(piece if begun else piece.lstrip(), end="", flush=True)
+            begun = begun or bool(piece.strip())
         print()
         return
     for i, (head, *parts) in enumerate(zip(heads, *pieces, strict=True), 1):
-        print(f"--- {i} of {len(heads)}\n{head}{''.join(parts)}")
+        said = "".join(parts)
+        print(f"--- {i} of {len(heads)}\n{head}{said.lstrip() if command.chat else said}")
 
 
 def check_prompt(text: str) -> None:

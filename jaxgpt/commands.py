@@ -15,6 +15,8 @@ class Generate:
     """tiny, a Hugging Face folder, a .safetensors file, an Orbax checkpoint, a training run, or a hub name."""
     prompt: tuple[str, ...] = ("The",)
     """Texts to begin with, side by side in one batch; - is standard input, without its last line end."""
+    chat: bool = False
+    """Ask the prompts of a model that was trained on conversations, in its tokenizer's chat template."""
     max_new_tokens: int = 100
     """Tokens to add at most: a text also ends at the model's end token."""
     stop: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, call
 from runs import QUICK, assert_same_run, metrics
 
 from convert.source import complete_steps
@@ -75,8 +75,11 @@ train.setup.load_data = load
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("patch", "said"), [(COMPILING, "compiling"), (LOADING, "loading")], ids=["compile", "load"])
+@pytest.mark.parametrize(
+    ("patch", "said", "number"),
+    [(COMPILING, "compiling", signal.SIGTERM), (LOADING, "loading", signal.SIGINT)],
+    ids=["compile", "load"],
+)
 def test_before_the_first_step_a_signal_ends_at_once_and_leaves_nothing(flags, tmp_path, patch, said, number):
     text, seconds = signal_at(slow(patch, flags), f"^{said}$", number)
     process_left = re.search("stopped, and nothing is lost", text)
@@ -108,7 +111,7 @@ train.steps.Steps._evaluate = say
 
 
 def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(flags, tmp_path):
-    run("train", *flags[:1], f"--out={tmp_path}/whole", *flags[2:])
+    call("train", *flags[:1], f"--out={tmp_path}/whole", *flags[2:])
     process = slow(SLOW_EVALUATION, flags)
     text, seconds = signal_at(process, "^evaluating 4$", signal.SIGTERM)
     assert process.returncode == 75, text
@@ -116,7 +119,7 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(flags, tmp_p
     assert "stopped at step 4, which is saved" in text
     assert complete_steps(tmp_path / "r")[-1] == 4
     assert all(line["eval_loss"] is None or line["step"] == 0 for line in metrics(tmp_path / "r"))
-    run("train", *flags, "--resume")
+    call("train", *flags, "--resume")
     assert_same_run(tmp_path / "r", tmp_path / "whole", 9)
     standing = [
         json.loads((tmp_path / name / "checkpoints" / "9" / "standing" / "metadata").read_text())
@@ -141,14 +144,14 @@ train.phases.Phases._compile = compile
 
 def test_a_signal_while_the_next_phase_compiles_saves_and_does_not_wait_for_it(flags, small, tmp_path):
     gradual = [flag for flag in flags if "freeze" not in flag] + ["--freeze=gradual:head@0,full@5"]
-    run("train", *(flag.replace(f"{tmp_path}/r", f"{tmp_path}/whole") for flag in gradual))
+    call("train", *(flag.replace(f"{tmp_path}/r", f"{tmp_path}/whole") for flag in gradual))
     process = slow(SLOW_THAW, gradual)
     text, seconds = signal_at(process, "^step 4/9", signal.SIGTERM)
     assert process.returncode == 75, text
     assert seconds < 15
     assert "stopped at step 5, which is saved" in text
     assert complete_steps(tmp_path / "r")[-1] == 5
-    run("train", *gradual, "--resume")
+    call("train", *gradual, "--resume")
     assert_same_run(tmp_path / "r", tmp_path / "whole", 9)
 
 

@@ -51,7 +51,7 @@ def train(settings: Settings, stop: Stop) -> int:
         if not run.report.exists():  # a kill came between the last checkpoint and the page
             Log(run).sample(first, sample(setup, state))
             write_report(run.folder)
-        print(f"\n{run.folder} is finished: {outcome(setup, run, first, standing)}\n{written(run)}")
+        print(f"\n{run.folder} is finished: {outcome(setup, run, first, standing)}\n{written(run, setup.is_chat)}")
         return 0
     text = sample(setup, state) if first is None else ""
     began = time.time()
@@ -108,5 +108,5 @@ def train(settings: Settings, stop: Stop) -> int:
     print(f"\n{run.samples.read_text('utf-8')}")
     seconds = time.time() - began
     print(f"{steps.step - first} steps in {seconds:.0f} s: {outcome(setup, run, steps.step, steps.standing, before)}")
-    print(written(run))
+    print(written(run, setup.is_chat))
     return 0

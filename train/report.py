@@ -45,7 +45,7 @@ def sample(setup: Setup, state: State) -> str:
     room = min(SAMPLE_TOKENS, model.config.n_positions - len(setup.prompt))
     (out,) = jaxgpt.generate(
         model, [setup.prompt], max_new_tokens=room, temperature=0.8, top_k=40, seed=settings.seed,
-        eos_id=setup.tokenizer.eos_token_id if setup.data.train.corpus.kind == "chat" else None,
+        eos_id=setup.tokenizer.eos_token_id if setup.is_chat else None,
     )  # fmt: skip
     return setup.tokenizer.decode(out)
 
@@ -53,7 +53,7 @@ def sample(setup: Setup, state: State) -> str:
 def sanity_checks(setup: Setup, step: int, loss: float) -> str:
     """Counts, the loss against a blind guess, what trains and what is frozen."""
     config, params, data = setup.model.config, setup.params, setup.data
-    counted = ", of what the assistant says" * (data.train.corpus.kind == "chat" and setup.settings.train_on != "all")
+    counted = ", of what the assistant says" * (setup.is_chat and setup.settings.train_on != "all")
     per = f"per held-out token{counted} at step {step}"
     uniform, expected = math.log(config.n_tokens), count_params(abstract(config))
     verdict = "fine" if loss < 0.9 * uniform else "NO BETTER THAN GUESSING; are weights and tokenizer of one model?"
@@ -98,8 +98,9 @@ def outcome(setup: Setup, run: Run, step: int, standing: Standing, before: float
     return text
 
 
-def written(run: Run) -> str:
+def written(run: Run, chat: bool = False) -> str:
     """Where everything is, and how to use it."""
+    ask = "--chat --prompt='Who are you?'" if chat else "--prompt='The'"
     folder = shlex.quote(str(run.folder))
     files = "\n".join(f"  {path}" for path in run.files if path.exists())
     return f"""
@@ -107,5 +108,5 @@ written:
 {files}
 
 use it:
-  python -m jaxgpt generate {folder} --prompt='The'
+  python -m jaxgpt generate {folder} {ask}
   python -m convert {folder} {shlex.quote(f"{run.folder}-hf")} --to=hf    # for transformers"""

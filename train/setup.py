@@ -57,6 +57,10 @@ class Setup:
     rate_factors: dict[str, float]
 
     @property
+    def is_chat(self) -> bool:
+        return self.data.train.corpus.kind == "chat"
+
+    @property
     def params(self) -> dict[str, Any]:
         return named_params(self.model)
 

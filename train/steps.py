@@ -58,7 +58,7 @@ class Steps:
             Diverged: the loss or the gradient is no number any more; nothing that came of it is saved.
         """
         setup, settings = self._setup, self._setup.settings
-        for batch in self._batches():
+        for batch in batches_of(setup, self.step):
             if setup.plan.at(self.step) > setup.plan.phases.index(self._program.phase) and not self._thaw():
                 break
             # step k + 1 is under way before the metrics of step k are fetched
@@ -87,14 +87,6 @@ class Steps:
         self.standing = self.standing.after(self.step, eval_loss)
         self._checkpoints.best = self.standing.best_step
         self._write(self.step, trainable, metrics, eval_loss)
-
-    def _batches(self) -> Iterator[Batch]:
-        """Batches on their devices, from that of the next step on: the position in the data is the step."""
-        settings, place = self._setup.settings, batch_sharding(self._setup.mesh)
-        batches = train_batches(self._setup.data.train.rows, settings.batch_size, settings.seed)
-        options = grain.ReadOptions(num_threads=settings.workers, prefetch_buffer_size=8)
-        for batch in batches[self.step : self._setup.steps].to_iter_dataset(options):
-            yield jax.device_put(Batch(**batch), place)
 
     def _thaw(self) -> bool:
         """Enters the next phase; false if a signal came while its program was still being compiled."""
@@ -148,6 +140,15 @@ class Steps:
         speed = self._progress.mark(step)
         self._log.metrics(step, metrics, eval_loss, speed, trainable)
         self._progress.logged(step, metrics["loss"], eval_loss, speed)
+
+
+def batches_of(setup: Setup, step: int) -> Iterator[Batch]:
+    """Batches on their devices, from that of the step after `step` on: the position in the data is the step."""
+    settings, place = setup.settings, batch_sharding(setup.mesh)
+    batches = train_batches(setup.data.train.rows, settings.batch_size, settings.seed)
+    options = grain.ReadOptions(num_threads=settings.workers, prefetch_buffer_size=8)
+    for batch in batches[step : setup.steps].to_iter_dataset(options):
+        yield jax.device_put(Batch(**batch), place)
 
 
 def is_done(setup: Setup, step: int, standing: Standing) -> bool:

@@ -1,0 +1,85 @@
+"""What the input pipeline costs: how long a step waits for its batch, beside how long it computes.
+
+The bundled model at the defaults of training (16 x 256 tokens), on text in one stream and on conversations in packed
+rows; and how fast batches come when nothing else is done, for several numbers of workers.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import grain
+import jax
+
+from train.data import train_batches
+from train.phases import Phases
+from train.run import Run
+from train.settings import Settings
+from train.setup import prepare
+from train.steps import batches_of
+
+
+def conversations(path: Path) -> str:
+    """Two thousand of them, of many lengths."""
+    words = "a king went to the house of the prophet and spoke of water and of bread".split()
+    draw = random.Random(0)
+    with path.open("w") as file:
+        for _ in range(2000):
+            texts = (" ".join(draw.choices(words, k=draw.randrange(3, 60))) for _ in range(2))
+            file.write(json.dumps(dict(zip(("instruction", "output"), texts, strict=True))) + "\n")
+    return str(path)
+
+
+def alone(rows, settings: Settings, workers: int, batches: int) -> float:
+    """Milliseconds a batch, with nothing else to do."""
+    found = train_batches(rows, settings.batch_size, 0)[:batches].to_iter_dataset(
+        grain.ReadOptions(num_threads=workers, prefetch_buffer_size=8)
+    )
+    iterator = iter(found)
+    next(iterator)
+    began = time.perf_counter()
+    for _ in iterator:
+        pass
+    return 1000 * (time.perf_counter() - began) / (batches - 1)
+
+
+def main() -> None:
+    """Prints a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20, help="timed steps, after two that are not")
+    arguments = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, jax {version('jax')}, grain {version('grain')}\n")
+    print("| data | step | waits for its batch | of the step | batch alone, 1 worker | 2 | 4 |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in (("text", None), ("conversations", conversations(Path(folder) / "chat.jsonl"))):
+            settings = Settings(data=data, cache=Path(folder) / "cache", steps=arguments.steps + 2)
+            setup, params = prepare(settings, Run(Path(folder) / name))
+            phases = Phases(setup)
+            state, program = phases.begin(phases.init(params), 0)
+            waits, steps = [], []
+            batches = batches_of(setup, 0)
+            for _ in range(arguments.steps + 2):
+                began = time.perf_counter()
+                batch = next(batches)
+                waits.append(time.perf_counter() - began)
+                state, metrics = program.step(state, batch, program.rates)
+                jax.block_until_ready(metrics)
+                steps.append(time.perf_counter() - began)
+            wait, step = statistics.median(waits[2:]), statistics.median(steps[2:])
+            speeds = [alone(setup.data.train.rows, settings, workers, 500) for workers in (1, 2, 4)]
+            print(
+                f"| {name} | {1000 * step:,.0f} ms | {1000 * wait:.2f} ms | {wait / step:.2%} | "
+                + " | ".join(f"{speed:.2f} ms" for speed in speeds) + " |", flush=True,
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
