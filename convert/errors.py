@@ -29,6 +29,10 @@ def one_clear_line(program: str) -> Iterator[None]:
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        print(f"{program}: {what}", file=sys.stderr)
+        print(f"{program}: {what_failed(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def what_failed(error: OSError) -> str:
+    """The file and what the operating system says of it."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)

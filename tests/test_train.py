@@ -319,6 +319,33 @@ main()
     assert len(convert.read(out).params) == 12 * 3 + 4
 
 
+def test_a_run_whose_folder_vanishes_stops_and_says_so(small, tmp_path):
+    out = tmp_path / "r"
+    script = f"""
+import shutil, sys, train.steps
+from train.__main__ import main
+save = train.steps.Checkpoints.save
+def gone(self, state, *rest):
+    if int(state.step) > 3:
+        self.wait()
+        shutil.rmtree({str(out)!r})
+    save(self, state, *rest)
+train.steps.Checkpoints.save = gone
+sys.argv = {["train", f"--model={small}", f"--out={out}", *QUICK]!r}
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert f"train: {out}: No such file or directory: stopped after step 4; there is no checkpoint" in done.stderr
+    assert not out.exists()
+
+
+def test_a_folder_that_can_not_be_written_to_is_refused_before_anything_is_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    error = refused([f"--out={tmp_path}/runs/x", "--model=/nowhere"], capsys, monkeypatch)
+    assert error == f"train: --out: {tmp_path} can't be written to\n"
+
+
 # the command line
 
 

@@ -1,5 +1,6 @@
 """A run's checkpoints: everything that training needs to go on as if it had never stopped."""
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,14 @@ class Checkpoints:
         self._best.step = step
 
     def save(self, state: State, config: GPTConfig, standing: Standing) -> None:
-        """Starts to write a checkpoint; the state may be donated right after."""
-        step = int(state.step)
+        """Starts to write a checkpoint; the state may be donated right after.
+
+        Raises:
+            OSError: the disk is full, read-only or gone; this save's failure, or that of the one before.
+        """
+        step, run = int(state.step), self._folder.parent
+        if not any(run.iterdir()):  # Orbax would make it anew, and the rest of the run would not be there
+            raise FileNotFoundError(errno.ENOENT, "the folder of the run is empty", str(run))
         self.best = standing.best_step
         if step in self._manager.all_steps():
             return

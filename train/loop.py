@@ -4,7 +4,7 @@ import math
 import sys
 import time
 
-from convert.errors import InputError
+from convert.errors import InputError, what_failed
 from train.checkpoints import Checkpoints
 from train.diverged import Diverged, explain
 from train.log import Log
@@ -18,6 +18,9 @@ from train.standing import Standing
 from train.steps import Steps, is_done
 from train.stop import STOPPED, Stop
 from train.trackers import Trackers
+
+LOST = 2
+"""Exit code of a run whose folder can't be written any more."""
 
 DIVERGED = 1
 """Exit code of a run whose loss was no number any more."""
@@ -90,6 +93,10 @@ def train(settings: Settings, stop: Stop) -> int:
         trackers.close(finished=True)
         print(f"train: {explain(error, setup, last_good)}", file=sys.stderr)
         return DIVERGED
+    except OSError as error:
+        good = f"the newest checkpoint is that of step {run.last_step}" if run.last_step else "there is no checkpoint"
+        print(f"train: {what_failed(error)}: stopped after step {steps.step}; {good}", file=sys.stderr)
+        stop.leave(LOST)
     finally:
         phases.close()
     checkpoints.close()

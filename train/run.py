@@ -1,6 +1,7 @@
 """The folder of a run: what lies where, and what may be touched."""
 
 import json
+import os
 import platform
 import shutil
 from importlib.metadata import version
@@ -65,6 +66,9 @@ class Run:
         """Refuses a folder that can't be written to, or holds something that must not be resumed or replaced."""
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"--out: {self.folder} is not a folder")
+        parent = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise InputError(f"--out: {parent} can't be written to")
         resume = settings.resume or settings.resume_anyway
         if resume and settings.force:
             raise InputError("--resume and --force contradict each other")

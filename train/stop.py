@@ -40,7 +40,7 @@ class Stop:
         os.close(self._writer)  # which ends the thread
 
     def leave(self, code: int) -> NoReturn:
-        """Ends the program without waiting for threads: a compilation takes minutes, and nobody needs it any more."""
+        """Ends the program without waiting for threads, which may compile for minutes or hang on a lost disk."""
         _end("", code)
 
     def _watch(self) -> None:
@@ -57,6 +57,6 @@ class Stop:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(message, flush=True)
+    print(message, end="\n" * bool(message), flush=True)
     sys.stderr.flush()
     os._exit(code)
