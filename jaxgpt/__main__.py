@@ -44,9 +44,9 @@ def check(command: Check) -> bool:
 def evaluate(command: Eval) -> None:
     """Prints loss, perplexity and bits per byte."""
     import jaxgpt
-    from jaxgpt.corpus import tokenise
+    from jaxgpt.data.corpus import tokenise
+    from jaxgpt.data.sources import find, peek
     from jaxgpt.sanity.verdict import finite
-    from jaxgpt.sources import find, peek
 
     source = find(command.data)
     if peek(source) == "chat":

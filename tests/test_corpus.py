@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 import jaxgpt
-from jaxgpt import pieces, token_files
-from jaxgpt.corpus import tokenise
-from jaxgpt.documents import Texts
-from jaxgpt.sources import Source
+from jaxgpt.data import corpus as corpus_module
+from jaxgpt.data import pieces, token_files
+from jaxgpt.data.corpus import tokenise
+from jaxgpt.data.documents import Texts
+from jaxgpt.data.sources import Source
 from jaxgpt.tokenizer import fingerprint
 
 WORDS = "the a naïve 日本語 code, (x[1])... don't 3.14 🎉 e\u0301 <|endoftext|> end.\t==== ﬁ".split(" ")
@@ -199,7 +200,7 @@ def test_the_cache_is_found_again_by_contents_order_and_tokenizer_not_by_name(tm
     d = tokenise(tmp_path / "d", tokenizer, cache=cache)
     assert 4096 in d.tokens
     assert len(entries(cache)) == 4
-    monkeypatch.setattr("jaxgpt.corpus.write_tokens", None)  # what is there is not written again
+    monkeypatch.setattr("jaxgpt.data.corpus.write_tokens", None)  # what is there is not written again
     assert (tokenise(tmp_path / "d", tokenizer, cache=cache).tokens == d.tokens).all()
 
 
@@ -262,7 +263,7 @@ def test_a_write_that_fails_leaves_nothing_and_leftovers_go_after_a_day(tmp_path
 def test_two_at_once_both_get_their_tokens(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("The end.")
     tokenizer, cache, inner = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache", []
-    write = __import__("jaxgpt.corpus").corpus.write_tokens
+    write = corpus_module.write_tokens
 
     def slow(*args):
         if not inner:
@@ -270,7 +271,7 @@ def test_two_at_once_both_get_their_tokens(tmp_path, monkeypatch):
             inner[0] = tokenise(tmp_path / "a.txt", tokenizer, cache=cache)  # the other is quicker
         return write(*args)
 
-    monkeypatch.setattr("jaxgpt.corpus.write_tokens", slow)
+    monkeypatch.setattr("jaxgpt.data.corpus.write_tokens", slow)
     outer = tokenise(tmp_path / "a.txt", tokenizer, cache=cache)
     assert outer.tokens.tolist() == inner[0].tokens.tolist()
     assert len(entries(cache)) == 1
@@ -295,13 +296,13 @@ def test_a_cache_that_can_not_be_written_is_named(tmp_path):
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("before")
-    write = __import__("jaxgpt.corpus").corpus.write_tokens
+    write = corpus_module.write_tokens
 
     def change(*args):
         (tmp_path / "a.txt").write_text("and after")
         return write(*args)
 
-    monkeypatch.setattr("jaxgpt.corpus.write_tokens", change)
+    monkeypatch.setattr("jaxgpt.data.corpus.write_tokens", change)
     with pytest.raises(jaxgpt.InputError, match="has changed while it was read"):
         tokenise(tmp_path / "a.txt", jaxgpt.load_tokenizer("tiny"), cache=tmp_path / "cache")
     assert entries(tmp_path / "cache") == []

@@ -14,9 +14,9 @@ import pytest
 from bucket import Bucket
 
 import jaxgpt
-from jaxgpt import records, streams
-from jaxgpt.corpus import tokenise
-from jaxgpt.sources import find, peek
+from jaxgpt.data import records, streams
+from jaxgpt.data.corpus import tokenise
+from jaxgpt.data.sources import find, peek
 
 if sys.version_info >= (3, 14):
     from compression import zstd

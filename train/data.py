@@ -8,9 +8,9 @@ import grain
 import numpy as np
 
 from convert.errors import InputError
-from jaxgpt.corpus import Corpus, tokenise
-from jaxgpt.documents import Texts
-from jaxgpt.sources import Source
+from jaxgpt.data.corpus import Corpus, tokenise
+from jaxgpt.data.documents import Texts
+from jaxgpt.data.sources import Source
 from train.batch import Batch
 from train.packing import make_pieces, pack
 from train.rows import Packed, Rows, Windows

@@ -4,8 +4,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
-from jaxgpt.corpus import Corpus
 from jaxtyping import Int
+
+from jaxgpt.data.corpus import Corpus
 
 
 @dataclass(frozen=True)

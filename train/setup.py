@@ -14,10 +14,10 @@ from convert.disk import check_space
 from convert.errors import InputError
 from jaxgpt import freeze
 from jaxgpt.chat import prepare_chat, render
+from jaxgpt.data.sources import peek
 from jaxgpt.mesh import batch_shards, make_mesh, shardings
 from jaxgpt.modules import by_module, shares
 from jaxgpt.params import count_params, named_params, with_params
-from jaxgpt.sources import peek
 from jaxgpt.tokenizer import add_tokens, check_vocabulary
 from jaxgpt.vocab import mark_padding, rebuilt
 from train.data import Data, find_source, load_data

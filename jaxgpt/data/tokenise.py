@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from convert.errors import InputError
 from jaxgpt.chat import encode_chats
-from jaxgpt.documents import Document
-from jaxgpt.pieces import Cutter, encoders
-from jaxgpt.sources import Source
-from jaxgpt.token_files import Writer
+from jaxgpt.data.documents import Document
+from jaxgpt.data.pieces import Cutter, encoders
+from jaxgpt.data.sources import Source
+from jaxgpt.data.token_files import Writer
 
 BATCH, MOST = 2**21, 4096
 """Characters that are encoded at once, at least, and pieces, at most."""

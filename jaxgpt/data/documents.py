@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 from convert.errors import InputError
-from jaxgpt import streams
 from jaxgpt.chat import Message, messages_of
-from jaxgpt.records import read_array, read_lines, read_parquet, read_text
-from jaxgpt.streams import Advance, readable
+from jaxgpt.data import streams
+from jaxgpt.data.records import read_array, read_lines, read_parquet, read_text
+from jaxgpt.data.streams import Advance, readable
 
 
 @dataclass(frozen=True)

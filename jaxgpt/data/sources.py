@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convert.errors import InputError
-from jaxgpt import streams
-from jaxgpt.documents import Document, File
-from jaxgpt.streams import COMPRESSIONS, Advance, readable
+from jaxgpt.data import streams
+from jaxgpt.data.documents import Document, File
+from jaxgpt.data.streams import COMPRESSIONS, Advance, readable
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".parquet")
 SUFFIXES = (".txt", ".md", *RECORD_SUFFIXES)
@@ -53,7 +53,7 @@ def find(source: str | Path | Source) -> Source:
         return source
     text = str(source)
     if text.startswith("hf:") and not text.startswith("hf:/"):
-        from jaxgpt.hf_data import find_on_hub
+        from jaxgpt.data.hub import find_on_hub
 
         return find_on_hub(text)
     path = streams.locate(source)
@@ -85,7 +85,7 @@ def _folder(path: Any) -> Source:
         held_out = Source(str(path / "val.bin"), (_file(path / "val.bin"),)) if "val.bin" in names else None
         return Source(str(path), (_file(path / "train.bin"),), held_out)
     if "dataset_dict.json" in names or names >= {"dataset_info.json", "state.json"}:
-        from jaxgpt.hf_data import find_saved
+        from jaxgpt.data.hub import find_saved
 
         return find_saved(path)
     files = [_file(file, "/".join(parts)) for parts, file in streams.files_below(path) if _is_read(file.name)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from convert.errors import InputError
-from jaxgpt.streams import CHUNK, Advance
+from jaxgpt.data.streams import CHUNK, Advance
 
 LONGEST = 256 * 2**20
 """Bytes of one line or one object of JSON, at most."""

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from convert.errors import InputError
-from jaxgpt.sources import Source, find
-from jaxgpt.streams import is_remote
-from jaxgpt.token_files import VERSION, default_cache, find_or_write
-from jaxgpt.tokenise import Progress, write_tokens
+from jaxgpt.data.sources import Source, find
+from jaxgpt.data.streams import is_remote
+from jaxgpt.data.token_files import VERSION, default_cache, find_or_write
+from jaxgpt.data.tokenise import Progress, write_tokens
 from jaxgpt.tokenizer import fingerprint, vocabulary_size
 
 
@@ -65,7 +65,7 @@ def tokenise(
     """The tokens of a source, from the cache if it has them.
 
     Args:
-        source: see `jaxgpt.sources.find`.
+        source: see `jaxgpt.data.sources.find`.
         cache: the folder of the cache; by default `jaxgpt/tokens` in $XDG_CACHE_HOME or ~/.cache.
         progress: a bar on standard error.
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from convert.errors import InputError
-from jaxgpt.documents import Document, as_documents
-from jaxgpt.records import ROWS, Records, text_column
-from jaxgpt.sources import Source
-from jaxgpt.streams import Advance, readable
+from jaxgpt.data.documents import Document, as_documents
+from jaxgpt.data.records import ROWS, Records, text_column
+from jaxgpt.data.sources import Source
+from jaxgpt.data.streams import Advance, readable
 
 HELD_OUT = ("validation", "valid", "val", "dev", "test")
 """Splits that are held out of training, the first that there is."""

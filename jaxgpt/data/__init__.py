@@ -1,0 +1,1 @@
+"""Texts and conversations on disk, and their tokens in a mapped cache."""
