@@ -21,7 +21,9 @@ import jax
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "jaxgpt" / "assets" / "tiny"
@@ -49,6 +51,10 @@ def random_hf(seed: int = 0, **flags) -> GPT2LMHeadModel:
 
 def random_tokens(shape, vocab: int = 97, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, vocab, shape).astype(np.int32)
+
+
+def word_level(vocab: dict[str, int]) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocab, unk_token="a")))
 
 
 def torch_logits(model: GPT2LMHeadModel, tokens: np.ndarray) -> np.ndarray:
