@@ -15,13 +15,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # many tests start a process that compiles what another has compiled before
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".pytest_cache" / "xdg")  # not the user's own
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "jaxgpt" / "assets" / "tiny"
@@ -49,6 +51,10 @@ def random_hf(seed: int = 0, **flags) -> GPT2LMHeadModel:
 
 def random_tokens(shape, vocab: int = 97, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, vocab, shape).astype(np.int32)
+
+
+def word_level(vocab: dict[str, int]) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocab, unk_token="a")))
 
 
 def torch_logits(model: GPT2LMHeadModel, tokens: np.ndarray) -> np.ndarray:

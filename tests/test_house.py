@@ -4,13 +4,14 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, call, run
+from conftest import ROOT, TINY, call, random_hf, run
 
 import jaxgpt
 
@@ -77,8 +78,21 @@ def test_the_readmes_python_runs(tmp_path):
         )
 
 
-def test_the_readmes_commands_run(tmp_path, monkeypatch):
-    """Each `python -m` line, in order, in one folder; training with fewer steps, the hub left out."""
+@pytest.fixture
+def six(tmp_path) -> Path:
+    """A random 6-block model with the bundled tokenizer and its context: quick to compile."""
+    dims = {"n_embd": 32, "n_head": 4, "n_layer": 6, "n_inner": 64, "n_positions": 256, "vocab_size": 4096}
+    random_hf(**dims, bos_token_id=4095, eos_token_id=4095).save_pretrained(tmp_path / "six")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, tmp_path / "six" / name)
+    return tmp_path / "six"
+
+
+def test_the_readmes_commands_run(six, tmp_path, monkeypatch):
+    """Each `python -m` line, in order, in one folder; the hub left out.
+
+    Training has fewer steps, and but for the demo a smaller model.
+    """
     for name in ("my.txt", "chat.txt"):
         (tmp_path / name).write_text((ROOT / "README.md").read_text() * 5)
     commands = [line.split("#")[0].strip() for block in readme_blocks("sh") for line in block.splitlines()]
@@ -88,6 +102,7 @@ def test_the_readmes_commands_run(tmp_path, monkeypatch):
     for command in commands:
         if command.startswith("python -m train --"):
             command += " --steps=5 --batch-size=16 --context=32" * ("--help" not in command)
+            command += f" --model={six}" * ("--out=" in command)
         done = call(*shlex.split(command)[2:], check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 

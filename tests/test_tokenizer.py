@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, word_level
 from tokenizers import Tokenizer
-from tokenizers.models import BPE, WordLevel
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 import jaxgpt
@@ -54,10 +54,6 @@ def test_padding_is_no_row_for_a_token():
     check_vocabulary(small, padded, np.asarray([4094]))
     with pytest.raises(jaxgpt.InputError, match=r"ids up to 4,095, the model has 4,095 rows \(and 1 of padding"):
         check_vocabulary(small, padded, np.asarray([5, 4095]))
-
-
-def word_level(vocab: dict[str, int]) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocab, unk_token="a")))
 
 
 def test_an_end_of_text_with_another_id_is_refused():

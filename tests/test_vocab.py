@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, random_tokens, torch_logits
+from conftest import ROOT, random_tokens, torch_logits, word_level
 from test_dialects import write_llmc
 from transformers import GPT2LMHeadModel
 
