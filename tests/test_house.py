@@ -1,6 +1,7 @@
 """The house: three floors with arrows that only point down, no clutter, and a README that runs."""
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -93,15 +94,17 @@ def test_the_readmes_commands_run(six, tmp_path, monkeypatch):
 
     Training has fewer steps, and but for the demo a smaller model.
     """
-    for name in ("my.txt", "chat.txt"):
+    for name in ("my.txt", "notes.txt"):
         (tmp_path / name).write_text((ROOT / "README.md").read_text() * 5)
+    exchange = json.dumps({"instruction": "Who was king?", "output": "Saul."}) + "\n"
+    (tmp_path / "chat.jsonl").write_text(exchange * 200)
     commands = [line.split("#")[0].strip() for block in readme_blocks("sh") for line in block.splitlines()]
     commands = [line for line in commands if line.startswith("python -m") and not re.search(r"\bgpt2( |$)", line)]
     assert len(commands) >= 8
     monkeypatch.chdir(tmp_path)
     for command in commands:
         if command.startswith("python -m train --"):
-            command += " --steps=5 --batch-size=16 --context=32" * ("--help" not in command)
+            command += " --steps=5 --epochs=None --batch-size=16 --context=32" * ("--help" not in command)
             command += f" --model={six}" * ("--out=" in command)
         done = call(*shlex.split(command)[2:], check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
