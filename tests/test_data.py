@@ -62,7 +62,7 @@ def test_windows_of_a_part_see_nothing_of_the_rest():
     windows = Windows(TOKENS, 100, 200, 9, tail=True)
     seen = {int(t) for i in range(len(windows)) for t in windows[i]["tokens"][1:][windows[i]["weights"] > 0]}
     assert seen == set(range(101, 200))
-    assert windows.begins(2) == [118]
+    assert windows.begins(2) == [118, 127]
 
 
 def test_an_epoch_visits_every_window_once_in_an_order_the_seed_decides():
@@ -117,7 +117,7 @@ def test_the_python_reference_is_enough_text_and_its_end_is_held_out(tokenizer, 
     assert train + held_out == len(data.train.corpus.tokens) > 150_000
     assert abs(held_out / (train + held_out) - 0.1) < 0.001
     assert (np.asarray(data.train.corpus.tokens) == 4095).sum() > 50  # topics end with the end of text
-    assert data.held_out.rows.begins(0) == [train]
+    assert data.held_out.rows.begins(0)[0] == train
 
 
 def test_a_folder_is_read_in_order_with_an_end_after_each_file(tmp_path, tokenizer, settings):

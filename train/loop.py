@@ -75,6 +75,7 @@ def train(settings: Settings, stop: Stop) -> int:
     else:
         log = Log(run, trackers := Trackers(settings.track, run, settings, facts, first))
         log.truncate(first, standing.unevaluated is None)
+        run.report.unlink(missing_ok=True)  # it would tell of less
         if changes:
             run.note_changes(settings, facts, first, changes)
     run.save_tokenizer(setup.tokenizer)

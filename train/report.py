@@ -31,7 +31,8 @@ class Evaluation:
     def loss(self, state: State, stop: Stop) -> float | None:
         """Mean loss of the held-out tokens that count, in nats; None if a signal came before it was known."""
         setup, nats, tokens = self._setup, 0.0, 0.0
-        for batch in eval_batches(setup.data.held_out.rows, setup.settings.batch_size):
+        rows = setup.settings.batch_size // setup.settings.accumulate  # what is known to fit
+        for batch in eval_batches(setup.data.held_out.rows, rows):
             if stop.requested.is_set():
                 return None
             nats += float(self._step(state.params, jax.device_put(batch, batch_sharding(setup.mesh))))

@@ -22,7 +22,7 @@ class Rows(Protocol):
     def __getitem__(self, i: int) -> Row: ...
 
     def begins(self, i: int) -> list[int]:
-        """Where in the corpus the texts of a row begin."""
+        """Where in the corpus the texts of a row begin; of a window, its first token and its last."""
         ...
 
 
@@ -49,7 +49,8 @@ class Windows:
         return {"tokens": tokens, "weights": weights}
 
     def begins(self, i: int) -> list[int]:
-        return [self._begin + int(i) * self._context]
+        begin = self._begin + int(i) * self._context
+        return [begin, min(begin + self._context, self._end - 1)]
 
     def __repr__(self) -> str:  # Grain names a source by it
         return f"Windows({len(self)} x {self._context})"
