@@ -36,7 +36,10 @@ class Hub(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`/api/models/NAME/revision/REV` lists a model's files, `/NAME/resolve/COMMIT/FILE` is one of them."""
+    """`/api/models/NAME/revision/REV` lists a model's files, `/NAME/resolve/COMMIT/FILE` is one of them.
+
+    Data sets have `/api/datasets/` and `/datasets/NAME/resolve/`.
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -49,8 +52,9 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body: bool):
         path = unquote(urlparse(self.path).path)
         self.server.requests.append((self.command, path))
-        if found := re.fullmatch(r"/api/models/(.+?)(?:/(revision|tree)/([^/]+))?", path):
-            return self.listing(found[1], found[2], found[3] or "main", body)
+        if found := re.fullmatch(r"/api/(?:models|(datasets))/(.+?)(?:/(revision|tree)/([^/]+)(/.*)?)?", path):
+            name = "/".join(filter(None, found.groups()[:2]))
+            return self.listing(name, found[3], found[4] or "main", body)
         name, _, rest = path.strip("/").partition("/resolve/")
         revision, _, file = rest.partition("/")
         commits = {commit: revision for revision, commit in REVISIONS.items()}
@@ -77,7 +81,13 @@ class Handler(BaseHTTPRequestHandler):
             answer = [{"type": "file", "oid": "0" * 40, "size": f.stat().st_size, "path": path} for f, path in files]
         else:
             siblings = [{"rfilename": path} for _, path in files]
-            answer = {"id": name, "sha": REVISIONS[revision], "siblings": siblings, "tags": [], "private": False}
+            answer = {
+                "id": name.removeprefix("datasets/"),
+                "sha": REVISIONS[revision],
+                "siblings": siblings,
+                "tags": [],
+                "private": False,
+            }
         self.send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"}, body)
 
     def send(self, status: int, content: bytes, headers: dict[str, str], body: bool):
@@ -158,3 +168,28 @@ def test_from_pretrained_and_its_tokenizer_by_name(hub, tmp_path):
     env = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.stdout.split() == ["4096", "36"], done.stderr
+
+
+def test_a_data_set_by_name_is_read_by_splits(hub, tmp_path):
+    talks = hub.folder / "datasets" / "me" / "talks" / "main"
+    talks.mkdir(parents=True)
+    for split, n in (("train", 20), ("test", 5)):
+        (talks / f"{split}.jsonl").write_text("".join(json.dumps({"text": f"{split} {i}"}) + "\n" for i in range(n)))
+    code = """
+import jaxgpt
+from jaxgpt.data.corpus import tokenise
+tokenizer = jaxgpt.load_tokenizer("tiny")
+corpus = tokenise("hf:me/talks", tokenizer, cache="cache")
+print(len(corpus.ends), len(corpus.held_out.ends), tokenizer.decode(corpus.tokens[:5]), corpus.origin(0))
+try:
+    tokenise("hf:me/nothing", tokenizer, cache="cache")
+except jaxgpt.InputError as error:
+    print(error)
+"""
+    env = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    env |= {"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "20 5 train 0<|endoftext|> hf:me/talks:train, record 1"
+    assert re.fullmatch(r"--data: hf:me/nothing can't be read: \w+NotFoundError: .+", second)
