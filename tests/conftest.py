@@ -99,7 +99,7 @@ def call(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), error.getvalue())
 
 
-LONG = ("kills", "train", "house", "stop", "generate", "vocab", "parity", "gradual", "lm_eval", "check", "cache", "freeze")
+LONG = "kills train house stop generate vocab parity gradual lm_eval check cache freeze".split()
 
 
 def pytest_collection_modifyitems(items):
