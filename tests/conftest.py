@@ -12,7 +12,9 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# many tests start a process that compiles what another has compiled before
+# both workers and the processes that tests start compile the same programs, most of them small: each is compiled once,
+# and with half the work, which only runs of the bundled model would repay
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".pytest_cache" / "xdg")  # not the user's own
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -63,7 +65,7 @@ def torch_logits(model: GPT2LMHeadModel, tokens: np.ndarray) -> np.ndarray:
 
 
 def run(*args: str | Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:
-    """`python -m ARGS` in the repository, as a user runs it."""
+    """`python -m ARGS` in the repository; with XLA_FLAGS="" as a user runs it."""
     done = subprocess.run(
         [sys.executable, "-m", *map(str, args)], cwd=ROOT, env=os.environ | env, capture_output=True, text=True
     )
@@ -95,6 +97,15 @@ def call(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess:
     if check:
         assert code == 0, error.getvalue()
     return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), error.getvalue())
+
+
+LONG = "kills train house stop generate vocab parity gradual lm_eval check cache freeze".split()
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long come first, so that the workers, who take whole files in order, end together."""
+    rank = {f"test_{name}": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture

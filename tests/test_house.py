@@ -80,16 +80,16 @@ def test_the_readmes_python_runs(tmp_path):
 
 
 @pytest.fixture
-def six(tmp_path) -> Path:
-    """A random 6-block model with the bundled tokenizer and its context: quick to compile."""
-    dims = {"n_embd": 32, "n_head": 4, "n_layer": 6, "n_inner": 64, "n_positions": 256, "vocab_size": 4096}
-    random_hf(**dims, bos_token_id=4095, eos_token_id=4095).save_pretrained(tmp_path / "six")
+def four(tmp_path) -> Path:
+    """A random 4-block model with the bundled tokenizer and its context: quick to compile."""
+    dims = {"n_embd": 32, "n_head": 4, "n_layer": 4, "n_inner": 64, "n_positions": 256, "vocab_size": 4096}
+    random_hf(**dims, bos_token_id=4095, eos_token_id=4095).save_pretrained(tmp_path / "four")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / name, tmp_path / "six" / name)
-    return tmp_path / "six"
+        shutil.copy(TINY / name, tmp_path / "four" / name)
+    return tmp_path / "four"
 
 
-def test_the_readmes_commands_run(six, tmp_path, monkeypatch):
+def test_the_readmes_commands_run(four, tmp_path, monkeypatch):
     """Each `python -m` line, in order, in one folder; the hub left out.
 
     Training has fewer steps, and but for the demo a smaller model.
@@ -105,7 +105,7 @@ def test_the_readmes_commands_run(six, tmp_path, monkeypatch):
     for command in commands:
         if command.startswith("python -m train --"):
             command += " --steps=5 --epochs=None --batch-size=16 --context=32" * ("--help" not in command)
-            command += f" --model={six}" * ("--out=" in command)
+            command += f" --model={four}" * ("--out=" in command)
         done = call(*shlex.split(command)[2:], check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import runs
-from conftest import ROOT
+from conftest import ROOT, call
 
 import train.trackers
 from convert.errors import InputError
@@ -204,7 +204,8 @@ def test_a_broken_trackers_json_begins_another_tracker_run(new_run):
 
 def test_a_training_run_tells_its_tracker_what_it_writes(small, tmp_path):
     out = tmp_path / "r"
-    runs.train(f"--model={small}", f"--out={out}", "--freeze=head", *runs.QUICK, "--steps=3", "--track", "tensorboard")
+    flags = (f"--model={small}", f"--out={out}", "--freeze=head", *runs.QUICK, "--steps=3", "--track", "tensorboard")
+    call("train", *flags)
     lines = runs.metrics(out)
     for name in ("loss", "eval_loss", "lr", "grad_norm"):
         ours = [(line["step"], line[name]) for line in lines if line[name] is not None]

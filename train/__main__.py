@@ -1,7 +1,12 @@
 """python -m train: fine-tune a GPT. `--help` explains every flag."""
 
 import os
+import signal
 import sys
+
+if __name__ == "__main__":  # the imports take a second, in which there is nothing to save
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(75))
 
 import tyro
 

@@ -10,7 +10,7 @@ import numpy as np
 from convert.errors import InputError
 from jaxgpt.data.corpus import Corpus, tokenise
 from jaxgpt.data.documents import Texts
-from jaxgpt.data.sources import Source
+from jaxgpt.data.sources import Source, find
 from train.batch import Batch
 from train.packing import make_pieces, pack
 from train.rows import Packed, Rows, Windows
@@ -58,6 +58,18 @@ def find_source(settings: Settings) -> str | Source:
     return Source(name, (Texts(name, [topics[topic] for topic in sorted(topics)]),))
 
 
+def look_for(flag: str, source: str | Source) -> None:
+    """Refuses a source that is not there, before anything takes time.
+
+    Raises:
+        InputError: which names the flag.
+    """
+    try:
+        find(source)
+    except InputError as error:
+        raise InputError(str(error).replace("--data:", f"{flag}:", 1)) from None
+
+
 def load_data(settings: Settings, tokenizer: Any, context: int) -> Data:
     """The tokens of --data in rows, the held-out part in rows of its own.
 
@@ -77,6 +89,8 @@ def load_data(settings: Settings, tokenizer: Any, context: int) -> Data:
     make = _packed if packed else _windows
     train, evaluation = (make(*part, settings, context, i == 1) for i, part in enumerate(parts))
     for part, what in ((train, "for training"), (evaluation, "held out")):
+        if not len(part.rows) and part.notes:
+            raise InputError(f"--context: no text that is {what} fits; {'; '.join(part.notes)}: a larger one may help")
         if not len(part.rows):
             raise InputError(
                 f"--data: {corpus.name} has {end:,} tokens, of which {part.rows.n_tokens:,} are {what}: too few for "
@@ -84,6 +98,7 @@ def load_data(settings: Settings, tokenizer: Any, context: int) -> Data:
             )
     facts = {
         "source": corpus.name,
+        "kind": corpus.kind,
         "sha256": corpus.digest,
         "held_out_sha256": held_out.digest if held_out else None,
         "tokenizer": corpus.tokenizer_digest,

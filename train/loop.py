@@ -54,7 +54,8 @@ def train(settings: Settings, stop: Stop) -> int:
         if not run.report.exists():  # a kill came between the last checkpoint and the page
             Log(run).sample(first, sample(setup, state))
             write_report(run.folder)
-        print(f"\n{run.folder} is finished: {outcome(setup, run, first, standing)}\n{written(run, setup.is_chat)}")
+        use = written(run, standing.best_step, setup.is_chat)
+        print(f"\n{run.folder} is finished: {outcome(setup, run, first, standing)}\n{use}")
         return 0
     text = sample(setup, state) if first is None else ""
     began = time.time()
@@ -64,7 +65,7 @@ def train(settings: Settings, stop: Stop) -> int:
     # all went well so far: the first files
     stop.at_once = False
     if first is None:
-        first = 0
+        first, standing = 0, Standing(0, before)
         run.start(settings, facts)
         log = Log(run, trackers := Trackers(settings.track, run, settings, facts, first))
         log.metrics(0, None, before, None, program.trainable)
@@ -116,5 +117,5 @@ def train(settings: Settings, stop: Stop) -> int:
     print(f"\n{run.samples.read_text('utf-8')}")
     seconds = time.time() - began
     print(f"{steps.step - first} steps in {seconds:.0f} s: {outcome(setup, run, steps.step, steps.standing, before)}")
-    print(written(run, setup.is_chat))
+    print(written(run, steps.standing.best_step, setup.is_chat))
     return 0

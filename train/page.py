@@ -14,7 +14,7 @@ from typing import Any
 from convert.disk import temporary_sibling
 from train import plots
 from train.markup import note, picture, pre, table, text
-from train.record import Facts, read_facts, read_lines
+from train.record import Facts, best_step, read_facts, read_lines
 from train.settings import Settings
 from train.timeline import short
 
@@ -61,7 +61,7 @@ def write_report(folder: Path) -> Path:
         phases=_phases(facts),
         settings=_settings(facts["settings"]),
         machine=_machine(facts),
-        commands=_commands(folder, facts),
+        commands=_commands(folder, facts, metrics),
     )
     path = folder / "report.html"
     with temporary_sibling(path) as temporary:
@@ -98,6 +98,9 @@ def _numbers(facts: Facts, metrics: list[Facts]) -> str:
         loss = " → ".join(f"{loss:.3f}" for loss in (losses[0], losses[-1])[: len(losses)])
         perplexities = " → ".join(f"{_exp(loss):,.1f}" for loss in (losses[0], losses[-1])[: len(losses)])
         says = f"nats per token; perplexity {perplexities}" + "; not evaluated since" * (len(losses) == 1)
+        if losses[-1] > min(losses):
+            step = best_step(metrics)
+            says += f"; best {min(losses):.3f} " + (f"at step {step}" if step else "before training")
     trainable = [phase["trainable"] for phase in facts["phases"]] or [facts["parameters"].get("trainable", 0)]
     total, planned = facts["parameters"].get("all", 0), facts["steps"]
     share = f"{trainable[-1] / total:.1%}: {trainable[-1]:,} of {total:,}" if total else f"{trainable[-1]:,}"
@@ -162,14 +165,18 @@ def _machine(facts: Facts) -> str:
     return table(("What", "Value"), rows) if rows else note("run.json doesn't say.")
 
 
-def _commands(folder: Path, facts: Facts) -> str:
-    place, command = shlex.quote(str(folder)), facts.get("command", "python -m train")
-    prompt = shlex.quote(str(facts["settings"].get("prompt", "The")))
+def _commands(folder: Path, facts: Facts, metrics: list[Facts]) -> str:
+    step = best_step(metrics)
+    model = folder if step in (0, metrics[-1]["step"] if metrics else 0) else folder / "checkpoints" / str(step)
+    place, command = shlex.quote(str(model)), facts.get("command", "python -m train")
+    chat = facts["data"].get("kind") == "chat"
+    prompt = facts["settings"].get("prompt") or ("Who are you?" if chat else "The")
+    ask = "--chat " * chat + f"--prompt={shlex.quote(prompt)}"
     lines = {
         "Make this run again": command,
         "Go on with it": command if "--resume" in command.split() else f"{command} --resume",
         "Export it for transformers": f"python -m convert {place} {shlex.quote(f'{folder}-hf')} --to=hf",
-        "Generate text": f"python -m jaxgpt generate {place} --prompt={prompt}",
+        "Generate text": f"python -m jaxgpt generate {place} {ask}",
     }
     return "\n".join(f"<h3>{what}</h3>{pre(line)}" for what, line in lines.items())
 

@@ -125,7 +125,7 @@ def embedding_rows(before: Float[Any, "V D"], after: Float[Any, "W D"], tokens: 
     height = (last - first) * 0.19
     total = 0.75 + height + 1.15
     figure = Figure(figsize=(11.5, total))
-    figure.text(0.75 / 11.5, 1 - 0.12 / total, "The token embedding", va="top", weight="bold")
+    figure.text(0.75 / 11.5, 1 - 0.12 / total, "The token embedding, before training", va="top", weight="bold")
     for i, (piece, when) in enumerate(zip(pieces, ("before", "after"), strict=True)):
         ax = figure.add_axes(((0.75 + 4.6 * i) / 11.5, 1.15 / total, 4.2 / 11.5, height / total))
         rows, width = (old, old + new)[i], piece.shape[1]

@@ -24,6 +24,12 @@ def read_facts(folder: Path) -> Facts:
     return facts
 
 
+def best_step(metrics: list[Facts]) -> int:
+    """Step of the lowest evaluation loss, the earliest if there are several; 0 if there is none."""
+    evaluations = [line for line in metrics if line.get("eval_loss") is not None]
+    return min(evaluations, key=lambda line: line["eval_loss"])["step"] if evaluations else 0
+
+
 def read_lines(path: Path) -> list[Facts]:
     """The lines of a log in the order of their steps, without those that were cut off; the last of a step counts."""
     lines = {}

@@ -58,6 +58,8 @@ def sanity_checks(setup: Setup, step: int, loss: float) -> str:
     per = f"per held-out token{counted} at step {step}"
     uniform, expected = math.log(config.n_tokens), count_params(abstract(config))
     verdict = "fine" if loss < 0.9 * uniform else "NO BETTER THAN GUESSING; are weights and tokenizer of one model?"
+    if setup.is_chat and loss >= 0.9 * uniform:
+        verdict = "no better than guessing, as is usual where the form of conversations is new to a model"
     notes = ""
     notes += "".join(f"\nrows        {note}" for note in data.train.notes)
     if setup.added:
@@ -93,16 +95,19 @@ def outcome(setup: Setup, run: Run, step: int, standing: Standing, before: float
     if before is not None and evaluations:
         text = f"evaluation loss {before:.3f} -> {evaluations[-1]['eval_loss']:.3f}"
         text += f"; stopped early, after {standing.waited} evaluations without a better one" * (step < setup.steps)
-    if standing.best_step not in (None, step):
+    if standing.best_step == 0 and step:
+        text += "\nno evaluation was better than the one before training: a smaller --lr may help"
+    elif standing.best_step not in (None, step):
         best = run.checkpoints / str(standing.best_step)
         text += f"\nbest: {standing.best_loss:.3f} at step {standing.best_step}, {best}"
     return text
 
 
-def written(run: Run, chat: bool = False) -> str:
-    """Where everything is, and how to use it."""
+def written(run: Run, best: int | None = None, chat: bool = False) -> str:
+    """Where everything is, and how to use it: of several checkpoints the best."""
     ask = "--chat --prompt='Who are you?'" if chat else "--prompt='The'"
-    folder = shlex.quote(str(run.folder))
+    place = run.checkpoints / str(best) if best and best != run.last_step else run.folder
+    folder = shlex.quote(str(place))
     files = "\n".join(f"  {path}" for path in run.files if path.exists())
     return f"""
 written:

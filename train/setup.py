@@ -20,7 +20,7 @@ from jaxgpt.modules import by_module, shares
 from jaxgpt.params import count_params, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, check_vocabulary
 from jaxgpt.vocab import mark_padding, rebuilt
-from train.data import Data, find_source, load_data
+from train.data import Data, find_source, load_data, look_for
 from train.optimizer import make_optimizer, rate_factors, schedule
 from train.ranges import check_numbers
 from train.run import Run
@@ -132,8 +132,12 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, dict[str, jax.Array]]:
     mesh = make_mesh(settings.mesh)
     parts = batch_shards(mesh) * settings.accumulate
     if settings.batch_size % parts:
-        over = f"{batch_shards(mesh)} devices" + f" and {settings.accumulate} parts" * (settings.accumulate > 1)
+        over = f"{settings.accumulate} parts (--accumulate) on " * (settings.accumulate > 1)
+        over += f"{batch_shards(mesh)} devices"
         raise InputError(f"--batch-size: {settings.batch_size} can't be divided over {over}")
+    for flag, source in (("--data", find_source(settings)), ("--eval-data", settings.eval_data)):
+        if source is not None:
+            look_for(flag, source)
     model, tokenizer, added = load_model(settings, mesh)
     config = model.config
     context = settings.context or config.n_positions

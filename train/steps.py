@@ -91,6 +91,8 @@ class Steps:
     def _thaw(self) -> bool:
         """Enters the next phase; false if a signal came while its program was still being compiled."""
         self._settle(self._under_way)
+        if self._phases.compiling:
+            self._progress.say(f"step {self.step + 1}: waiting for the next phase's program, which is being compiled")
         self._progress.pause()
         entered = self._phases.enter_next(self.state, self._stop)
         self._progress.go_on()
