@@ -13,6 +13,7 @@ from conftest import call, random_tokens
 from runs import arrays, metrics
 
 import jaxgpt
+import train.steps as train_steps
 from convert.mapping import same
 from convert.source import complete_steps
 from jaxgpt import named_params
@@ -103,6 +104,15 @@ def test_gradients_are_accumulated_for_what_trains_only_and_weigh_tokens_not_par
 def test_parts_of_a_batch_keep_the_rows_of_each_device():
     parts = micro_batches(Batch(np.arange(8)[:, None]), 2)
     assert parts.tokens[..., 0].tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+def test_workers_are_grain_s_threads_and_log_every_is_how_often_lines_are_written(train, monkeypatch):
+    asked = []
+    real = train_steps.grain.ReadOptions
+    monkeypatch.setattr(train_steps.grain, "ReadOptions", lambda **how: asked.append(how) or real(**how))
+    out, _ = train("--workers=3", "--log-every=3", "--eval-every=4")
+    assert [how["num_threads"] for how in asked] == [3]
+    assert [line["step"] for line in metrics(out)] == [0, 3, 4]
 
 
 # another run
