@@ -265,7 +265,7 @@ def test_a_server_that_does_not_answer_neither_stops_nor_blocks(new_run, name, n
     assert slowest < 0.5
     began = time.perf_counter()
     trackers.close(finished=True)
-    assert time.perf_counter() - began < 15
+    assert time.perf_counter() - began < 7
     title = {"mlflow": "MLflow", "wandb": "Weights & Biases"}[name]
     assert capfd.readouterr().err == f"train: warning: {title} is dropped: after 4 s it has not sent everything\n"
     assert len(scalars(run.folder / "tensorboard", "loss")) == 2000

@@ -1,7 +1,7 @@
 """From a source to batches: tokenise, hold a part out, make rows of the rest, and let Grain shuffle them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grain
@@ -40,7 +40,7 @@ class Data:
 
     train: Part
     held_out: Part
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any]
     """What `run.json` says of them, and a resumed run must have again."""
 
     @property

@@ -14,9 +14,8 @@ from convert.disk import temporary_sibling, write_json
 from convert.errors import InputError
 from convert.source import complete_steps
 from train.config import command, plain
+from train.record import Facts
 from train.settings import Settings
-
-Facts = dict[str, Any]
 
 FREE_TO_CHANGE = (
     "out", "resume", "resume_anyway", "force", "config", "mesh", "checkpoint_every", "log_every", "keep", "cache",
