@@ -16,7 +16,7 @@ from pathlib import Path
 TO_JAX = """
 import jax, numpy as np
 from convert import read
-from jaxgpt.pretrained import to_jax
+from jaxgpt.loading import to_jax
 def load():
     return jax.block_until_ready(to_jax(read(folder + SOURCE, **TOLD), np.dtype("float32")))
 """

@@ -1,13 +1,16 @@
-"""Causal attention: cuDNN's flash kernel on an NVIDIA GPU, XLA's on other accelerators, our own einsums on a CPU."""
+"""Causal attention: cuDNN's flash kernel on an NVIDIA GPU, the splash kernel on a TPU, our own einsums on a CPU."""
 
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxgpt.dropout import Keys, dropout
+from jaxgpt.mesh import platform
+from jaxgpt.segments import visible_in
+from jaxgpt.splash import fits_splash, splash_attention
 
 
 def attention(
@@ -16,7 +19,7 @@ def attention(
     v: Float[Array, "B T N H"],
     *,
     scale: float,
-    visible: Bool[Array, "B T T"] | None = None,
+    segments: Int[Array, "B T"] | None = None,
     dropout_rate: float = 0.0,
     keys: Keys | None = None,
     note: Callable[[Array], Array] | None = None,
@@ -24,15 +27,18 @@ def attention(
     """softmax(scale q k) v over the positions up to each; scores and softmax in float32 whatever the dtype.
 
     Args:
-        visible: which positions each sees, at least its own and none after it; all up to it by default.
+        segments: of each position; it sees those of its own only.
         note: is given the softmax, (B, N, T, T), which no fused kernel ever holds.
     """
-    if jax.default_backend() == "cpu" or (keys is not None and dropout_rate > 0) or note is not None:
+    where = platform()
+    if where == "cpu" or (keys is not None and dropout_rate > 0) or note is not None:
         return einsum_attention(
-            q, k, v, scale=scale, visible=visible, dropout_rate=dropout_rate, keys=keys, note=note
+            q, k, v, scale=scale, segments=segments, dropout_rate=dropout_rate, keys=keys, note=note
         )  # fmt: skip
-    implementation: Literal["cudnn", "xla"] = "cudnn" if jax.default_backend() == "gpu" and fits_cudnn(q) else "xla"
-    mask = None if visible is None else visible[:, None]
+    if where == "tpu" and fits_splash(q):
+        return splash_attention(q, k, v, scale=scale, segments=segments)
+    implementation: Literal["cudnn", "xla"] = "cudnn" if where == "gpu" and fits_cudnn(q) else "xla"
+    mask = None if segments is None else visible_in(segments)[:, None]
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, scale=scale, is_causal=mask is None, implementation=implementation
     )
@@ -49,7 +55,7 @@ def einsum_attention(
     v: Float[Array, "B T N H"],
     *,
     scale: float,
-    visible: Bool[Array, "B T T"] | None = None,
+    segments: Int[Array, "B T"] | None = None,
     dropout_rate: float = 0.0,
     keys: Keys | None = None,
     note: Callable[[Array], Array] | None = None,
@@ -60,8 +66,7 @@ def einsum_attention(
     has no dropout either.
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    if visible is None:
-        visible = jnp.tril(jnp.ones((q.shape[2], q.shape[2]), bool))[None]
+    visible = jnp.tril(jnp.ones((q.shape[2], q.shape[2]), bool))[None] if segments is None else visible_in(segments)
     return attend(q, k, v, visible, scale=scale, dropout_rate=dropout_rate, keys=keys, note=note)
 
 

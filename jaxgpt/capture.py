@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from convert.errors import InputError
 from jaxgpt.cache import Cache
@@ -47,15 +47,15 @@ class Capture:
 
 @dataclass(frozen=True)
 class Pass:
-    """What goes along with a forward pass: keys of dropout and what each position sees in training, a cache in
+    """What goes along with a forward pass: keys of dropout and segments in training, a cache in
     generation, a capture on request.
     """
 
     keys: Keys | None = None
     cache: Cache | None = None
     capture: Capture | None = None
-    visible: Bool[Array, "B T T"] | None = None
-    """All up to each position, if None."""
+    segments: Int[Array, "B T"] | None = None
+    """The text of a row that each position is of; one text, if None."""
     remat: bool = False
     """Forget what a block computed, and compute it again in the backward pass."""
 

@@ -1,11 +1,12 @@
-"""One mesh, `data x fsdp x tensor`, and where each parameter lies on it, decided by its name."""
+"""One mesh, `data x fsdp x tensor`: where each parameter lies on it, decided by its name, and each activation."""
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -15,29 +16,41 @@ from jaxgpt.params import Rules, match
 AXES = ("data", "fsdp", "tensor")
 
 RULES: Rules[P] = (
-    (r"(tok|pos)_emb\.embedding", P(None, "fsdp")),
+    (r"tok_emb\.embedding", P("tensor", "fsdp")),
+    (r"pos_emb\.embedding", P(None, "fsdp")),
     (r"blocks\.\d+\.attn\.c_attn\.kernel", P("fsdp", None, "tensor", None)),
     (r"blocks\.\d+\.attn\.c_attn\.bias", P(None, "tensor", None)),
     (r"blocks\.\d+\.attn\.c_proj\.kernel", P("tensor", None, "fsdp")),
     (r"blocks\.\d+\.mlp\.fc1\.kernel", P("fsdp", "tensor")),
     (r"blocks\.\d+\.mlp\.fc1\.bias", P("tensor")),
     (r"blocks\.\d+\.mlp\.fc2\.kernel", P("tensor", "fsdp")),
-    (r"lm_head\.kernel", P("fsdp", None)),
+    (r"lm_head\.kernel", P("fsdp", "tensor")),
     (r".*\.(bias|scale)", P()),
 )
-"""Matrices are split over `fsdp` along the width D, and heads and the MLP's hidden layer over `tensor`."""
+"""Matrices are split over `fsdp` along the width D; heads, the MLP's hidden layer and the vocabulary over `tensor`."""
+
+WHOLE_VOCABULARY: Rules[P] = ((r"tok_emb\.embedding", P(None, "fsdp")), (r"lm_head\.kernel", P("fsdp", None)), *RULES)
+"""The same for a vocabulary that `tensor` does not divide, until it is padded."""
+
+ROWS = ("data", "fsdp")
+"""The axes over which the rows of a batch are split."""
 
 
-def make_mesh(text: str | None = None) -> Mesh:
-    """The mesh that `"data=2,fsdp=4"` describes over all local devices; None puts them all on `fsdp`.
+def make_mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, width: int | None = None) -> Mesh:
+    """The mesh that `"data=2,fsdp=4"` describes over all devices of all processes.
+
+    Args:
+        devices: others than those, such as those of a topology that is not there.
+        width: D of the model. Without a description as many devices are on `fsdp` as divide it, and the rest on `data`.
 
     Raises:
         InputError: an unknown axis, or sizes whose product is not the number of devices.
     """
-    devices = jax.local_devices()
+    devices = jax.devices() if devices is None else devices
     sizes = dict.fromkeys(AXES, 1)
     if text is None:
-        sizes["fsdp"] = len(devices)
+        sizes["fsdp"] = len(devices) if width is None else math.gcd(len(devices), width)
+        sizes["data"] = len(devices) // sizes["fsdp"]
     else:
         for part in text.split(","):
             found = re.fullmatch(r"(data|fsdp|tensor)=([1-9]\d{0,5})", part.strip())
@@ -46,21 +59,26 @@ def make_mesh(text: str | None = None) -> Mesh:
             sizes[found[1]] = int(found[2])
     if math.prod(sizes.values()) != len(devices):
         raise InputError(f"--mesh: {text} makes {math.prod(sizes.values())} devices, but there are {len(devices)}")
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def shardings(params: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
+def shardings(params: Mapping[str, Any], mesh: Mesh, rules: Rules[P] = RULES) -> dict[str, NamedSharding]:
     """Where each parameter lies, by name.
 
     Raises:
-        InputError: a parameter's axis can't be divided evenly over the mesh's.
+        InputError: a parameter that no rule covers, a rule that has a mesh axis twice or more axes than the parameter,
+            or a parameter that can't be divided evenly.
     """
-    specs = match(RULES, params)
+    specs = match(rules, params)
     for name, spec in specs.items():
-        for size, axis in zip(params[name].shape, spec, strict=False):
+        shape, axes = params[name].shape, [axis for axis in spec if axis is not None]
+        if len(axes) > len(set(axes)) or len(spec) > len(shape):
+            raise InputError(f"{name} {tuple(shape)} can't be laid out as {spec}: one mesh axis for one of its own")
+        for size, axis in zip(shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(
-                    f"--mesh: {name} {tuple(params[name].shape)} can't be divided by {axis}={mesh.shape[axis]}; "
+                    f"--mesh: {name} {tuple(shape)} can't be divided by {axis}={mesh.shape[axis]}; "
                     "put more devices on `data`, which splits only the batch"
                 )
     return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
@@ -68,9 +86,28 @@ def shardings(params: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Where a batch `(B, T)` lies: its rows over `data` and `fsdp`."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    return NamedSharding(mesh, P(ROWS))
 
 
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def constrain(x: jax.Array, *spec: str | None) -> jax.Array:
+    """The same array, laid out over the mesh that is set (`with jax.set_mesh(mesh): ...`) while this is traced.
+
+    The first axis is B and lies over `data` and `fsdp`, the others as the spec says. Parameters alone don't say it: of
+    a product of two matrices that are both split over `fsdp`, XLA may gather either. Without a mesh nothing happens.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size == 1 or mesh.axis_names != AXES:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(ROWS, *spec))
+
+
+def platform() -> str:
+    """`cpu`, `gpu` or `tpu`: what the program that is traced is for, which may be no device of this machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name

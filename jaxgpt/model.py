@@ -16,12 +16,13 @@ from jaxtyping import Array, Float, Int
 
 from convert.config import GPTConfig
 from convert.errors import InputError
-from jaxgpt import segments as of_segments
 from jaxgpt.attention import attend, attention
 from jaxgpt.cache import Cache
 from jaxgpt.capture import NOTHING, Pass, make_capture
 from jaxgpt.dropout import Keys, dropout
 from jaxgpt.layers import layer_norm, make_linear
+from jaxgpt.mesh import constrain
+from jaxgpt.segments import positions
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_new": partial(jax.nn.gelu, approximate=True),
@@ -52,7 +53,7 @@ class Attention(nnx.Module):
         if run.cache is None:
             note = run.asked(f"{self.name}.pattern")
             x = attention(
-                q, k, v, scale=self.scale, visible=run.visible, dropout_rate=self.attn_pdrop, keys=run.keys, note=note
+                q, k, v, scale=self.scale, segments=run.segments, dropout_rate=self.attn_pdrop, keys=run.keys, note=note
             )  # fmt: skip
         else:
             run.cache.write(self.layer, k, v)
@@ -150,12 +151,9 @@ class GPT(nnx.Module):
             raise InputError(f"{T} tokens do not fit into the model's context of {self.config.n_positions}")
         keys = None if dropout_key is None else Keys(dropout_key)
         captured = None if capture is None else make_capture(capture)
-        if segments is None:
-            positions, visible = jnp.arange(T)[None], None
-        else:
-            positions, visible = of_segments.positions(segments), of_segments.visible(segments)
-        run = Pass(keys=keys, capture=captured, visible=visible, remat=remat)
-        logits = self.logits(self.hidden(tokens, positions, run), run)
+        at = jnp.arange(T)[None] if segments is None else positions(segments)
+        run = Pass(keys=keys, capture=captured, segments=segments, remat=remat)
+        logits = self.logits(self.hidden(tokens, at, run), run)
         return logits if captured is None else (logits, captured.result())
 
     def step(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
@@ -164,12 +162,12 @@ class GPT(nnx.Module):
         x = self.hidden(tokens, cache.positions(T), Pass(cache=cache))
         return self.logits(x[:, -1:])[:, 0], cache.advanced(T)
 
-    def hidden(self, tokens: Int[Array, "B T"], positions: Int[Array, "#B T"], run: Pass) -> Float[Array, "B T D"]:
-        """The residual stream after the last block; a cache is written to."""
-        x = run.note("tok_emb", self.tok_emb(tokens)) + run.note("pos_emb", self.pos_emb(positions))
-        x = run.note("embeddings", dropout(x, self.config.embd_pdrop, run.keys))
+    def hidden(self, tokens: Int[Array, "B T"], at: Int[Array, "#B T"], run: Pass) -> Float[Array, "B T D"]:
+        """The residual stream after the last block, of tokens at these positions; a cache is written to."""
+        x = run.note("tok_emb", self.tok_emb(tokens)) + run.note("pos_emb", self.pos_emb(at))
+        x = constrain(run.note("embeddings", dropout(x, self.config.embd_pdrop, run.keys)))
         for block in self.blocks:
-            x = jax.checkpoint(partial(block, run=run))(x) if run.remat else block(x, run)
+            x = constrain(jax.checkpoint(partial(block, run=run))(x) if run.remat else block(x, run))
         return x
 
     def logits(self, x: Float[Array, "B T D"], run: Pass = NOTHING) -> Float[Array, "B T V"]:
@@ -178,4 +176,10 @@ class GPT(nnx.Module):
         rows = x.astype(self.dtype).reshape(-1, self.config.n_embd)
         head = self.tok_emb.embedding[...].T if self.config.tie_word_embeddings else self.lm_head.kernel[...]
         logits = jnp.matmul(rows, head.astype(rows.dtype), preferred_element_type=jnp.float32)
-        return logits.reshape(*x.shape[:2], -1)
+        return constrain(logits.reshape(*x.shape[:2], -1), None, "tensor")
+
+
+def abstract(config: GPTConfig, *, dtype=None, param_dtype=None) -> GPT:
+    """A model without memory: its parameters are shapes."""
+    dtypes = {"dtype": dtype or jnp.float32, "param_dtype": param_dtype or jnp.float32}
+    return nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0), **dtypes))

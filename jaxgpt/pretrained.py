@@ -1,28 +1,19 @@
 """From a checkpoint to a model and back: `from_pretrained`, `save_pretrained`, and our own Orbax `save` and `load`."""
 
-import os
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
 import convert
 from convert.source import SIDECARS
-from jaxgpt import mesh as meshes
-from jaxgpt.model import GPT
+from jaxgpt.loading import to_jax
+from jaxgpt.model import GPT, abstract
 from jaxgpt.params import named_params, with_params
-
-
-def abstract(config: convert.GPTConfig, *, dtype=None, param_dtype=None) -> GPT:
-    """A model without memory: its parameters are shapes."""
-    dtypes = {"dtype": dtype or jnp.float32, "param_dtype": param_dtype or jnp.float32}
-    return nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0), **dtypes))
+from jaxgpt.vocab import pad_vocab
 
 
 def from_pretrained(
@@ -43,7 +34,8 @@ def from_pretrained(
         dialect: how its tensors are named and laid out; recognised by default.
         n_head: the number of heads, which a bare state dict does not tell.
         activation: the activation function, where neither config nor dialect tells it.
-        mesh: where the parameters go, by the rules of `jaxgpt.mesh`; the first device without.
+        mesh: where the parameters go, by the rules of `jaxgpt.mesh`; the first device without. A vocabulary that its
+            `tensor` does not divide is padded.
         param_dtype: what the parameters are kept in; float32 by default, whatever the file holds.
         dtype: what matrix products compute in; `param_dtype` by default.
 
@@ -53,23 +45,8 @@ def from_pretrained(
     checkpoint = convert.read(source, dialect=dialect, n_head=n_head, activation=activation)
     param_dtype = np.dtype(param_dtype or jnp.float32)
     model = abstract(checkpoint.config, dtype=dtype or param_dtype, param_dtype=param_dtype)
-    return with_params(model, to_jax(checkpoint, param_dtype, mesh))
-
-
-def to_jax(checkpoint: convert.Checkpoint, dtype: np.dtype, mesh: Mesh | None = None) -> dict[str, jax.Array]:
-    """The parameters by name as JAX arrays of a dtype, on the first device or by the rules of a mesh.
-
-    One copy of a mapped file, several tensors at once; a host reads only the slices that its devices hold.
-    """
-    one = SingleDeviceSharding(jax.devices()[0])
-    places = meshes.shardings(checkpoint.params, mesh) if mesh else dict.fromkeys(checkpoint.params, one)
-    if checkpoint.format == "Orbax":
-        from convert.formats import orbax
-
-        return orbax.restore(checkpoint.path, places, dtype)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        arrays = pool.map(lambda name: _put(checkpoint.params[name], places[name], dtype), places)
-        return dict(zip(places, arrays, strict=True))
+    model = with_params(model, to_jax(checkpoint, param_dtype, mesh))
+    return model if mesh is None else pad_vocab(model, mesh)
 
 
 def save_pretrained(
@@ -109,19 +86,3 @@ def save(model: GPT, path: str | Path, *, tokenizer: Any = None, force: bool = F
 def load(path: str | Path, *, mesh: Mesh | None = None, param_dtype=None, dtype=None) -> GPT:
     """Reads what `save` wrote, or any other checkpoint: the same as `from_pretrained`."""
     return from_pretrained(path, mesh=mesh, param_dtype=param_dtype, dtype=dtype)
-
-
-def _put(array: Any, sharding: jax.sharding.Sharding, dtype: np.dtype) -> jax.Array:
-    """On the devices, each of which is given only its own slice; of a mapped file, no more than that is read."""
-    source = array if isinstance(array, np.ndarray) else np.asarray(array)
-    return jax.make_array_from_callback(source.shape, sharding, lambda index: _aligned(source[index], dtype))
-
-
-def _aligned(source: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A contiguous copy at an address that XLA takes over as it is on a CPU, instead of copying it again."""
-    size = source.size * dtype.itemsize
-    buffer = np.empty(size + 64, np.uint8)
-    begin = -buffer.ctypes.data % 64
-    copy = buffer[begin : begin + size].view(dtype).reshape(source.shape)
-    copy[...] = source
-    return copy

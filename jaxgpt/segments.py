@@ -15,7 +15,7 @@ def positions(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
     return at - jax.lax.cummax(jnp.where(begins, at, 0), axis=1)
 
 
-def visible(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+def visible_in(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
     """Which positions each sees: its own, and those before it in its segment."""
     past = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))
     return past[None] & (segments[:, :, None] == segments[:, None, :])

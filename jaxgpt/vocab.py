@@ -1,5 +1,6 @@
 """Another vocabulary for a trained model: more tokens, rows that are padding, a head of its own."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from numbers import Integral
@@ -7,14 +8,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from convert.config import GPTConfig
 from convert.errors import InputError
-from jaxgpt.model import GPT
+from jaxgpt.mesh import shardings
+from jaxgpt.model import GPT, abstract
 from jaxgpt.params import named_params, with_params
-from jaxgpt.pretrained import abstract
 from jaxgpt.tokenizer import vocabulary_size
+
+VOCABULARY_MULTIPLE = 128
+"""A vocabulary that is padded at all is padded to a multiple of this: matrix units want it, and so do meshes."""
 
 
 def resize_vocab(
@@ -58,6 +63,16 @@ def resize_vocab(
     if "lm_head.kernel" in params:
         params["lm_head.kernel"] = _resized(params["lm_head.kernel"].T, keys[1], **sizes).T
     return rebuilt(model, resized, params)
+
+
+def pad_vocab(model: GPT, mesh: Mesh) -> GPT:
+    """The model with as many rows of padding as it takes to split the vocabulary over the mesh's `tensor`."""
+    config, tensor = model.config, mesh.shape["tensor"]
+    if config.vocab_size % tensor == 0:
+        return model
+    model = resize_vocab(model, config.n_tokens, pad_multiple=math.lcm(VOCABULARY_MULTIPLE, tensor))
+    params = named_params(model)
+    return with_params(model, jax.device_put(params, shardings(params, mesh)))
 
 
 def mark_padding(model: GPT, size_or_tokenizer: Any) -> GPT:

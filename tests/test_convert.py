@@ -44,7 +44,7 @@ def edit_tensors(folder: Path, change) -> None:
 def test_the_table_covers_the_models_parameters_exactly():
     for tied in (True, False):
         config = jaxgpt.GPTConfig(**DIMS, tie_word_embeddings=tied)
-        shapes = {name: p.shape for name, p in jaxgpt.named_params(jaxgpt.pretrained.abstract(config)).items()}
+        shapes = {name: p.shape for name, p in jaxgpt.named_params(jaxgpt.model.abstract(config)).items()}
         assert shapes == {r.ours: shape_of(r.layout.split(" -> ")[1], config.dims) for r in HF.expand(config)}
         assert shapes.keys() == {row.ours for row in JAXGPT.expand(config)}
 

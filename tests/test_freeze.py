@@ -13,8 +13,8 @@ from conftest import DIMS, random_tokens
 import jaxgpt
 from convert.dialects.jaxgpt import JAXGPT
 from jaxgpt import freeze, make_mesh, named_params, with_params
+from jaxgpt.model import abstract
 from jaxgpt.params import match
-from jaxgpt.pretrained import abstract
 from train.batch import Batch
 from train.optimizer import make_optimizer, schedule
 from train.step import Rates, State, init_state, make_train_step

@@ -14,8 +14,8 @@ from runs import QUICK, arrays, assert_same_run
 
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
+from jaxgpt.model import abstract
 from jaxgpt.modules import by_module, shares
-from jaxgpt.pretrained import abstract
 from train.batch import Batch
 from train.optimizer import B1, B2, EPSILON, make_optimizer, rate_factors, schedule
 from train.step import Rates, State, init_state, make_train_step

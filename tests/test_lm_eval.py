@@ -15,7 +15,7 @@ import jaxgpt
 import jaxgpt.lm_eval
 from convert.errors import InputError
 from jaxgpt import score as scoring
-from jaxgpt.pretrained import abstract
+from jaxgpt.model import abstract
 
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 CHAT += "{% if add_generation_prompt %}a:{% endif %}"

@@ -9,23 +9,23 @@ from conftest import ROOT
 
 from convert import GPTConfig, InputError
 from jaxgpt.mesh import RULES, make_mesh
+from jaxgpt.model import abstract
 from jaxgpt.params import match, named_params
-from jaxgpt.pretrained import abstract
 
 SLICES = """
 import jax, numpy as np
 import jaxgpt
-from jaxgpt import pretrained
-original = pretrained._aligned
+from jaxgpt import loading
+original = loading._aligned
 
-def counted(source, dtype):
+def counted(source, dtype, shape):
     sizes.append(source.size)
-    return original(source, dtype)
+    return original(source, dtype, shape)
 
-pretrained._aligned = counted
-put = pretrained._put
+loading._aligned = counted
+put = loading._put
 
-def named(array, sharding, dtype):
+def named(array, sharding, dtype, over=None):
     global sizes
     sizes = []
     out = put(array, sharding, dtype)
@@ -34,9 +34,9 @@ def named(array, sharding, dtype):
     assert set(sizes) == {full // split}, (array.shape, sizes)
     return out
 
-pretrained._put = named
+loading._put = named
 import concurrent.futures
-pretrained.ThreadPoolExecutor = lambda n: concurrent.futures.ThreadPoolExecutor(1)
+loading.ThreadPoolExecutor = lambda n: concurrent.futures.ThreadPoolExecutor(1)
 model = jaxgpt.from_pretrained("tiny", mesh=jaxgpt.make_mesh("fsdp=8"))
 kernel = jaxgpt.named_params(model)["blocks.3.mlp.fc1.kernel"]
 assert [shard.data.shape for shard in kernel.addressable_shards] == [(16, 512)] * 8

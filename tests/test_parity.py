@@ -138,7 +138,7 @@ def test_the_bundled_model_equals_transformers(bundled_pair):
 
 
 def test_the_124m_shape_counts_124439808_parameters():
-    assert jaxgpt.count_params(jaxgpt.pretrained.abstract(jaxgpt.GPTConfig())) == 124_439_808
+    assert jaxgpt.count_params(jaxgpt.model.abstract(jaxgpt.GPTConfig())) == 124_439_808
 
 
 def test_compute_in_bfloat16_keeps_float32_weights_and_logits(hf_folder):

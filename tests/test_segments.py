@@ -67,8 +67,8 @@ def test_no_gradient_crosses_from_one_text_to_another(model):
         embedded["real"] = model.tok_emb
         changed = with_params(model, named_params(model))
         changed.tok_emb = shifted
-        positions, visible = segments.positions(row), segments.visible(row)
-        x = changed.hidden(tokens, positions, jaxgpt.capture.Pass(visible=visible))
+        positions = segments.positions(row)
+        x = changed.hidden(tokens, positions, jaxgpt.capture.Pass(segments=row))
         return jnp.sum(x[:, 14 + 5])
 
     reached = np.abs(np.asarray(jax.grad(late_stream)(jnp.zeros((1, T, DIMS["n_embd"]))))).sum((0, 2)) > 0

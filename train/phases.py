@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxgpt import freeze
-from jaxgpt.mesh import batch_sharding
 from jaxgpt.params import count_params
-from train.batch import Batch
-from train.setup import Setup
-from train.step import Objective, Rates, State, init_state, make_train_step, state_shapes
+from train.recipe import Recipe
+from train.step import Rates, State, init_state, make_train_step, state_shapes
 from train.stop import Stop
 
 
@@ -32,19 +30,19 @@ class Program:
 class Phases:
     """The programs of a run, one after the other."""
 
-    def __init__(self, setup: Setup):
-        self._setup = setup
+    def __init__(self, recipe: Recipe):
+        self._recipe = recipe
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._next: Future[Program] | None = None
 
     def init(self, params: dict[str, jax.Array]) -> State:
         """The state before the first step."""
-        trainable, frozen = self._setup.plan.partition(params)
-        return init_state(trainable, frozen, self._setup.optimizer(trainable, 0), self._setup.mesh)
+        trainable, frozen = self._recipe.plan.partition(params)
+        return init_state(trainable, frozen, self._recipe.optimizer(trainable, 0), self._recipe.mesh)
 
     def begin(self, state: State, step: int) -> tuple[State, Program]:
         """The program of the step after `step`, compiled here and now, and the state, which may thaw just then."""
-        plan = self._setup.plan
+        plan = self._recipe.plan
         index, before = plan.at(step), plan.at(max(step - 1, 0))
         program = self._compile(index)
         self._compile_ahead(index + 1)
@@ -57,12 +55,12 @@ class Phases:
             if stop.requested.wait(0.05):
                 return None
         program = self._next.result()
-        self._compile_ahead(self._setup.plan.phases.index(program.phase) + 1)
+        self._compile_ahead(self._recipe.plan.phases.index(program.phase) + 1)
         return self._enter(state, program), program
 
     def _enter(self, state: State, program: Program) -> State:
         assert program.enter is not None
-        trainable, frozen = self._setup.plan.partition(state.params, program.phase.start)
+        trainable, frozen = self._recipe.plan.partition(state.params, program.phase.start)
         return State(state.step, trainable, frozen, program.enter(state.opt_state))
 
     @property
@@ -76,36 +74,30 @@ class Phases:
 
     def shapes(self, step: int) -> State:
         """What the state is in the phase of the step after `step`: shapes, and where they lie."""
-        setup = self._setup
-        trainable, frozen = setup.plan.partition(setup.params, step)
-        return state_shapes(trainable, frozen, setup.optimizer(trainable, step), setup.mesh)
-
-    def _batch(self) -> Batch:
-        row, place = self._setup.data.train.rows[0], batch_sharding(self._setup.mesh)
-        n = self._setup.settings.batch_size
-        return Batch(**{k: jax.ShapeDtypeStruct((n, *x.shape), x.dtype, sharding=place) for k, x in row.items()})
+        recipe = self._recipe
+        trainable, frozen = recipe.plan.partition(recipe.params, step)
+        return state_shapes(trainable, frozen, recipe.optimizer(trainable, step), recipe.mesh)
 
     def _compile_ahead(self, index: int) -> None:
-        more = index < len(self._setup.plan.phases)
+        more = index < len(self._recipe.plan.phases)
         self._next = self._pool.submit(self._compile, index) if more else None
 
     def _compile(self, index: int) -> Program:
-        setup, phase = self._setup, self._setup.plan.phases[index]
+        recipe, phase = self._recipe, self._recipe.plan.phases[index]
         state = self.shapes(phase.start)
-        tx = setup.optimizer(state.trainable, phase.start)
+        tx = recipe.optimizer(state.trainable, phase.start)
         places = jax.tree.map(lambda leaf: leaf.sharding, state)
-        factors = {name: jnp.float32(setup.rate_factors[name]) for name in state.trainable}
-        rates = jax.device_put(Rates(jnp.float32(setup.peak_lr), factors), places.step)
-        settings = setup.settings
-        objective = Objective(settings.label_smoothing, settings.accumulate, settings.remat)
-        step = make_train_step(setup.model, tx, setup.schedule, settings.seed, places, objective)
-        compiled, enter = step.lower(state, self._batch(), rates).compile(), None
+        factors = {name: jnp.float32(recipe.rate_factors[name]) for name in state.trainable}
+        rates = jax.device_put(Rates(jnp.float32(recipe.peak_lr), factors), places.step)
+        step = make_train_step(recipe.model, tx, recipe.schedule, recipe.settings.seed, places, recipe.objective)
+        with jax.set_mesh(recipe.mesh):
+            compiled, enter = step.lower(state, recipe.batch, rates).compile(), None
         if index:
 
             def thaw(opt_state):
                 return freeze.thaw(tx, jax.tree.map(jnp.zeros_like, state.trainable), opt_state)
 
-            before = self.shapes(setup.plan.phases[index - 1].start).opt_state
+            before = self.shapes(recipe.plan.phases[index - 1].start).opt_state
             # donated: what trained stays where it is
             enter = jax.jit(thaw, donate_argnums=0, out_shardings=places.opt_state).lower(before).compile()
         return Program(phase, count_params(state.trainable), compiled, rates, enter)

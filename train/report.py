@@ -8,8 +8,8 @@ import numpy as np
 
 import jaxgpt
 from jaxgpt.mesh import batch_sharding
+from jaxgpt.model import abstract
 from jaxgpt.params import count_params, with_params
-from jaxgpt.pretrained import abstract
 from train import plots
 from train.data import eval_batches
 from train.record import read_lines

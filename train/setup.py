@@ -6,76 +6,41 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
+import convert
 import jaxgpt
 from convert.disk import check_space
 from convert.errors import InputError
-from jaxgpt import freeze
 from jaxgpt.chat import prepare_chat, render
 from jaxgpt.data.sources import peek
-from jaxgpt.mesh import batch_shards, make_mesh, shardings
-from jaxgpt.modules import by_module, shares
+from jaxgpt.mesh import make_mesh, shardings
+from jaxgpt.modules import shares
 from jaxgpt.params import count_params, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, check_vocabulary
-from jaxgpt.vocab import mark_padding, rebuilt
+from jaxgpt.vocab import VOCABULARY_MULTIPLE, mark_padding, rebuilt
 from train.data import Data, find_source, load_data, look_for
-from train.optimizer import make_optimizer, rate_factors, schedule
 from train.ranges import check_numbers
+from train.recipe import STEPS, Recipe, batch_shapes, make_recipe
 from train.run import Run
 from train.settings import Settings
-from train.step import shape_at
 from train.trackers import check_trackers
-
-STEPS = 150
-"""Length of a run that says nothing else: the demo's, minutes on two cores."""
-
-ROWS = 128
-"""An extended vocabulary is padded to a multiple of this: matrix units want it, and so do meshes."""
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Recipe):
     """What `prepare` makes of the settings."""
 
-    settings: Settings
-    mesh: Mesh
-    model: jaxgpt.GPT
-    """Shapes, and where they lie: the values are in the `State`."""
     tokenizer: Any
     added: tuple[str, ...]
     """Tokens that were new to the model and its tokenizer."""
     data: Data
     prompt: list[int]
     """What the text samples begin with."""
-    context: int
-    steps: int
-    plan: freeze.Plan
-    schedule: optax.Schedule
-    peak_lr: float
-    rate_factors: dict[str, float]
 
     @property
     def is_chat(self) -> bool:
         return self.data.train.corpus.kind == "chat"
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return named_params(self.model)
-
-    @property
-    def modules(self) -> list[str]:
-        """`tok_emb`, `blocks.0` and so on, in the order of the network."""
-        return list(by_module(self.params))
-
-    def optimizer(self, trainable: dict[str, Any], step: int) -> optax.GradientTransformation:
-        """AdamW for what trains in the phase of the step after `step`."""
-        settings = self.settings
-        return make_optimizer(
-            self.plan, trainable, self.schedule, weight_decay=settings.weight_decay, clip=settings.clip,
-            step=step, thaw_warmup=max(1, round(self.steps * settings.thaw_warmup)),
-        )  # fmt: skip
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -115,7 +80,8 @@ def load_model(settings: Settings, mesh: Mesh) -> tuple[jaxgpt.GPT, Any, tuple[s
     if peek(find_source(settings)) == "chat":
         added += prepare_chat(tokenizer)
     if added:
-        model = jaxgpt.resize_vocab(model, tokenizer, pad_multiple=ROWS, seed=settings.seed)
+        multiple = math.lcm(VOCABULARY_MULTIPLE, mesh.shape["tensor"])
+        model = jaxgpt.resize_vocab(model, tokenizer, pad_multiple=multiple, seed=settings.seed)
     params = named_params(model)
     return with_params(model, jax.device_put(params, shardings(params, mesh))), tokenizer, added
 
@@ -129,23 +95,16 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, dict[str, jax.Array]]:
     check_numbers(settings)
     check_trackers(settings.track)
     run.check(settings)
-    mesh = make_mesh(settings.mesh)
-    parts = batch_shards(mesh) * settings.accumulate
-    if settings.batch_size % parts:
-        over = f"{settings.accumulate} parts (--accumulate) on " * (settings.accumulate > 1)
-        over += f"{batch_shards(mesh)} devices"
-        raise InputError(f"--batch-size: {settings.batch_size} can't be divided over {over}")
     for flag, source in (("--data", find_source(settings)), ("--eval-data", settings.eval_data)):
         if source is not None:
             look_for(flag, source)
+    config = convert.read(settings.model).config
+    mesh = make_mesh(settings.mesh, width=config.n_embd)
+    batch_shapes(settings, mesh, config.n_positions, packed=False)  # before the model is read
     model, tokenizer, added = load_model(settings, mesh)
-    config = model.config
-    context = settings.context or config.n_positions
-    if context > config.n_positions:
-        raise InputError(f"--context: {context} is more than the model's {config.n_positions} positions")
-    data = load_data(settings, tokenizer, context)
+    data = load_data(settings, tokenizer, settings.context or config.n_positions)
     for part in (data.train, data.held_out):
-        check_vocabulary(tokenizer, config, part.corpus.tokens)
+        check_vocabulary(tokenizer, model.config, part.corpus.tokens)
     prompt = first_words(settings.prompt, tokenizer, data)
     if not 0 < len(prompt) < config.n_positions:
         raise InputError(f"--prompt: must have from 1 to {config.n_positions - 1} tokens, not {len(prompt)}")
@@ -153,19 +112,13 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, dict[str, jax.Array]]:
     steps = settings.steps or STEPS
     if settings.epochs is not None:
         steps = max(1, math.ceil(settings.epochs * epoch_steps))
-    plan = freeze.parse(settings.freeze, config, steps, epoch_steps=epoch_steps)
+    packed = "segments" in data.train.rows[0]
+    recipe = make_recipe(settings, mesh, model, steps=steps, packed=packed, epoch_steps=epoch_steps)
     params = named_params(model)
-    trains = plan.partition(params, steps)[0]
-    factors = rate_factors(trains, config.n_layer, settings.layer_lr_decay, settings.lr_scale)
+    trains = recipe.plan.partition(params, steps)[0]
     kept = settings.keep + 2  # and the best, and the one that is being written
     check_space(run.checkpoints, kept * sum(p.nbytes for p in (*params.values(), *trains.values(), *trains.values())))
-    shapes = with_params(model, {name: shape_at(p, p.sharding) for name, p in params.items()})
-    return Setup(
-        settings, mesh, shapes, tokenizer, added, data, prompt, context, steps, plan,
-        schedule=schedule(steps, settings.warmup),
-        peak_lr=settings.lr or 0.128 / config.n_embd,
-        rate_factors=factors,
-    ), params  # fmt: skip
+    return Setup(**vars(recipe), tokenizer=tokenizer, added=added, data=data, prompt=prompt), params
 
 
 def first_words(prompt: str | None, tokenizer: Any, data: Data) -> list[int]:

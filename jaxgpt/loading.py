@@ -1,0 +1,87 @@
+"""From the arrays of a file to arrays on devices: each host reads its part, once, and copies it once."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+import convert
+from jaxgpt.mesh import AXES, RULES, WHOLE_VOCABULARY, shardings
+
+
+def to_jax(checkpoint: convert.Checkpoint, dtype: np.dtype, mesh: Mesh | None = None) -> dict[str, jax.Array]:
+    """The parameters by name as JAX arrays of a dtype, on the first device or by the rules of a mesh.
+
+    One copy of a mapped file, several tensors at once. A vocabulary that `tensor` does not divide is not split over it.
+    Of several processes each reads its share of the bytes and no more, wherever the parameters are to lie.
+    """
+    params = checkpoint.params
+    places: dict[str, Sharding] = dict.fromkeys(params, SingleDeviceSharding(jax.devices()[0]))
+    if mesh is not None:
+        whole = checkpoint.config.vocab_size % mesh.shape["tensor"] > 0
+        places |= shardings(params, mesh, WHOLE_VOCABULARY if whole else RULES)
+    if checkpoint.format == "Orbax":
+        from convert.formats import orbax
+
+        return orbax.restore(checkpoint.path, places, dtype)
+    if mesh is not None and jax.process_count() > 1:
+        return _shared(params, places, dtype, mesh)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        arrays = pool.map(lambda name: _put(params[name], places[name], dtype), places)
+        return dict(zip(places, arrays, strict=True))
+
+
+def _shared(params: dict[str, Any], places: dict[str, Sharding], dtype: np.dtype, mesh: Mesh) -> dict[str, jax.Array]:
+    """Each device is given rows that lie side by side in the file, which the devices then exchange.
+
+    What a device holds in the end may be a piece of every row, and a disk reads whole pages; or it may be all, and
+    every host would read all.
+    """
+    sizes = {name: param.shape for name, param in params.items()}
+    axes = {name: _outermost(param) for name, param in params.items()}
+
+    def spread(name: str) -> jax.Array:
+        return _put(params[name], NamedSharding(mesh, P(*(None,) * axes[name], AXES)), dtype, over=axes[name])
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=places)
+    def exchange(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {n: jax.lax.slice_in_dim(x, 0, sizes[n][axes[n]], axis=axes[n]) for n, x in arrays.items()}
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return exchange(dict(zip(params, pool.map(spread, params), strict=True)))
+
+
+def _outermost(array: Any) -> int:
+    """The axis whose rows lie side by side: in a transposed view not the first."""
+    return int(np.argmax(array.strides)) if isinstance(array, np.ndarray) else 0
+
+
+def _put(array: Any, sharding: Sharding, dtype: np.dtype, over: int | None = None) -> jax.Array:
+    """On the devices, each of which is given only its own slice; of a mapped file, no more than that is read.
+
+    Args:
+        over: the axis that is first extended, by whatever, to a length that the devices divide.
+    """
+    source = array if isinstance(array, np.ndarray) else np.asarray(array)
+    shape = list(source.shape)
+    if over is not None:
+        shape[over] += -shape[over] % len(sharding.device_set)
+    sizes = sharding.shard_shape(tuple(shape))
+    return jax.make_array_from_callback(
+        tuple(shape), sharding, lambda index: _aligned(source[index], dtype, sizes)
+    )  # fmt: skip
+
+
+def _aligned(source: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """A contiguous copy at an address that XLA takes over as it is on a CPU, instead of copying it again."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    buffer = np.empty(size + 64, np.uint8)
+    begin = -buffer.ctypes.data % 64
+    copy = buffer[begin : begin + size].view(dtype).reshape(shape)
+    copy[tuple(map(slice, source.shape))] = source
+    return copy

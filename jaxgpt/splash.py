@@ -1,0 +1,60 @@
+"""Causal attention on a TPU: JAX's splash kernel, which never holds the (B, N, T, T) scores.
+
+https://github.com/jax-ml/jax/tree/main/jax/experimental/pallas/ops/tpu/splash_attention. XLA can't split a kernel over
+devices, so that each is given its own rows and heads.
+"""
+
+import jax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from jaxgpt.mesh import AXES, ROWS
+
+BLOCKS = (512, 256, 128)
+"""Positions that the kernel takes at once: the first that divides T. 128 is a TPU's vector; larger ones reuse more."""
+
+
+def fits_splash(q: Float[Array, "B T N H"]) -> bool:
+    """Whether whole rows and heads come to each device of the mesh that is set, and whole blocks of positions too."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.axis_names != AXES:
+        return False
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    return q.shape[0] % rows == 0 and q.shape[2] % mesh.shape["tensor"] == 0 and q.shape[1] % BLOCKS[-1] == 0
+
+
+def splash_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    *,
+    scale: float,
+    segments: Int[Array, "B T"] | None = None,
+) -> Float[Array, "B T N H"]:
+    """softmax(scale q k) v over the positions up to each, of its own segment; where `fits_splash` holds."""
+    heads, rows = P(ROWS, None, "tensor", None), P(ROWS, None)
+    if segments is None:
+        own = jax.shard_map(_rows, in_specs=(heads,) * 3, out_specs=heads, check_vma=False)
+        return own(q * scale, k, v)
+    own = jax.shard_map(_rows, in_specs=(*(heads,) * 3, rows), out_specs=heads, check_vma=False)
+    return own(q * scale, k, v, segments)
+
+
+def _rows(q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
+    """The rows and heads of one device."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    T, N = q.shape[1:3]
+    block = next(size for size in BLOCKS if T % size == 0)
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block,
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+    mask = splash.MultiHeadMask([splash.CausalMask((T, T))] * N)
+    kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    if segments is None:
+        out = jax.vmap(kernel)(q, k, v)
+    else:
+        out = jax.vmap(kernel)(q, k, v, segment_ids=splash.SegmentIds(segments, segments))
+    return out.swapaxes(1, 2)
