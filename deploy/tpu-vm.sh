@@ -55,21 +55,18 @@ fi
 mkdir -p bucket source
 mountpoint -q bucket || gcsfuse --implicit-dirs "$1" bucket
 [ -x .local/bin/uv ] || curl -fsSL https://astral.sh/uv/install.sh | sh
-tar -xzf source.tar.gz -C source
+tar -xf source.tar -C source
 .local/bin/uv venv --allow-existing --python="$3" venv
 .local/bin/uv pip install --python=venv/bin/python "./source[tpu,gcs]"'
 
-install() {
-  local root archive
-  root=$(dirname "$0")/.. archive=$(mktemp -d)/source.tar.gz
-  tar -czf "$archive" -C "$root" --exclude=__pycache__ convert jaxgpt train pyproject.toml README.md LICENSE
-  tpu scp "$archive" "$NAME:" --worker=all && on_all_hosts "$INSTALL" install "$BUCKET" "$GCSFUSE" "$PYTHON"
+set_up() {
+  tpu scp "$folder/source.tar" "$NAME:" --worker=all && on_all_hosts "$INSTALL" install "$BUCKET" "$GCSFUSE" "$PYTHON"
 }
 
 # A connection that broke may have left a run, which is asked to save and end before the next begins: gcloud connects
 # again by itself. Codes 1 and 2 are gcloud's own too: those of the program are told apart by a hundred.
 # shellcheck disable=SC2016
-TRAIN='cd
+TRAIN='cd || exit
 exec 9>> train.lock
 flock --nonblock 9 || { kill "$(cat train.pid)"; flock 9; }
 PYTHONUNBUFFERED=1 venv/bin/python -m train "$@" &
@@ -79,6 +76,11 @@ code=$?
 exit $((code == 1 || code == 2 ? code + 100 : code))'
 
 train() { on_all_hosts "$TRAIN" train --out="bucket/runs/$NAME" "$@" --coordinator=auto --resume; }
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+tar -cf "$folder/source.tar" -C "$(dirname "$0")/.." --exclude=__pycache__ \
+  convert jaxgpt train pyproject.toml README.md LICENSE
 
 failures=0
 while true; do
@@ -90,20 +92,20 @@ while true; do
     fi
     say "making $NAME, $TYPE in $ZONE"
     until tpu create "$NAME" --accelerator-type="$TYPE" --version="$VERSION" --spot --scopes=cloud-platform; do
-      say "there is none to be had; once more in $WAIT s"
+      say "it was not to be had; once more in $WAIT s"
       sleep "$WAIT"
       [ -z "$(state)" ] || continue 2
     done
     failures=0
   fi
   code=0
-  { install && train "$@"; } || code=$?
+  { set_up && train "$@"; } || code=$?
   [ "$code" -eq 0 ] || now=$(state)
   case "$code-$now" in
     0-*)
       say "done: gs://$BUCKET/runs/$NAME; deleting $NAME"
-      tpu delete "$NAME"
-      exit
+      tpu delete "$NAME" || say "$NAME is still there, and costs"
+      exit 0
       ;;
     10[12]-READY)
       code=$((code - 100))
