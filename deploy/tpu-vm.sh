@@ -52,12 +52,13 @@ if ! command -v gcsfuse > /dev/null; then
   curl -fsSLo gcsfuse.deb "https://github.com/GoogleCloudPlatform/gcsfuse/releases/download/v$2/gcsfuse_$2_amd64.deb"
   sudo apt-get -o DPkg::Lock::Timeout=600 install -y ./gcsfuse.deb
 fi
+rm -rf source
 mkdir -p bucket source
 mountpoint -q bucket || gcsfuse --implicit-dirs "$1" bucket
 [ -x .local/bin/uv ] || curl -fsSL https://astral.sh/uv/install.sh | sh
 tar -xf source.tar -C source
 .local/bin/uv venv --allow-existing --python="$3" venv
-.local/bin/uv pip install --python=venv/bin/python "./source[tpu,gcs]"'
+.local/bin/uv pip install --python=venv/bin/python --reinstall-package=jaxgpt "./source[tpu,gcs]"'
 
 set_up() {
   tpu scp "$folder/source.tar" "$NAME:" --worker=all && on_all_hosts "$INSTALL" install "$BUCKET" "$GCSFUSE" "$PYTHON"
