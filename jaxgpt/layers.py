@@ -1,8 +1,10 @@
 """GPT-2's linear layers and LayerNorms, as Flax has them."""
 
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from convert.config import GPTConfig
+from jaxgpt.mesh import constrain, exchange_columns
 
 
 class Linear(nnx.LinearGeneral):
@@ -21,6 +23,15 @@ def make_linear(
     axis = tuple(range(-len(in_features), 0)) if isinstance(in_features, tuple) else -1
     kwargs["use_bias"] = config.bias if use_bias is None else use_bias
     return Linear(in_features, out_features, axis=axis, kernel_init=nnx.initializers.normal(std), **kwargs)
+
+
+def embed(table: nnx.Embed, ids: Int[Array, "#B T"]) -> Float[Array, "#B T D"]:
+    """Rows of a table. On a mesh each device looks its columns up for the rows of all of `fsdp`, which then exchange
+    them for the columns of their own rows: that moves B T D numbers, and not the table.
+    """
+    if ids.shape[0] == 1:
+        return constrain(table(ids), rows=None)
+    return exchange_columns(constrain(table(constrain(ids, rows="data")), None, "fsdp", rows="data"))
 
 
 def layer_norm(config: GPTConfig, **kwargs) -> nnx.LayerNorm:

@@ -3,12 +3,13 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from convert.errors import InputError
@@ -90,21 +91,31 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(ROWS))
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is split."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
-def constrain(x: jax.Array, *spec: str | None) -> jax.Array:
+def constrain(x: jax.Array, *spec: str | None, rows: str | tuple[str, ...] | None = ROWS) -> jax.Array:
     """The same array, laid out over the mesh that is set (`with jax.set_mesh(mesh): ...`) while this is traced.
 
-    The first axis is B and lies over `data` and `fsdp`, the others as the spec says. Parameters alone don't say it: of
-    a product of two matrices that are both split over `fsdp`, XLA may gather either. Without a mesh nothing happens.
+    The first axis is B and lies over `rows`, the others as the spec says. Parameters alone don't say it: of a product
+    of two matrices that are both split over `fsdp`, XLA may gather either. Without a mesh nothing happens.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size == 1 or mesh.axis_names != AXES:
         return x
-    return jax.lax.with_sharding_constraint(x, P(ROWS, *spec))
+    return jax.lax.with_sharding_constraint(x, P(rows, *spec))
+
+
+def exchange_columns(x: jax.Array) -> jax.Array:
+    """From the columns of an array `(B, T, D)` over `fsdp` to its rows there, each device with each of its `fsdp`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size == 1 or mesh.axis_names != AXES or x.shape[0] % batch_shards(mesh):
+        return constrain(x)
+    # by hand: XLA would first replicate the array where `data` splits it too
+    swap = partial(jax.lax.all_to_all, axis_name="fsdp", split_axis=0, concat_axis=2, tiled=True)
+    return jax.shard_map(swap, in_specs=P("data", None, "fsdp"), out_specs=P(ROWS), check_vma=False)(x)
 
 
 def everywhere(value: Any, mesh: Mesh) -> jax.Array:

@@ -20,7 +20,7 @@ from jaxgpt.attention import attend, attention
 from jaxgpt.cache import Cache
 from jaxgpt.capture import NOTHING, Pass, make_capture
 from jaxgpt.dropout import Keys, dropout
-from jaxgpt.layers import layer_norm, make_linear
+from jaxgpt.layers import embed, layer_norm, make_linear
 from jaxgpt.mesh import constrain
 from jaxgpt.segments import positions
 
@@ -164,7 +164,7 @@ class GPT(nnx.Module):
 
     def hidden(self, tokens: Int[Array, "B T"], at: Int[Array, "#B T"], run: Pass) -> Float[Array, "B T D"]:
         """The residual stream after the last block, of tokens at these positions; a cache is written to."""
-        x = run.note("tok_emb", self.tok_emb(tokens)) + run.note("pos_emb", self.pos_emb(at))
+        x = run.note("tok_emb", embed(self.tok_emb, tokens)) + run.note("pos_emb", embed(self.pos_emb, at))
         x = constrain(run.note("embeddings", dropout(x, self.config.embd_pdrop, run.keys)))
         for block in self.blocks:
             x = constrain(jax.checkpoint(partial(block, run=run))(x) if run.remat else block(x, run))

@@ -1,6 +1,7 @@
 """Another vocabulary for a trained model: more tokens, rows that are padding, a head of its own."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from numbers import Integral
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from convert.config import GPTConfig
+from convert.dialect import EMBEDDING, HEAD
 from convert.errors import InputError
 from jaxgpt.mesh import shardings
 from jaxgpt.model import GPT, abstract
@@ -59,9 +61,9 @@ def resize_vocab(
         return model
     params, keys = named_params(model), jax.random.split(jax.random.key(int(seed)))
     sizes = {"old": config.n_tokens, "size": size, "rows": rows, "init": init}
-    params["tok_emb.embedding"] = _resized(params["tok_emb.embedding"], keys[0], **sizes)
-    if "lm_head.kernel" in params:
-        params["lm_head.kernel"] = _resized(params["lm_head.kernel"].T, keys[1], **sizes).T
+    params[EMBEDDING] = _resized(params[EMBEDDING], keys[0], **sizes)
+    if HEAD in params:
+        params[HEAD] = _resized(params[HEAD].T, keys[1], **sizes).T
     return rebuilt(model, resized, params)
 
 
@@ -73,6 +75,17 @@ def pad_vocab(model: GPT, mesh: Mesh) -> GPT:
     model = resize_vocab(model, config.n_tokens, pad_multiple=math.lcm(VOCABULARY_MULTIPLE, tensor))
     params = named_params(model)
     return with_params(model, jax.device_put(params, shardings(params, mesh)))
+
+
+def fill_padding(params: Mapping[str, Array], config: GPTConfig) -> dict[str, Array]:
+    """The parameters, with rows of padding as `resize_vocab` makes them, in the places where they lie."""
+    tokens = config.n_tokens
+    fill = partial(_resized, key=jax.random.key(0), old=tokens, size=tokens, rows=config.vocab_size, init="mean")
+    filled = dict(params)
+    filled[EMBEDDING] = fill(params[EMBEDDING])
+    if HEAD in params:
+        filled[HEAD] = fill(params[HEAD].T).T
+    return {name: jax.device_put(array, params[name].sharding) for name, array in filled.items()}
 
 
 def mark_padding(model: GPT, size_or_tokenizer: Any) -> GPT:
@@ -98,13 +111,13 @@ def untie_head(model: GPT) -> GPT:
     if not model.config.tie_word_embeddings:
         return model
     params = named_params(model)
-    params["lm_head.kernel"] = params["tok_emb.embedding"].T  # in JAX a copy, not a view
+    params[HEAD] = params[EMBEDDING].T  # in JAX a copy, not a view
     return rebuilt(model, replace(model.config, tie_word_embeddings=False), params)
 
 
 def rebuilt(model: GPT, config: GPTConfig, params: dict[str, Array]) -> GPT:
     """The model with another config and the parameters for that."""
-    dtypes = {"dtype": model.dtype, "param_dtype": params["tok_emb.embedding"].dtype}
+    dtypes = {"dtype": model.dtype, "param_dtype": params[EMBEDDING].dtype}
     return with_params(abstract(config, **dtypes), params)
 
 

@@ -15,6 +15,7 @@ from convert.errors import InputError
 from convert.formats import orbax
 from jaxgpt.mesh import everywhere
 from jaxgpt.params import by_path
+from jaxgpt.vocab import fill_padding
 from train.standing import Standing
 from train.step import State
 
@@ -70,15 +71,23 @@ class Checkpoints:
             }
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def restore(self, step: int, shapes: State) -> tuple[State, Standing]:
-        """The state of a step and how the run stood; `shapes` says of what shape each array is, and where it is to lie.
+    def restore(self, step: int, shapes: State, config: GPTConfig) -> tuple[State, Standing]:
+        """The state of a step and how the run stood, whatever devices and processes wrote it.
+
+        Args:
+            shapes: of what shape each array is, and where it is to lie.
+            config: the model's; the checkpoint may have more or fewer rows of padding, as another mesh needs them.
 
         Raises:
             InputError: the checkpoint is damaged, or of another model or plan.
         """
+        written = orbax.read_config(self._folder / str(step))
+        if (written.dims | {"V": written.n_tokens}) != (config.dims | {"V": config.n_tokens}):
+            raise InputError(f"--resume: checkpoint {self._folder / str(step)} is of a model of another shape")
+        other_rows = written.vocab_size != config.vocab_size
         arguments = ocp.args.Composite(
-            params=ocp.args.StandardRestore(shapes.params),
-            opt_state=ocp.args.StandardRestore(by_path(shapes.opt_state)),
+            params=ocp.args.StandardRestore(shapes.params, strict=not other_rows),
+            opt_state=ocp.args.StandardRestore(by_path(shapes.opt_state), strict=not other_rows),
             standing=ocp.args.JsonRestore(),
         )
         try:
@@ -90,6 +99,8 @@ class Checkpoints:
                 "delete that folder, and --resume goes on from the one before it"
             ) from None
         params, moments = restored["params"], restored["opt_state"]
+        if other_rows:
+            params = fill_padding(params, config)
         state = State(
             everywhere(np.int32(step), shapes.step.sharding.mesh),
             {name: params[name] for name in shapes.trainable},

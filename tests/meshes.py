@@ -1,0 +1,78 @@
+"""Ten steps of three strategies on eight simulated devices in several arrangements and on one: python meshes.py."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import jaxgpt
+from jaxgpt import named_params
+from jaxgpt.mesh import batch_sharding, make_mesh, shardings
+from train.batch import Batch
+from train.hosts import on_devices, own_rows
+from train.phases import Phases
+from train.recipe import make_recipe
+from train.settings import Settings
+from train.stop import Stop
+
+MESHES = ("one", "data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2")
+STRATEGIES = {"full": 3, "first6": 7, "gradual:head@0,last1@4,full@7": 3}
+"""And the number of blocks of the model, which take their time to compile."""
+STEPS, B = 10, 8
+CONFIG = jaxgpt.GPTConfig(
+    vocab_size=104, n_padding=8, n_positions=24, n_embd=64, n_head=8, n_inner=128,
+    embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1,
+)  # fmt: skip
+
+
+def start(config: jaxgpt.GPTConfig) -> dict[str, np.ndarray]:
+    """Parameters that all matter."""
+    draw = np.random.default_rng(0)
+    shapes = named_params(jaxgpt.model.abstract(config))
+    return {
+        name: (draw.normal(float(name.endswith("scale")), 0.1, p.shape)).astype(np.float32)
+        for name, p in shapes.items()
+    }
+
+
+def run(text: str, strategy: str) -> tuple[list[float], dict[str, np.ndarray], list[str]]:
+    """Losses, the parameters after the last step, and names of those whose bits have changed."""
+    mesh = make_mesh(None, devices=jax.devices()[:1]) if text == "one" else make_mesh(text)
+    settings = Settings(freeze=strategy, batch_size=B, lr=2e-5, weight_decay=0.1, seed=3)
+    config = replace(CONFIG, n_layer=STRATEGIES[strategy])
+    shapes, before = jaxgpt.model.abstract(config), start(config)
+    recipe = make_recipe(settings, mesh, shapes, steps=STEPS, packed=False)
+    params = jax.device_put(before, shardings(named_params(shapes), mesh))
+    phases, place = Phases(recipe), batch_sharding(mesh)
+    state, program = phases.begin(phases.init(params), 0)
+    own, losses, draw = own_rows(place, B), [], np.random.default_rng(1)
+    for step in range(STEPS):
+        if recipe.plan.at(step) > recipe.plan.phases.index(program.phase):
+            state, program = phases.enter_next(state, Stop())
+        rows = {
+            "tokens": draw.integers(0, 96, (B, 25)).astype(np.int32),
+            "weights": draw.integers(0, 2, (B, 24)).astype(np.float32),
+        }
+        state, metrics = program.step(state, Batch(**on_devices(rows, own, place, B)), program.rates)
+        losses.append(float(metrics["loss"]))
+    after = {name: np.asarray(p) for name, p in state.params.items()}
+    changed = [name for name in before if after[name].tobytes() != before[name].tobytes()]
+    return losses, after, changed
+
+
+def main() -> None:
+    """Writes a folder: losses.json, and the parameters of each run as .npz."""
+    folder, found = Path(sys.argv[1]), {}
+    for i, strategy in enumerate(STRATEGIES):
+        for j, mesh in enumerate(MESHES):
+            losses, params, changed = run(mesh, strategy)
+            found[f"{i} {j}"] = {"losses": losses, "changed": changed}
+            np.savez(folder / f"{i} {j}.npz", **params)
+    (folder / "losses.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
