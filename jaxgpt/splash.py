@@ -4,6 +4,8 @@ https://github.com/jax-ml/jax/tree/main/jax/experimental/pallas/ops/tpu/splash_a
 devices, so that each is given its own rows and heads.
 """
 
+from functools import partial
+
 import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -30,17 +32,23 @@ def splash_attention(
     *,
     scale: float,
     segments: Int[Array, "B T"] | None = None,
+    interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """softmax(scale q k) v over the positions up to each, of its own segment; where `fits_splash` holds."""
+    """softmax(scale q k) v over the positions up to each, of its own segment; where `fits_splash` holds.
+
+    Args:
+        interpret: compute what the kernel would on whatever device there is.
+    """
     heads, rows = P(ROWS, None, "tensor", None), P(ROWS, None)
+    on_device = partial(_rows, interpret)
     if segments is None:
-        own = jax.shard_map(_rows, in_specs=(heads,) * 3, out_specs=heads, check_vma=False)
+        own = jax.shard_map(on_device, in_specs=(heads,) * 3, out_specs=heads, check_vma=False)
         return own(q * scale, k, v)
-    own = jax.shard_map(_rows, in_specs=(*(heads,) * 3, rows), out_specs=heads, check_vma=False)
+    own = jax.shard_map(on_device, in_specs=(*(heads,) * 3, rows), out_specs=heads, check_vma=False)
     return own(q * scale, k, v, segments)
 
 
-def _rows(q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
+def _rows(interpret: bool, q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
     """The rows and heads of one device."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -51,7 +59,7 @@ def _rows(q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
         block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
     mask = splash.MultiHeadMask([splash.CausalMask((T, T))] * N)
-    kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
+    kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     if segments is None:
         out = jax.vmap(kernel)(q, k, v)

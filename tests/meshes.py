@@ -1,4 +1,4 @@
-"""Ten steps of three strategies on eight simulated devices in several arrangements and on one: python meshes.py."""
+"""Ten steps of three strategies on eight simulated devices, in several arrangements, and on one."""
 
 import json
 import sys
@@ -66,10 +66,12 @@ def run(text: str, strategy: str) -> tuple[list[float], dict[str, np.ndarray], l
 def main() -> None:
     """Writes a folder: losses.json, and the parameters of each run as .npz."""
     folder, found = Path(sys.argv[1]), {}
-    for i, strategy in enumerate(STRATEGIES):
+    for i, (strategy, n_layer) in enumerate(STRATEGIES.items()):
+        first = start(replace(CONFIG, n_layer=n_layer))
         for j, mesh in enumerate(MESHES):
             losses, params, changed = run(mesh, strategy)
-            found[f"{i} {j}"] = {"losses": losses, "changed": changed}
+            moved = max(float(np.abs(params[name] - first[name]).max()) for name in first)
+            found[f"{i} {j}"] = {"losses": losses, "changed": changed, "moved": moved}
             np.savez(folder / f"{i} {j}.npz", **params)
     (folder / "losses.json").write_text(json.dumps(found))
 

@@ -1,16 +1,27 @@
 """Where parameters lie, and that each device is given its own slice of the file and no more."""
 
+import json
 import os
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run
+from jax.experimental import mesh_utils
+from jax.sharding import PartitionSpec as P
+from meshes import MESHES, STRATEGIES
 
 from convert import GPTConfig, InputError
-from jaxgpt.mesh import RULES, make_mesh
+from jaxgpt.attention import einsum_attention
+from jaxgpt.mesh import RULES, make_mesh, shardings
 from jaxgpt.model import abstract
 from jaxgpt.params import match, named_params
+from jaxgpt.splash import fits_splash, splash_attention
 
 SLICES = """
 import jax, numpy as np
@@ -48,6 +59,109 @@ def test_each_device_is_given_its_own_slice_of_the_file():
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run([sys.executable, "-c", SLICES], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.stdout.strip() == "sliced", done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Ten steps of each strategy on each mesh."""
+    folder = tmp_path_factory.mktemp("meshes")
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    run("tests.meshes", folder, XLA_FLAGS=flags)
+    return folder
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_eight_devices_train_as_one_does(trained, strategy, mesh):
+    found = json.loads((trained / "losses.json").read_text())
+    i, j = [*STRATEGIES].index(strategy), MESHES.index(mesh)
+    here, alone = found[f"{i} {j}"], found[f"{i} 0"]
+    np.testing.assert_allclose(here["losses"], alone["losses"], rtol=0, atol=1e-5)
+    ours, theirs = np.load(trained / f"{i} {j}.npz"), np.load(trained / f"{i} 0.npz")
+    differences = {name: np.abs(ours[name] - theirs[name]) for name in theirs}
+    assert max(difference.max() for difference in differences.values()) < 1e-5
+    # but for what has no gradient, the keys' bias, they are a hundred times closer still
+    rest = [x[[0, 2]] if name.endswith("c_attn.bias") else x for name, x in differences.items()]
+    assert max(difference.max() for difference in rest) < 1e-7
+    # and ten steps at a rate of 2e-5 have moved what trains by far more
+    assert here["moved"] > 5e-5
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_what_is_frozen_keeps_its_bits_on_every_mesh(trained, mesh):
+    found = json.loads((trained / "losses.json").read_text())
+    changed = found[f"{[*STRATEGIES].index('first6')} {MESHES.index(mesh)}"]["changed"]
+    assert changed
+    assert all(name.startswith(("blocks.6.", "ln_f.")) for name in changed)
+
+
+PADDED = """
+import jax, numpy as np
+import jaxgpt
+from jaxgpt.mesh import make_mesh
+mesh = make_mesh("fsdp=2,tensor=3", devices=jax.devices()[:6])
+one = jaxgpt.from_pretrained("HF")
+split = jaxgpt.from_pretrained("HF", mesh=mesh)
+assert split.config.vocab_size == 384 and split.config.n_tokens == one.config.n_tokens == 97, split.config
+table = jaxgpt.named_params(split)["tok_emb.embedding"]
+assert {shard.data.shape for shard in table.addressable_shards} == {(128, 18)}
+tokens = np.arange(24, dtype=np.int32).reshape(4, 6)
+with jax.set_mesh(mesh):
+    loss = jax.jit(jaxgpt.next_token_loss)(split, tokens)
+np.testing.assert_allclose(loss, jaxgpt.next_token_loss(one, tokens), atol=1e-5)
+print("padded")
+"""
+
+
+def test_a_vocabulary_that_tensor_does_not_divide_is_padded(hf_folder):
+    folder, _ = hf_folder(n_inner=54)
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    code = PADDED.replace("HF", str(folder))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "padded", done.stderr
+
+
+def test_by_default_as_many_devices_as_divide_the_width_are_on_fsdp():
+    devices = np.asarray(jax.devices() * 256)[:256].tolist()
+    with pytest.MonkeyPatch.context() as patch:  # one device many times over is no grid
+        patch.setattr(mesh_utils, "create_device_mesh", lambda shape, devices, **_: np.asarray(devices).reshape(shape))
+        assert dict(make_mesh(devices=devices, width=1600).shape) == {"data": 4, "fsdp": 64, "tensor": 1}
+        assert dict(make_mesh(devices=devices, width=768).shape) == {"data": 1, "fsdp": 256, "tensor": 1}
+        assert dict(make_mesh(devices=devices[:6], width=128).shape) == {"data": 3, "fsdp": 2, "tensor": 1}
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (((".*kernel", P("fsdp", "fsdp")), (".*", P())), "can't be laid out as .*one mesh axis for one of its own"),
+        (((".*bias", P()), (".*kernel", P())), "no rule covers the parameter tok_emb.embedding"),
+        (((".*", P("fsdp", None, None, None, None)),), "can't be laid out"),
+    ],
+)
+def test_rules_that_collide_or_leave_something_out_are_refused(rules, message):
+    params = named_params(abstract(GPTConfig(n_layer=1)))
+    with pytest.raises(InputError, match=message):
+        shardings(params, make_mesh(), rules)
+
+
+def test_the_splash_kernel_gives_what_plain_attention_gives():
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (2, 256, 2, 64)) for key in keys)
+    segments = jnp.repeat(jnp.asarray([[1, 2], [3, 3]]), 128, axis=1)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    for of in (None, segments):
+
+        def loss(attention, q, k, v, of=of):
+            out = attention(q, k, v, scale=0.125, segments=of)
+            return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=out.dtype).reshape(out.shape))), out
+
+        plain = jax.value_and_grad(partial(loss, einsum_attention), (0, 1, 2), has_aux=True)(q, k, v)
+        with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            assert fits_splash(q)
+            kernel = partial(loss, partial(splash_attention, interpret=True))
+            splash = jax.jit(jax.value_and_grad(kernel, (0, 1, 2), has_aux=True))(q, k, v)
+        for ours, theirs in zip(jax.tree.leaves(splash), jax.tree.leaves(plain), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tied", [True, False])
