@@ -19,13 +19,17 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint, parameters and moments."""
+    """Every array of a checkpoint, parameters and moments, whatever devices wrote it."""
     from orbax import checkpoint as ocp
 
     found = {}
     for item in ("params", "opt_state"):
-        tree = ocp.StandardCheckpointer().restore((folder / "checkpoints" / str(step) / item).absolute())
-        found |= {f"{item}/{name}": np.asarray(array) for name, array in tree.items()}
+        path = (folder / "checkpoints" / str(step) / item).absolute()
+        names = ocp.PyTreeCheckpointHandler().metadata(path).tree
+        how = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.restore(path, ocp.args.PyTreeRestore(restore_args=how))
+        found |= {f"{item}/{name}": array for name, array in tree.items()}
     return found
 
 

@@ -4,6 +4,7 @@ All of them run the same program over one mesh; the first one alone writes text.
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -45,6 +46,8 @@ def connect(settings: Settings) -> None:
     by_hand = address not in (None, "auto")
     if by_hand != (n is not None) or by_hand != (index is not None):
         raise InputError("--coordinator=HOST:PORT, --processes and --process: all three of them, or none")
+    if address is not None and by_hand and not re.fullmatch(r"[^\s:]+:\d{1,5}", address):
+        raise InputError(f"--coordinator: {address!r} is not auto or HOST:PORT")
     if n is not None and index is not None and not 0 <= index < n:
         raise InputError(f"--process: must be from 0 to {n - 1}, not {index}")
     if address is None and not is_one_of_several(os.environ):

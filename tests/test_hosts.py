@@ -1,0 +1,242 @@
+"""One run in several processes, and on other devices than it began on: the same losses and parameters."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, call, random_hf
+from runs import QUICK, arrays, metrics
+
+from convert.errors import InputError
+from convert.source import complete_steps
+from train.hosts import connect, is_one_of_several
+from train.settings import Settings
+
+PROGRAM = """
+import sys, time
+import train.steps
+from train.__main__ import main
+batches_of = train.steps.batches_of
+def slowly(*args):
+    for batch in batches_of(*args):
+        time.sleep({seconds})
+        yield batch
+train.steps.batches_of = slowly
+sys.argv = ["train", *{flags!r}]
+main()
+"""
+FLAGS = (*QUICK, "--lr=2e-5", "--freeze=first1")
+
+
+def environment(devices: int) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return os.environ | {"XLA_FLAGS": flags}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(code: str, devices: int) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-uc", code], cwd=ROOT, env=environment(devices), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def train(flags, *, devices: int, processes: int = 1, seconds: float = 0) -> list[subprocess.Popen]:
+    """`python -m train` in so many processes, of so many devices each."""
+    where = [()]
+    if processes > 1:
+        port = free_port()
+        where = [
+            (f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={i}") for i in range(processes)
+        ]
+    return [start(PROGRAM.format(seconds=seconds, flags=[*map(str, flags), *at]), devices) for at in where]
+
+
+def ended(processes: list[subprocess.Popen]) -> list[str]:
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert {process.returncode for process in processes} == {0}, "\n".join(said)
+    return said
+
+
+def assert_alike(a: Path, b: Path, step: int) -> None:
+    """To 1e-5, and what is frozen bit by bit."""
+    ours, theirs = metrics(a), metrics(b)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        for key in ("loss", "eval_loss"):
+            assert mine[key] == other[key] or abs(mine[key] - other[key]) < 1e-5
+    ours, theirs = arrays(a, step), arrays(b, step)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        if name.startswith("params"):
+            rows = slice(min(len(ours[name]), len(theirs[name])))  # but for padding
+            np.testing.assert_allclose(ours[name][rows], theirs[name][rows], rtol=0, atol=1e-5, err_msg=name)
+    frozen = [name for name in ours if name.startswith(("params/tok_emb", "params/blocks.0."))]
+    assert len(frozen) == 13
+    for name in frozen:
+        rows = slice(min(len(ours[name]), len(theirs[name])))
+        assert ours[name][rows].tobytes() == theirs[name][rows].tobytes(), name
+
+
+def test_two_processes_are_stopped_and_go_on_as_one(small, tmp_path):
+    flags = (f"--model={small}", *FLAGS)
+    call("train", *flags, f"--out={tmp_path}/whole")
+    pair = train([*flags, f"--out={tmp_path}/r"], devices=2, processes=2, seconds=0.5)
+    said = ""
+    for line in pair[0].stdout:
+        said += line
+        if re.match("step 4/9", line):
+            break
+    pair[1].send_signal(signal.SIGTERM)  # only one is told, and not the one that writes
+    other, _ = pair[1].communicate(timeout=120)
+    said += pair[0].communicate(timeout=120)[0]
+    assert [process.returncode for process in pair] == [75, 75], said + other
+    (step,) = re.findall(r"stopped at step (\d+), which is saved", said)
+    assert 4 <= int(step) < 9
+    assert complete_steps(tmp_path / "r")[-1] == int(step)
+    assert "step 4/9" not in other
+    assert "model  " not in other
+    call("train", *flags, f"--out={tmp_path}/r", "--resume")
+    assert_alike(tmp_path / "r", tmp_path / "whole", 9)
+
+
+@pytest.fixture(scope="module")
+def of_four(small, tmp_path_factory) -> Path:
+    """A run on four devices."""
+    out = tmp_path_factory.mktemp("four") / "run"
+    ended(train((f"--model={small}", *FLAGS, f"--out={out}", "--mesh=fsdp=2,tensor=2"), devices=4))
+    return out
+
+
+def cut(run: Path, copy: Path, step: int) -> Path:
+    """A copy of a run as if it had been killed after a step's checkpoint."""
+    shutil.copytree(run, copy)
+    for later in complete_steps(copy):
+        if later > step:
+            shutil.rmtree(copy / "checkpoints" / str(later))
+    return copy
+
+
+@pytest.mark.parametrize(("devices", "processes"), [(1, 1), (2, 1), (8, 1), (1, 2)])
+def test_a_checkpoint_of_four_devices_goes_on_elsewhere(of_four, small, tmp_path, devices, processes):
+    copy = cut(of_four, tmp_path / "r", 3)
+    flags = (f"--model={small}", *FLAGS, f"--out={copy}", "--resume")
+    ended(train(flags, devices=devices, processes=processes))
+    assert_alike(copy, of_four, 9)
+
+
+def test_rows_of_padding_come_and_go_with_the_mesh(small, tmp_path):
+    dims = {"n_embd": 36, "n_head": 3, "n_layer": 2, "n_inner": 54, "n_positions": 32, "vocab_size": 4096}
+    random_hf(**dims, bos_token_id=4095, eos_token_id=4095).save_pretrained(tmp_path / "m")
+    flags = (f"--model={tmp_path}/m", f"--tokenizer={small}", *FLAGS, "--batch-size=6")
+    call("train", *flags, f"--out={tmp_path}/one")
+    ended(train((*flags, f"--out={tmp_path}/six", "--mesh=data=2,tensor=3"), devices=6))
+    assert arrays(tmp_path / "six", 9)["params/tok_emb.embedding"].shape == (4224, 36)
+    assert_alike(tmp_path / "six", tmp_path / "one", 9)
+    fewer, more = cut(tmp_path / "six", tmp_path / "fewer", 3), cut(tmp_path / "one", tmp_path / "more", 3)
+    call("train", *flags, f"--out={fewer}", "--resume")
+    ended(train((*flags, f"--out={more}", "--resume", "--mesh=data=2,tensor=3"), devices=6))
+    for run in (fewer, more):
+        assert_alike(run, tmp_path / "one", 9)
+    assert arrays(fewer, 9)["params/tok_emb.embedding"].shape == (4096, 36)
+    table = arrays(more, 9)["params/tok_emb.embedding"]
+    np.testing.assert_allclose(table[4096:], np.tile(table[:4096].mean(0), (128, 1)), atol=1e-6)  # and not zeros
+
+
+READING = """
+import sys
+import jax, numpy as np
+import convert, jaxgpt
+from jaxgpt import loading
+from jaxgpt.mesh import make_mesh
+from train.hosts import connect, own_rows
+from train.settings import Settings
+port, index, folder, text = sys.argv[1:]
+connect(Settings(coordinator=f"127.0.0.1:{port}", processes=2, process=int(index)))
+pages, original = set(), loading._aligned
+
+def counted(source, dtype, shape):
+    for row in source.reshape(-1, *source.shape[-1:]) if source.flags.c_contiguous else source:
+        low, high = np.lib.array_utils.byte_bounds(row)
+        pages.update(range(low // 4096, (high - 1) // 4096 + 1) if row.size else ())
+    return original(source, dtype, shape)
+
+loading._aligned = counted
+from concurrent.futures import ThreadPoolExecutor
+loading.ThreadPoolExecutor = lambda n: ThreadPoolExecutor(1)
+mesh = make_mesh(text)
+model = jaxgpt.from_pretrained(folder, mesh=mesh)
+size = sum(param.nbytes for param in convert.read(folder).params.values())
+for name, param in convert.read(folder).params.items():
+    whole = np.asarray(param)
+    for shard in jaxgpt.named_params(model)[name].addressable_shards:
+        assert np.array_equal(np.asarray(shard.data), whole[shard.index]), name
+print(len(pages) * 4096 / size, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("shards", "fsdp=4"), ("shards", "data=4"), ("shards", "data=2,tensor=2"), ("nanogpt.pt", "fsdp=4")],
+)
+def test_each_of_two_processes_reads_half_of_a_checkpoint(tmp_path, kind, text):
+    dims = {"n_embd": 128, "n_head": 4, "n_layer": 3, "n_inner": 512, "n_positions": 64, "vocab_size": 2050}
+    random_hf(**dims, activation_function="gelu").save_pretrained(tmp_path / "shards", max_shard_size="700kB")
+    assert len([*(tmp_path / "shards").glob("*.safetensors")]) > 2
+    if kind == "nanogpt.pt":  # kernels the other way round
+        call("convert", tmp_path / "shards", tmp_path / kind, "--to=nanogpt")
+    port, folder = str(free_port()), str(tmp_path / kind)
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", READING, port, str(i), folder, text], cwd=ROOT, env=environment(2), text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120)[1] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    for text in said:
+        assert 0.4 < float(text.splitlines()[-1]) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"coordinator": "127.0.0.1:1234"}, "all three of them, or none"),
+        ({"processes": 2}, "all three of them, or none"),
+        ({"coordinator": "auto", "process": 0}, "all three of them, or none"),
+        ({"coordinator": "127.0.0.1:1234", "processes": 2, "process": 2}, "--process: must be from 0 to 1, not 2"),
+        ({"coordinator": "no port", "processes": 1, "process": 0}, "--coordinator: 'no port' is not auto or HOST:PORT"),
+    ],
+)
+def test_where_processes_meet_is_said_in_full(flags, message):
+    with pytest.raises(InputError, match=message):
+        connect(Settings(**flags))
+
+
+@pytest.mark.parametrize(
+    ("variables", "several"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "8"}, False),  # a shell within a job
+        ({"SLURM_STEP_NUM_TASKS": "8"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, True),
+    ],
+)
+def test_the_environment_says_whether_there_are_others(variables, several):
+    assert is_one_of_several(variables) == several
