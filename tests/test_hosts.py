@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT, call, random_hf
@@ -18,6 +19,7 @@ from convert.errors import InputError
 from convert.source import complete_steps
 from train.hosts import connect, is_one_of_several
 from train.settings import Settings
+from train.trouble import trouble
 
 PROGRAM = """
 import sys, time
@@ -112,6 +114,43 @@ def test_two_processes_are_stopped_and_go_on_as_one(small, tmp_path):
     assert_alike(tmp_path / "r", tmp_path / "whole", 9)
 
 
+def test_a_process_that_is_killed_takes_the_others_along_and_nothing_more(small, tmp_path):
+    flags = (f"--model={small}", *FLAGS)
+    call("train", *flags, f"--out={tmp_path}/whole")
+    pair = train([*flags, f"--out={tmp_path}/r"], devices=1, processes=2, seconds=0.5)
+    for line in pair[0].stdout:
+        if re.match("step 5/9", line):
+            break
+    pair[1].kill()
+    said = pair[0].communicate(timeout=120)[0]
+    # JAX's own watch may be quicker than the sums that come to nothing, and aborts
+    assert pair[0].returncode in (75, -signal.SIGABRT), said
+    assert "finished" not in said
+    assert 3 in complete_steps(tmp_path / "r")
+    pair[1].communicate()
+    ended(train([*flags, f"--out={tmp_path}/r", "--resume"], devices=1, processes=2))
+    assert_alike(tmp_path / "r", tmp_path / "whole", 9)
+
+
+@pytest.mark.parametrize(
+    ("message", "n", "code", "said"),
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.", 1, 2, "--accumulate=2, --remat"),
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", 2, 75, "has lost the others .*closed by peer"),
+    ],
+)
+def test_what_devices_and_others_do_is_said_in_a_line(monkeypatch, message, n, code, said):
+    monkeypatch.setattr(jax, "process_count", lambda: n)
+    text, found = trouble(jax.errors.JaxRuntimeError(message))
+    assert found == code
+    assert re.search(said, text)
+    assert "\n" not in text
+
+
+def test_an_error_of_ours_is_no_trouble_of_the_devices():
+    assert trouble(RuntimeError("dictionary changed size during iteration")) is None
+
+
 @pytest.fixture(scope="module")
 def of_four(small, tmp_path_factory) -> Path:
     """A run on four devices."""
@@ -163,6 +202,7 @@ from jaxgpt import loading
 from jaxgpt.mesh import make_mesh
 from train.hosts import connect, own_rows
 from train.settings import Settings
+from train.trouble import trouble
 port, index, folder, text = sys.argv[1:]
 connect(Settings(coordinator=f"127.0.0.1:{port}", processes=2, process=int(index)))
 pages, original = set(), loading._aligned

@@ -335,7 +335,7 @@ sys.argv = {["train", *flags]!r}
 main()
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 74, done.stderr
     assert done.stderr.splitlines()[-1].startswith("train: ")
     assert "File too large" in done.stderr.splitlines()[-1]
     assert complete_steps(out) == [3]
@@ -358,7 +358,7 @@ sys.argv = {["train", f"--model={small}", f"--out={out}", *QUICK]!r}
 main()
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 74, done.stderr
     assert f"train: {out}: No such file or directory: stopped after step 4; there is no checkpoint" in done.stderr
     assert not out.exists()
 

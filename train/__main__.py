@@ -25,8 +25,15 @@ def main() -> None:
         with Stop() as stop:
             # after the flags are read: --help answers without the second that importing JAX takes
             from train.loop import train
+            from train.trouble import trouble
 
-            sys.exit(train(settings, stop))
+            try:
+                sys.exit(train(settings, stop))
+            except RuntimeError as error:
+                if (found := trouble(error)) is None:
+                    raise
+                print(f"train: {found[0]}", file=sys.stderr)
+                stop.leave(found[1])
 
 
 if __name__ == "__main__":

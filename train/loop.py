@@ -20,8 +20,8 @@ from train.steps import Steps, is_done
 from train.stop import STOPPED, Stop
 from train.trackers import Trackers
 
-LOST = 2
-"""Exit code of a run whose folder can't be written any more."""
+LOST = 74
+"""Exit code of a run whose folder can't be written any more (EX_IOERR of sysexits.h)."""
 
 DIVERGED = 1
 """Exit code of a run whose loss was no number any more."""
