@@ -100,6 +100,28 @@ def test_any_number_of_workers_gives_the_same_batches(workers):
         assert all(np.array_equal(batch[name], x) for name, x in batches[i].items())
 
 
+def test_of_a_batch_only_ones_own_rows_are_read_and_together_they_are_the_batch():
+    class Counted(Windows):
+        read = 0
+
+        def __getitem__(self, i):
+            self.read += 1
+            return super().__getitem__(i)
+
+    whole = train_batches(Windows(TOKENS, 0, 1000, 9), 4, 0)
+    for i in (0, 1, 30):
+        parts = []
+        for own in (np.asarray([0, 3]), np.asarray([1, 2])):
+            rows = Counted(TOKENS, 0, 1000, 9)
+            parts.append((own, train_batches(rows, 4, 0, own)[i]))
+            assert rows.read == 2
+        for name, x in whole[i].items():
+            together = np.empty_like(x)
+            for own, part in parts:
+                together[own] = part[name]
+            assert np.array_equal(together, x)
+
+
 @pytest.mark.parametrize("n", [2, 10, 11, 37, 100, 109, 110])
 def test_evaluation_weighs_every_held_out_token_once(n):
     batches = [*eval_batches(Windows(TOKENS, 0, n, 9, tail=True), 3)]

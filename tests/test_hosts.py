@@ -108,6 +108,8 @@ def test_two_processes_are_stopped_and_go_on_as_one(small, tmp_path):
     (step,) = re.findall(r"stopped at step (\d+), which is saved", said)
     assert 4 <= int(step) < 9
     assert complete_steps(tmp_path / "r")[-1] == int(step)
+    writers = {path.name for path in (tmp_path / "r" / "checkpoints" / step / "params").glob("ocdbt.process_*")}
+    assert writers == {"ocdbt.process_0", "ocdbt.process_1"}
     assert "step 4/9" not in other
     assert "model  " not in other
     call("train", *flags, f"--out={tmp_path}/r", "--resume")

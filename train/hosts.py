@@ -52,7 +52,7 @@ def connect(settings: Settings) -> None:
         raise InputError(f"--process: must be from 0 to {n - 1}, not {index}")
     if address is None and not is_one_of_several(os.environ):
         return
-    print("waiting for the other processes of the run", flush=True)
+    print("waiting for the other processes of the run, at most five minutes", flush=True)
     # JAX would take SIGTERM for itself; a signal is agreed upon after each step
     jax.config.update("jax_enable_preemption_service", False)
     try:
