@@ -72,9 +72,7 @@ def _put(array: Any, sharding: Sharding, dtype: np.dtype, over: int | None = Non
     if over is not None:
         shape[over] += -shape[over] % len(sharding.device_set)
     sizes = sharding.shard_shape(tuple(shape))
-    return jax.make_array_from_callback(
-        tuple(shape), sharding, lambda index: _aligned(source[index], dtype, sizes)
-    )  # fmt: skip
+    return jax.make_array_from_callback(tuple(shape), sharding, lambda index: _aligned(source[index], dtype, sizes))
 
 
 def _aligned(source: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -125,10 +125,10 @@ def everywhere(value: Any, mesh: Mesh) -> jax.Array:
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """The whole of an array, in every process."""
+    """A copy of the whole of an array, in every process; the array may be donated then."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
         return multihost_utils.process_allgather(array, tiled=True)
-    return np.asarray(array)
+    return np.array(array)
 
 
 def platform() -> str:
