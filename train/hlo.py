@@ -1,0 +1,112 @@
+"""The text of a compiled program, as XLA prints it: computations, and how often a run goes through each."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
+"""Of the types whose names do not end with their number of bits."""
+
+COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) \(.*\) -> .* \{$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
+SHAPE = re.compile(r"\b([a-z]+[0-9]*)(?:e\dm\d\w*)?\[([\d,]*)\](\{[^}]*\})?")
+CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%[^\s,{}]+(?:, )?)+)")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A line such as `%name = f32[8]{0} all-gather(%x), channel_id=1, …`."""
+
+    name: str
+    shape: str
+    """As it is written: an array's, or a tuple's in parentheses."""
+    operation: str
+    rest: str
+    """Operands and attributes."""
+    trips: int = 1
+    """How often it runs the computations that it calls: a loop's known number, or once."""
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of what it is given."""
+        return re.findall(r"%([^\s,()]+)", self.rest.partition(")")[0])
+
+    @property
+    def calls(self) -> list[str]:
+        """Names of the computations that it runs."""
+        return [name.strip("% ") for names in CALLED.findall(self.rest) for name in names.split(",") if name.strip()]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A parsed text."""
+
+    computations: dict[str, list[Instruction]]
+    entry: str
+
+    def runs(self, *, into: frozenset[str] | None = None) -> Iterator[tuple[str, int]]:
+        """Computations that a run goes through, with how often; one that several call, as often as the busiest.
+
+        Args:
+            into: follow only the calls of these operations, such as `while`.
+        """
+        times: dict[str, int] = {}
+
+        def visit(name: str, factor: int) -> None:
+            if times.get(name, 0) >= factor:
+                return
+            times[name] = factor
+            for instruction in self.computations[name]:
+                if into is None or instruction.operation in into:
+                    for called in instruction.calls:
+                        visit(called, factor * instruction.trips)
+
+        visit(self.entry, 1)
+        return iter(times.items())
+
+
+def parse(text: str) -> Program:
+    """The program of `compiled.as_text()`."""
+    computations: dict[str, list[Instruction]] = {}
+    entry = ""
+    for line in text.splitlines():
+        if begins := COMPUTATION.match(line):
+            here = computations[begins[2]] = []
+            entry = begins[2] if begins[1] else entry
+        elif computations and " = " in line:
+            said, _, backend = line.partition(", backend_config=")  # which is long and says little
+            if found := INSTRUCTION.match(said.partition(", metadata=")[0]):
+                trips = TRIPS.search(backend) if found[3] == "while" else None
+                here.append(Instruction(*found.groups(), trips=int(trips[1]) if trips else 1))
+    return Program(computations, entry)
+
+
+def elements(shape: str) -> list[str]:
+    """The types in a tuple's, or the one that it is."""
+    if not shape.startswith("("):
+        return [shape]
+    parts, depth = [""], 0
+    for letter in shape[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def size(shape: str, *, memory: str | None = None) -> int:
+    """Bytes of all arrays in a type.
+
+    Args:
+        memory: leaves out arrays whose layout names it, as `S(1)` does a TPU's vector memory.
+    """
+    total = 0
+    for dtype, dims, layout in SHAPE.findall(shape):
+        if memory is not None and memory in layout:
+            continue
+        bits = BITS[dtype] if dtype in BITS else int(re.sub(r"\D", "", dtype) or 0)
+        total += math.prod(int(n) for n in dims.split(",") if n) * bits // 8
+    return total
