@@ -48,15 +48,15 @@ class Bench:
         written = jaxgpt.generate(
             self.model, np.full((64, 1), tokenizer.eos_token_id), max_new_tokens=CONTEXT, temperature=1.0
         )
-        self.held_out = [*eval_batches(self.held_out_data, BATCH)]
+        self.held_out = [Batch(**batch) for batch in eval_batches(self.held_out_data, BATCH)]
         own = np.asarray(written, np.int32).reshape(-1, BATCH, CONTEXT + 1)
         self.own = [Batch(rows, np.ones((BATCH, CONTEXT), np.float32)) for rows in own]
         self.eval_step, self.compiled = make_eval_step(self.model), {}
 
     def loss(self, params, batches) -> float:
         """Nats per token."""
-        total = sum(float(self.eval_step(params, batch)) for batch in batches)
-        return total / sum(float(batch.weights.sum()) for batch in batches)
+        nats, tokens = zip(*(self.eval_step(params, batch) for batch in batches), strict=True)
+        return float(sum(nats)) / float(sum(tokens))
 
     def run(self, way: str, seed: int) -> dict:
         """Evaluation loss along the way, and the loss on the model's own texts at its end."""

@@ -12,6 +12,7 @@ from convert.config import GPTConfig
 from convert.errors import InputError
 from jaxgpt.arguments import check_ids, integer
 from jaxgpt.decode import decode, prefill
+from jaxgpt.mesh import to_host
 from jaxgpt.model import GPT
 from jaxgpt.sampling import Greedy, RepetitionPenalty, Sampler, make_samplers
 
@@ -126,7 +127,7 @@ class Stream:
         state, shown = self._start(), 0
         while True:
             count = int(state.count)
-            yield np.array(state.added)[:, shown:count]  # cut on the host: each cut would be a program on the device
+            yield to_host(state.added)[:, shown:count]  # cut on the host: each cut would be a program on the device
             state, shown = replace(state, ended=state.ended | self._ended), count
             if count == self._new or bool(state.ended.all()):
                 return

@@ -48,7 +48,7 @@ def _shared(params: dict[str, Any], places: dict[str, Sharding], dtype: np.dtype
     def spread(name: str) -> jax.Array:
         return _put(params[name], NamedSharding(mesh, P(*(None,) * axes[name], AXES)), dtype, over=axes[name])
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=places)
+    @partial(jax.jit, out_shardings=places)
     def exchange(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {n: jax.lax.slice_in_dim(x, 0, sizes[n][axes[n]], axis=axes[n]) for n, x in arrays.items()}
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.experimental import mesh_utils
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -104,6 +105,19 @@ def constrain(x: jax.Array, *spec: str | None) -> jax.Array:
     if mesh.size == 1 or mesh.axis_names != AXES:
         return x
     return jax.lax.with_sharding_constraint(x, P(ROWS, *spec))
+
+
+def everywhere(value: Any, mesh: Mesh) -> jax.Array:
+    """A number, the same in all processes, on every device."""
+    value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, NamedSharding(mesh, P()), lambda _: value)
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The whole of an array, in every process."""
+    if not (array.is_fully_addressable or array.is_fully_replicated):
+        return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def platform() -> str:

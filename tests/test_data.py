@@ -103,9 +103,9 @@ def test_any_number_of_workers_gives_the_same_batches(workers):
 @pytest.mark.parametrize("n", [2, 10, 11, 37, 100, 109, 110])
 def test_evaluation_weighs_every_held_out_token_once(n):
     batches = [*eval_batches(Windows(TOKENS, 0, n, 9, tail=True), 3)]
-    targets = np.concatenate([batch.tokens[:, 1:][batch.weights > 0] for batch in batches])
+    targets = np.concatenate([batch["tokens"][:, 1:][batch["weights"] > 0] for batch in batches])
     assert (targets == np.arange(1, n)).all()
-    assert all(batch.tokens.shape == (3, 10) for batch in batches)
+    assert all(batch["tokens"].shape == (3, 10) for batch in batches)
 
 
 # what a source becomes

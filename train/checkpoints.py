@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from orbax import checkpoint as ocp
 
 from convert.config import GPTConfig
 from convert.errors import InputError
 from convert.formats import orbax
+from jaxgpt.mesh import everywhere
 from jaxgpt.params import by_path
 from train.standing import Standing
 from train.step import State
@@ -89,7 +91,7 @@ class Checkpoints:
             ) from None
         params, moments = restored["params"], restored["opt_state"]
         state = State(
-            jax.device_put(jax.numpy.int32(step), shapes.step.sharding),
+            everywhere(np.int32(step), shapes.step.sharding.mesh),
             {name: params[name] for name in shapes.trainable},
             {name: params[name] for name in shapes.frozen},
             jax.tree.unflatten(jax.tree.structure(shapes.opt_state), [moments[k] for k in by_path(shapes.opt_state)]),

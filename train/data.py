@@ -6,14 +6,14 @@ from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
 from convert.errors import InputError
 from jaxgpt.data.corpus import Corpus, tokenise
 from jaxgpt.data.documents import Texts
 from jaxgpt.data.sources import Source, find
-from train.batch import Batch
 from train.packing import make_pieces, pack
-from train.rows import Packed, Rows, Windows
+from train.rows import Packed, Row, Rows, Windows
 from train.settings import Settings
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 65_536
@@ -156,9 +156,19 @@ def _packed(corpus: Corpus, begin: int, end: int, settings: Settings, context: i
     return Part(corpus, packed, tuple(notes))
 
 
-def train_batches(rows: Rows, batch_size: int, seed: int) -> grain.MapDataset:
-    """Shuffled batches without end, as dictionaries; an epoch has every row once. Batch `i` is `ds[i]`."""
-    return row_order(rows, seed).map(lambda i: rows[i]).batch(batch_size, drop_remainder=True)
+def train_batches(
+    rows: Rows, batch_size: int, seed: int, own: Int[np.ndarray, " own"] | None = None
+) -> grain.MapDataset:
+    """Shuffled batches without end, as dictionaries; an epoch has every row once. Batch `i` is `ds[i]`.
+
+    Args:
+        own: which of a batch's rows are wanted, and read; all of them by default.
+    """
+
+    def read(numbers: Int[np.ndarray, " B"]) -> Row:
+        return _stacked([rows[i] for i in (numbers if own is None else numbers[own])])
+
+    return row_order(rows, seed).batch(batch_size, drop_remainder=True).map(read)
 
 
 def row_order(rows: Rows, seed: int) -> grain.MapDataset:
@@ -166,9 +176,19 @@ def row_order(rows: Rows, seed: int) -> grain.MapDataset:
     return grain.MapDataset.source(range(len(rows))).seed(seed).shuffle().repeat()
 
 
-def eval_batches(rows: Rows, batch_size: int) -> Iterator[Batch]:
-    """All rows in order; the last batch is filled up with rows that count nothing."""
+def eval_batches(rows: Rows, batch_size: int, own: Int[np.ndarray, " own"] | None = None) -> Iterator[Row]:
+    """All rows in order, as dictionaries; the last batch is filled up with rows that count nothing.
+
+    Args:
+        own: which of a batch's rows are wanted, and read; all of them by default.
+    """
+    own = np.arange(batch_size) if own is None else own
     for begin in range(0, len(rows), batch_size):
-        found = [rows[i] for i in range(begin, min(begin + batch_size, len(rows)))]
-        found += [{name: np.zeros_like(x) for name, x in found[0].items()}] * (batch_size - len(found))
-        yield Batch(**{name: np.stack([row[name] for row in found]) for name in found[0]})
+        numbers = begin + own
+        found = [rows[i] for i in np.minimum(numbers, len(rows) - 1)]
+        nothing = {name: np.zeros_like(x) for name, x in found[0].items()}
+        yield _stacked([row if i < len(rows) else nothing for i, row in zip(numbers, found, strict=True)])
+
+
+def _stacked(rows: list[Row]) -> Row:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

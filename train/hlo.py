@@ -12,6 +12,7 @@ COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
 SHAPE = re.compile(r"\b([a-z]+[0-9]*)(?:e\dm\d\w*)?\[([\d,]*)\](\{[^}]*\})?")
 CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%[^\s,{}]+(?:, )?)+)")
+BOUND = re.compile(r"[su]\d+\[\]")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -25,8 +26,8 @@ class Instruction:
     operation: str
     rest: str
     """Operands and attributes."""
-    trips: int = 1
-    """How often it runs the computations that it calls: a loop's known number, or once."""
+    known_trips: int | None = None
+    """How often a loop is run, where it says so."""
 
     @property
     def operands(self) -> list[str]:
@@ -61,10 +62,21 @@ class Program:
             for instruction in self.computations[name]:
                 if into is None or instruction.operation in into:
                     for called in instruction.calls:
-                        visit(called, factor * instruction.trips)
+                        visit(called, factor * self._trips(instruction))
 
         visit(self.entry, 1)
         return iter(times.items())
+
+    def _trips(self, instruction: Instruction) -> int:
+        """How often an instruction runs what it calls; a loop that does not say counts from 0 up to its bound."""
+        if instruction.operation != "while":
+            return 1
+        if instruction.known_trips is not None:
+            return instruction.known_trips
+        condition = re.search(r"\bcondition=%([^\s,]+)", instruction.rest)
+        inside = self.computations[condition[1]] if condition else []
+        bounds = [int(i.rest.partition(")")[0]) for i in inside if i.operation == "constant" and BOUND.match(i.shape)]
+        return max(bounds, default=1)
 
 
 def parse(text: str) -> Program:
@@ -78,8 +90,8 @@ def parse(text: str) -> Program:
         elif computations and " = " in line:
             said, _, backend = line.partition(", backend_config=")  # which is long and says little
             if found := INSTRUCTION.match(said.partition(", metadata=")[0]):
-                trips = TRIPS.search(backend) if found[3] == "while" else None
-                here.append(Instruction(*found.groups(), trips=int(trips[1]) if trips else 1))
+                trips = TRIPS.search(backend)
+                here.append(Instruction(*found.groups(), known_trips=int(trips[1]) if trips else None))
     return Program(computations, entry)
 
 

@@ -26,6 +26,8 @@ class Log:
         """Forgets lines of steps after `step`, which will be written again, as will the metrics of `step` itself if its
         evaluation is to be made up for.
         """
+        if not self._run.writes:
+            return
         for path, last in ((self._run.metrics, step if evaluated else step - 1), (self._run.updates, step)):
             lines = path.read_text("utf-8").splitlines() if path.exists() else []
             kept = [line for line in lines if -1 < _step_of(line) <= last]
@@ -35,6 +37,8 @@ class Log:
 
     def sample(self, step: int, text: str) -> None:
         """Puts a text into samples.md, in the place of one of the same step or later."""
+        if not self._run.writes:
+            return
         path = self._run.samples
         title = f"## After {step} steps" if step else "## Before training"
         earlier = path.read_text("utf-8") if step and path.exists() else ""
@@ -58,7 +62,7 @@ class Log:
             "trainable_params": trainable,
             "peak_memory": _peak_memory(),
         }
-        _append(self._run.metrics, line)
+        self._append(self._run.metrics, line)
         if self._trackers:
             self._trackers.log(line.pop("step"), line)
 
@@ -66,12 +70,12 @@ class Log:
         """Appends a line to updates.jsonl, if it is this step's turn; a frozen module's update is 0."""
         if step % -(-steps // COLUMNS) == 0:
             ratios = {module: ratio if math.isfinite(ratio) else None for module, ratio in updates.items()}
-            _append(self._run.updates, {"step": step, "updates": dict.fromkeys(modules, 0.0) | ratios})
+            self._append(self._run.updates, {"step": step, "updates": dict.fromkeys(modules, 0.0) | ratios})
 
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    def _append(self, path: Path, line: dict[str, Any]) -> None:
+        if self._run.writes:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def _peak_memory() -> int:

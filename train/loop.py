@@ -7,6 +7,7 @@ import time
 from convert.errors import InputError, what_failed
 from train.checkpoints import Checkpoints
 from train.diverged import Diverged, explain
+from train.hosts import agreed, connect, disconnect, wait_for_all
 from train.log import Log
 from train.page import write_report
 from train.phases import Phases
@@ -28,12 +29,13 @@ DIVERGED = 1
 
 def train(settings: Settings, stop: Stop) -> int:
     """Runs until the last step, a signal or a loss that is no number, and returns the exit code."""
+    connect(settings)
     run = Run(settings.out.expanduser())
     setup, params = prepare(settings, run)
     phases, facts = Phases(setup), setup.facts
 
     # go on from the newest complete checkpoint, or begin
-    first = run.last_step if settings.resume or settings.resume_anyway else None
+    first = agreed(run.last_step if settings.resume or settings.resume_anyway else None)
     changes = [] if first is None else run.changes(settings, facts)
     if first is None:
         state, standing = phases.init(params), Standing()
@@ -53,7 +55,7 @@ def train(settings: Settings, stop: Stop) -> int:
     if first is not None and standing.unevaluated is None and is_done(setup, first, standing):
         if not run.report.exists():  # a kill came between the last checkpoint and the page
             Log(run).sample(first, sample(setup, state))
-            write_report(run.folder)
+            _report(run)
         use = written(run, standing.best_step, setup.is_chat)
         print(f"\n{run.folder} is finished: {outcome(setup, run, first, standing)}\n{use}")
         return 0
@@ -64,19 +66,22 @@ def train(settings: Settings, stop: Stop) -> int:
 
     # all went well so far: the first files
     stop.at_once = False
+    tracked = settings.track if run.writes else ()
     if first is None:
         first, standing = 0, Standing(0, before)
         run.start(settings, facts)
-        log = Log(run, trackers := Trackers(settings.track, run, settings, facts, first))
+        wait_for_all("the folder is there")
+        log = Log(run, trackers := Trackers(tracked, run, settings, facts, first))
         log.metrics(0, None, before, None, program.trainable)
         log.sample(0, text)
         checkpoints = Checkpoints(run.checkpoints, settings.keep)
         if setup.added:
             draw_new_rows(setup, state, run)
     else:
-        log = Log(run, trackers := Trackers(settings.track, run, settings, facts, first))
+        log = Log(run, trackers := Trackers(tracked, run, settings, facts, first))
         log.truncate(first, standing.unevaluated is None)
-        run.report.unlink(missing_ok=True)  # it would tell of less
+        if run.writes:
+            run.report.unlink(missing_ok=True)  # it would tell of less
         if changes:
             run.note_changes(settings, facts, first, changes)
     run.save_tokenizer(setup.tokenizer)
@@ -91,7 +96,7 @@ def train(settings: Settings, stop: Stop) -> int:
     except Diverged as error:
         checkpoints.wait()
         last_good = run.checkpoints / str(run.last_step) if run.last_step is not None else None
-        write_report(run.folder)
+        _report(run)
         trackers.close(finished=True)
         print(f"train: {explain(error, setup, last_good)}", file=sys.stderr)
         return DIVERGED
@@ -106,6 +111,7 @@ def train(settings: Settings, stop: Stop) -> int:
         trackers.close(finished=False)
         print(f"stopped at step {steps.step}, which is saved; the same command with --resume goes on", flush=True)
         if phases.compiling:
+            disconnect()
             stop.leave(STOPPED)
         return STOPPED
 
@@ -113,9 +119,15 @@ def train(settings: Settings, stop: Stop) -> int:
     stop.at_once = True
     log.sample(steps.step, sample(setup, steps.state))
     trackers.close(finished=True)
-    write_report(run.folder)
-    print(f"\n{run.samples.read_text('utf-8')}")
+    _report(run)
+    if run.writes:
+        print(f"\n{run.samples.read_text('utf-8')}")
     seconds = time.time() - began
     print(f"{steps.step - first} steps in {seconds:.0f} s: {outcome(setup, run, steps.step, steps.standing, before)}")
     print(written(run, steps.standing.best_step, setup.is_chat))
     return 0
+
+
+def _report(run: Run) -> None:
+    if run.writes:
+        write_report(run.folder)

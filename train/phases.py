@@ -1,13 +1,17 @@
 """The phases of a run: a compiled program for each, and that of the next is made while this one runs."""
 
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgpt import freeze
+from jaxgpt.mesh import everywhere
 from jaxgpt.params import count_params
+from train.hosts import any_of
 from train.recipe import Recipe
 from train.step import Rates, State, init_state
 from train.stop import Stop
@@ -51,9 +55,13 @@ class Phases:
     def enter_next(self, state: State, stop: Stop) -> tuple[State, Program] | None:
         """Thaws what the next phase names; waits for its program if that is not compiled yet, but for no signal."""
         assert self._next is not None
+        alone = jax.process_count() == 1
         while not self._next.done():
-            if stop.requested.wait(0.05):
+            if alone and stop.requested.is_set():
                 return None
+            time.sleep(0.05)
+        if any_of(stop.requested.is_set()):
+            return None
         program = self._next.result()
         self._compile_ahead(self._recipe.plan.phases.index(program.phase) + 1)
         return self._enter(state, program), program
@@ -80,8 +88,8 @@ class Phases:
         recipe, phase = self._recipe, self._recipe.plan.phases[index]
         state = recipe.state(phase.start)
         compiled, enter = recipe.lower(phase).compile(), None
-        factors = {name: jnp.float32(recipe.rate_factors[name]) for name in state.trainable}
-        rates = jax.device_put(Rates(jnp.float32(recipe.peak_lr), factors), state.step.sharding)
+        factors = {name: everywhere(np.float32(recipe.rate_factors[name]), recipe.mesh) for name in state.trainable}
+        rates = Rates(everywhere(np.float32(recipe.peak_lr), recipe.mesh), factors)
         if index:
             tx, places = recipe.optimizer(state.trainable, phase.start), jax.tree.map(lambda leaf: leaf.sharding, state)
 

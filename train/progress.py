@@ -5,13 +5,15 @@ import time
 
 from tqdm import tqdm
 
+from train.hosts import is_first
+
 
 class Progress:
     """Counts steps and tokens, and shows the loss, the speed and the time that is left."""
 
     def __init__(self, start: int, steps: int, tokens_per_step: int):
         self._steps, self._tokens_per_step = steps, tokens_per_step
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and is_first()
         self._bar = tqdm(
             total=steps, initial=start, unit="step", disable=not self._terminal, dynamic_ncols=True, smoothing=0.1
         )

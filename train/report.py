@@ -4,14 +4,15 @@ import math
 import shlex
 
 import jax
-import numpy as np
 
 import jaxgpt
-from jaxgpt.mesh import batch_sharding
+from jaxgpt.mesh import batch_sharding, to_host
 from jaxgpt.model import abstract
 from jaxgpt.params import count_params, with_params
 from train import plots
+from train.batch import Batch
 from train.data import eval_batches
+from train.hosts import any_of, is_first, on_devices, own_rows
 from train.record import read_lines
 from train.run import Run
 from train.setup import Setup
@@ -31,12 +32,15 @@ class Evaluation:
     def loss(self, state: State, stop: Stop) -> float | None:
         """Mean loss of the held-out tokens that count, in nats; None if a signal came before it was known."""
         setup, nats, tokens = self._setup, 0.0, 0.0
-        rows = setup.settings.batch_size // setup.settings.accumulate  # what is known to fit
-        for batch in eval_batches(setup.data.held_out.rows, rows):
-            if stop.requested.is_set():
+        n = setup.settings.batch_size // setup.settings.accumulate  # what is known to fit
+        place = batch_sharding(setup.mesh)
+        own = own_rows(place, n)
+        for rows in eval_batches(setup.data.held_out.rows, n, own):
+            if any_of(stop.requested.is_set()):
                 return None
-            nats += float(self._step(state.params, jax.device_put(batch, batch_sharding(setup.mesh))))
-            tokens += float(batch.weights.sum())
+            with jax.set_mesh(setup.mesh):
+                more = self._step(state.params, Batch(**on_devices(rows, own, place, n)))
+            nats, tokens = nats + float(more[0]), tokens + float(more[1])
         return nats / tokens
 
 
@@ -83,9 +87,10 @@ loss        {loss:.3f} nats {per}; a blind guess has ln(V) = {uniform:.3f}: {ver
 
 def draw_new_rows(setup: Setup, state: State, run: Run) -> None:
     """The picture of the token embedding before and after tokens were added."""
-    rows, new = np.asarray(state.params["tok_emb.embedding"]), setup.added
+    rows, new = to_host(state.params["tok_emb.embedding"]), setup.added
     end = setup.model.config.n_tokens
-    plots.save(plots.embedding_rows(rows[: end - len(new)], rows[:end], new), run.plots / "embedding.png")
+    if is_first():
+        plots.save(plots.embedding_rows(rows[: end - len(new)], rows[:end], new), run.plots / "embedding.png")
 
 
 def outcome(setup: Setup, run: Run, step: int, standing: Standing, before: float | None = None) -> str:

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from train.packing import Pieces
 
 Row = dict[str, np.ndarray]
-"""The fields of a `Batch`, without B: tokens (T + 1), weights (T) and, where texts are packed, segments (T + 1)."""
+"""The fields of a `Batch`, of one row without B: tokens (T + 1), weights (T) and, if packed, segments (T + 1)."""
 
 
 class Rows(Protocol):

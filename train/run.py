@@ -14,12 +14,13 @@ from convert.disk import temporary_sibling, write_json
 from convert.errors import InputError
 from convert.source import complete_steps
 from train.config import command, plain
+from train.hosts import is_first
 from train.record import Facts
 from train.settings import Settings
 
 FREE_TO_CHANGE = (
     "out", "resume", "resume_anyway", "force", "config", "mesh", "checkpoint_every", "log_every", "keep", "cache",
-    "workers", "track",
+    "workers", "track", "coordinator", "processes", "process",
 )  # fmt: skip
 """Settings that may differ when a run is resumed; all others would make it another run."""
 
@@ -33,10 +34,11 @@ IDENTITY = {
 
 
 class Run:
-    """A run on disk, by what lies in its folder."""
+    """A run on disk, by what lies in its folder; of several processes only the first writes."""
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.writes = is_first()
         self.settings = folder / "run.json"
         self.metrics = folder / "metrics.jsonl"
         self.updates = folder / "updates.jsonl"
@@ -117,6 +119,8 @@ class Run:
     def note_changes(self, settings: Settings, facts: Facts, step: int, changes: list[str]) -> None:
         """Puts into run.json that from a step on the run was another."""
         print(f"resumed after step {step} although {'; '.join(changes)}")
+        if not self.writes:
+            return
         earlier = self._read()["changed"]
         self._write(settings, facts | {"changed": [*earlier, {"step": step, "what": changes}]})
 
@@ -136,6 +140,8 @@ class Run:
 
         run.json comes last: a folder without one can neither be resumed nor replaced.
         """
+        if not self.writes:
+            return
         for path in self.files:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -149,7 +155,8 @@ class Run:
         machine = {
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "devices": [device.device_kind for device in jax.local_devices()],
+            "devices": [device.device_kind for device in jax.devices()],
+            "processes": jax.process_count(),
             "packages": {name: version(name) for name in packages},
         }
         temporary = self.settings.with_suffix(".tmp")
@@ -159,7 +166,7 @@ class Run:
 
     def save_tokenizer(self, tokenizer: Any) -> None:
         """Puts the tokenizer beside the checkpoints, if it is not there."""
-        if not self.tokenizer.exists():
+        if self.writes and not self.tokenizer.exists():
             with temporary_sibling(self.tokenizer) as temporary:
                 tokenizer.save_pretrained(temporary)
                 temporary.rename(self.tokenizer)

@@ -100,7 +100,17 @@ class Settings:
     workers: int = 2
     """Threads that prepare batches ahead of the step; the batches are the same for any number."""
     mesh: str | None = None
-    """How the local devices are arranged, as in data=2,fsdp=4; None: all on fsdp (parameters and batch are split)."""
+    """How all devices are arranged, as in data=2,fsdp=4: data splits the batch, fsdp the batch and the parameters,
+    tensor the heads, the MLP's hidden layer and the vocabulary. None: as many on fsdp as divide the model's width, the
+    rest on data."""
+    coordinator: str | None = None
+    """Of a run in several processes (hosts), where they meet: auto (TPU pods, SLURM, Kubernetes and Open MPI tell), or
+    HOST:PORT of the first one, with --processes and --process. None: auto where the environment says that there are
+    several, otherwise one process. All of them are given the same flags, data, and folder."""
+    processes: int | None = None
+    """With --coordinator=HOST:PORT: how many processes there are in all."""
+    process: int | None = None
+    """With --coordinator=HOST:PORT: which of them this is, from 0."""
     prompt: str | None = None
     """Beginning of the text samples that are written before and after training; None: The, or a question if the data
     are conversations."""

@@ -5,12 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxgpt.loss import next_token_loss
+from jaxgpt.mesh import everywhere
 from jaxgpt.model import GPT
 from jaxgpt.modules import by_module
 from jaxgpt.params import with_params
@@ -68,7 +70,7 @@ def init_state(
     """The state before the first step; each moment is born where its parameter lies."""
     shapes = state_shapes(trainable, frozen, tx, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, shapes.opt_state)
-    step = jax.device_put(jnp.int32(0), shapes.step.sharding)
+    step = everywhere(np.int32(0), mesh)
     return State(step, trainable, frozen, jax.jit(tx.init, out_shardings=places)(trainable))
 
 
@@ -147,7 +149,7 @@ def make_train_step(
         }
         return State(state.step + 1, trainable, state.frozen, opt_state), metrics
 
-    return jax.jit(train_step, donate_argnames="state", out_shardings=places and (places, None))
+    return jax.jit(train_step, donate_argnames="state", out_shardings=places and (places, places.step))
 
 
 def update_ratios(updates: dict[str, Array], trainable: dict[str, Array]) -> dict[str, Array]:
@@ -158,10 +160,10 @@ def update_ratios(updates: dict[str, Array], trainable: dict[str, Array]) -> dic
 
 
 def make_eval_step(model: GPT) -> jax.stages.Wrapped:
-    """The sum of the losses of a batch's tokens, each times its weight."""
+    """The sum of the losses of a batch's tokens, each times its weight, and the sum of the weights."""
 
-    def eval_step(params: dict[str, Array], batch: Batch) -> Float[Array, ""]:
+    def eval_step(params: dict[str, Array], batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
         losses = next_token_loss(with_params(model, params), batch.tokens, segments=batch.segments)
-        return jnp.sum(losses * batch.weights)
+        return jnp.sum(losses * batch.weights), jnp.sum(batch.weights)
 
     return jax.jit(eval_step)

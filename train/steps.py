@@ -12,6 +12,7 @@ from train.batch import Batch
 from train.checkpoints import Checkpoints
 from train.data import train_batches
 from train.diverged import check_finite
+from train.hosts import any_of, on_devices, own_rows
 from train.log import Log
 from train.phases import Phases, Program
 from train.progress import Progress
@@ -45,11 +46,17 @@ class Steps:
         self._progress = Progress(first, setup.steps, settings.batch_size * setup.context)
         self._under_way: tuple[int, int, dict[str, Any]] | None = None
         """The last step, its number of trainable parameters, and its metrics, which may still be computed."""
+        self._told = False
+        """Whether all processes know that one of them was asked to stop."""
 
     @property
     def done(self) -> bool:
         """Whether the run needs no further step."""
         return is_done(self._setup, self.step, self.standing)
+
+    @property
+    def _stopping(self) -> bool:
+        return self._told or (jax.process_count() == 1 and self._stop.requested.is_set())
 
     def run(self) -> None:
         """Makes steps until the run is done or asked to stop; the last one is saved.
@@ -65,10 +72,11 @@ class Steps:
             before, (self.state, metrics) = self._under_way, self._program.step(self.state, batch, self._program.rates)
             self.step += 1
             self._settle(before)
+            metrics["stop"] = any_of(self._stop.requested.is_set())
             self._under_way = self.step, self._program.trainable, metrics
             if self.step % settings.eval_every == 0 or self.step == setup.steps:
                 self._evaluate()
-            last = self.done or self._stop.requested.is_set()
+            last = self.done or self._stopping
             if last or self.step % settings.checkpoint_every == 0 or self.standing.best_step == self.step:
                 self._settle(self._under_way)
                 self._checkpoints.save(self.state, setup.model.config, self.standing)
@@ -114,6 +122,7 @@ class Steps:
         eval_loss = self._evaluation.loss(self.state, self._stop)
         self._progress.go_on()
         if eval_loss is None:
+            self._told = True
             self.standing = replace(self.standing, unevaluated=metrics | {"trainable": trainable})
         else:
             self._take(metrics, trainable, eval_loss)
@@ -132,7 +141,7 @@ class Steps:
     def _fetch(self, step: int, metrics: dict[str, Any]) -> dict[str, float]:
         """The numbers of a step, which must be finite before anything that came of it is kept."""
         found = jax.tree.map(float, jax.device_get(metrics))
-        updates = found.pop("updates")
+        updates, self._told = found.pop("updates"), self._told or bool(found.pop("stop"))
         check_finite(step, {"the loss": found["loss"], "the gradient's norm": found["grad_norm"]})
         self._progress.advance(found["loss"])
         self._log.updates(step, self._setup.steps, updates, self._setup.modules)
@@ -147,10 +156,12 @@ class Steps:
 def batches_of(setup: Setup, step: int) -> Iterator[Batch]:
     """Batches on their devices, from that of the step after `step` on: the position in the data is the step."""
     settings, place = setup.settings, batch_sharding(setup.mesh)
-    batches = train_batches(setup.data.train.rows, settings.batch_size, settings.seed)
+    n = settings.batch_size
+    own = own_rows(place, n)
+    batches = train_batches(setup.data.train.rows, n, settings.seed, own)
     options = grain.ReadOptions(num_threads=settings.workers, prefetch_buffer_size=8)
     for batch in batches[step : setup.steps].to_iter_dataset(options):
-        yield jax.device_put(Batch(**batch), place)
+        yield Batch(**on_devices(batch, own, place, n))
 
 
 def is_done(setup: Setup, step: int, standing: Standing) -> bool:
