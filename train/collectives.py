@@ -32,7 +32,7 @@ def collectives(program: Program, n_devices: int) -> dict[str, Traffic]:
         n_devices: of the program: the size of a group that is not spelled out.
     """
     found: dict[tuple[str, str], tuple[int, int]] = {}
-    for name, times in program.runs():
+    for name, times in program.runs().items():
         for instruction in program.computations[name]:
             if (kind := instruction.operation.removesuffix("-start")) in KINDS:
                 sent = _sent(instruction, kind, n_devices)

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
@@ -10,7 +9,7 @@ BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token"
 
 COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
-SHAPE = re.compile(r"\b([a-z]+[0-9]*)(?:e\dm\d\w*)?\[([\d,]*)\](\{[^}]*\})?")
+SHAPE = re.compile(r"\b([a-z]+[0-9]*)(?:e\dm\d\w*)?\[([\d,]*)\]")
 CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%[^\s,{}]+(?:, )?)+)")
 BOUND = re.compile(r"[su]\d+\[\]")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -30,11 +29,6 @@ class Instruction:
     """How often a loop is run, where it says so."""
 
     @property
-    def operands(self) -> list[str]:
-        """Names of what it is given."""
-        return re.findall(r"%([^\s,()]+)", self.rest.partition(")")[0])
-
-    @property
     def calls(self) -> list[str]:
         """Names of the computations that it runs."""
         return [name.strip("% ") for names in CALLED.findall(self.rest) for name in names.split(",") if name.strip()]
@@ -47,12 +41,8 @@ class Program:
     computations: dict[str, list[Instruction]]
     entry: str
 
-    def runs(self, *, into: frozenset[str] | None = None) -> Iterator[tuple[str, int]]:
-        """Computations that a run goes through, with how often; one that several call, as often as the busiest.
-
-        Args:
-            into: follow only the calls of these operations, such as `while`.
-        """
+    def runs(self) -> dict[str, int]:
+        """Computations that a run goes through, and how often; one that several call, as often as the busiest."""
         times: dict[str, int] = {}
 
         def visit(name: str, factor: int) -> None:
@@ -60,12 +50,11 @@ class Program:
                 return
             times[name] = factor
             for instruction in self.computations[name]:
-                if into is None or instruction.operation in into:
-                    for called in instruction.calls:
-                        visit(called, factor * self._trips(instruction))
+                for called in instruction.calls:
+                    visit(called, factor * self._trips(instruction))
 
         visit(self.entry, 1)
-        return iter(times.items())
+        return times
 
     def _trips(self, instruction: Instruction) -> int:
         """How often an instruction runs what it calls; a loop that does not say counts from 0 up to its bound."""
@@ -109,16 +98,10 @@ def elements(shape: str) -> list[str]:
     return parts
 
 
-def size(shape: str, *, memory: str | None = None) -> int:
-    """Bytes of all arrays in a type.
-
-    Args:
-        memory: leaves out arrays whose layout names it, as `S(1)` does a TPU's vector memory.
-    """
+def size(shape: str) -> int:
+    """Bytes of all arrays in a type."""
     total = 0
-    for dtype, dims, layout in SHAPE.findall(shape):
-        if memory is not None and memory in layout:
-            continue
+    for dtype, dims in SHAPE.findall(shape):
         bits = BITS[dtype] if dtype in BITS else int(re.sub(r"\D", "", dtype) or 0)
         total += math.prod(int(n) for n in dims.split(",") if n) * bits // 8
     return total
