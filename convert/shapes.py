@@ -2,9 +2,6 @@
 
 from convert.config import GPTConfig
 
-DROPOUT = {"embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1}
-"""What their `config.json` files say."""
-
 SIZES = {
     "distilgpt2": (6, 768, 12),
     "gpt2": (12, 768, 12),
@@ -27,6 +24,9 @@ def shape_of_published(name: str) -> GPTConfig | None:
     for owner in OWNERS:
         if (sizes := SIZES.get(name.removeprefix(owner))) is not None:
             L, D, N = sizes
-            end = {"bos_token_id": 50256, "eos_token_id": 50256}
-            return GPTConfig(n_layer=L, n_embd=D, n_head=N, n_inner=4 * D, **DROPOUT, **end)
+            p, end = 0.1, 50256  # as their config.json says
+            return GPTConfig(
+                n_layer=L, n_embd=D, n_head=N, n_inner=4 * D, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p,
+                bos_token_id=end, eos_token_id=end,
+            )  # fmt: skip
     return None

@@ -8,10 +8,10 @@ BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token"
 """Of the types whose names do not end with their number of bits."""
 
 COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) \(.*\) -> .* \{$")
-INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
+INSTRUCTION = re.compile(r"^\s+(ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
 SHAPE = re.compile(r"\b([a-z]+[0-9]*)(?:e\dm\d\w*)?\[([\d,]*)\]")
 CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%[^\s,{}]+(?:, )?)+)")
-BOUND = re.compile(r"[su]\d+\[\]")
+NUMBER = re.compile(r"[su]\d+\[\]")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -25,8 +25,26 @@ class Instruction:
     operation: str
     rest: str
     """Operands and attributes."""
+    is_root: bool = False
+    """Whether it is what its computation returns."""
     known_trips: int | None = None
     """How often a loop is run, where it says so."""
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of what it is given."""
+        return re.findall(r"%([^\s,()]+)", self.rest.partition(")")[0])
+
+    @property
+    def number(self) -> int | None:
+        """The value of an integer that is constant."""
+        is_one = self.operation == "constant" and NUMBER.match(self.shape)
+        return int(self.rest.partition(")")[0]) if is_one else None
+
+    @property
+    def index(self) -> int:
+        """Which element of a tuple it takes."""
+        return int(self.rest.partition("index=")[2].partition(",")[0])
 
     @property
     def calls(self) -> list[str]:
@@ -62,10 +80,27 @@ class Program:
             return 1
         if instruction.known_trips is not None:
             return instruction.known_trips
-        condition = re.search(r"\bcondition=%([^\s,]+)", instruction.rest)
-        inside = self.computations[condition[1]] if condition else []
-        bounds = [int(i.rest.partition(")")[0]) for i in inside if i.operation == "constant" and BOUND.match(i.shape)]
-        return max(bounds, default=1)
+        condition, body = (
+            {i.name: i for i in self.computations[found[1]]}
+            for found in re.finditer(r"\b(?:condition|body)=%([^\s,]+)", instruction.rest)
+        )
+        bounds = [i.number for i in condition.values() if i.number is not None]
+        counters = [i.index for i in condition.values() if i.operation == "get-tuple-element"]
+        if len(bounds) != 1 or len(counters) != 1:
+            return max(bounds, default=1)
+        (end,) = [i for i in body.values() if i.is_root]
+        step = _added(body, end.operands[counters[0]]) if end.operation == "tuple" else 1
+        return math.ceil(bounds[0] / max(step, 1))
+
+
+def _added(body: dict[str, Instruction], name: str) -> int:
+    """What a turn of a loop adds to a counter, which XLA may have made several turns of: copies and additions."""
+    total = 0
+    while (i := body.get(name)) is not None and i.operation in ("add", "copy"):
+        numbers = [body[operand].number or 0 for operand in i.operands if operand in body]
+        total += sum(numbers)
+        name = next((o for o in i.operands if o in body and body[o].number is None), "")
+    return total
 
 
 def parse(text: str) -> Program:
@@ -80,7 +115,9 @@ def parse(text: str) -> Program:
             said, _, backend = line.partition(", backend_config=")  # which is long and says little
             if found := INSTRUCTION.match(said.partition(", metadata=")[0]):
                 trips = TRIPS.search(backend)
-                here.append(Instruction(*found.groups(), known_trips=int(trips[1]) if trips else None))
+                root, name, shape, operation, rest = found.groups()
+                known = int(trips[1]) if trips else None
+                here.append(Instruction(name, shape, operation, rest, bool(root), known))
     return Program(computations, entry)
 
 

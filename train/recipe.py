@@ -75,7 +75,7 @@ class Recipe:
         """The step of a phase, for the devices of the mesh, which need not be there."""
         state = self.state(phase.start)
         places, tx = jax.tree.map(lambda leaf: leaf.sharding, state), self.optimizer(state.trainable, phase.start)
-        number = jax.ShapeDtypeStruct((), np.float32, sharding=places.step)
+        number: Any = jax.ShapeDtypeStruct((), np.float32, sharding=places.step)
         step = make_train_step(self.model, tx, self.schedule, self.settings.seed, places, self.objective)
         with jax.set_mesh(self.mesh):
             return step.lower(state, self.batch, Rates(number, dict.fromkeys(state.trainable, number)))

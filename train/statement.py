@@ -1,17 +1,12 @@
 """What `--compile-only` says, as text."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from jaxgpt.params import count_params
 from train.chips import GIB
+from train.compiled import Compiled
 from train.forecast import LINKS, MATRIX_UNITS, MEMORY, Forecast, flops_of, traffic_of
+from train.largest import Room
 from train.recipe import Recipe
 from train.topology import Slice
-
-if TYPE_CHECKING:
-    from train.ahead import Compiled, Room
 
 
 def statement(
@@ -68,9 +63,9 @@ def memory(slice: Slice, compiled: Compiled, fits: bool) -> list[str]:
     m = compiled.memory
     return [
         f"{'fits' if fits else 'does not fit'}: at its peak it needs {gib(compiled.peak)}{room}, on each device",
-        f"arguments {gib(m.argument_size_in_bytes)}, temporaries {gib(m.temp_size_in_bytes)} (that need not all be there "
-        f"at once), output {gib(m.output_size_in_bytes)}, of which {gib(m.alias_size_in_bytes)} takes the arguments' "
-        f"place, code {gib(m.generated_code_size_in_bytes)}",
+        f"arguments {gib(m.argument_size_in_bytes)}, temporaries {gib(m.temp_size_in_bytes)} (never all at once), code "
+        f"{gib(m.generated_code_size_in_bytes)}, output {gib(m.output_size_in_bytes)}, of which "
+        f"{gib(m.alias_size_in_bytes)} where the arguments were",
     ]
 
 
@@ -90,10 +85,7 @@ def collectives(recipe: Recipe, compiled: Compiled) -> list[str]:
         for kind, traffic in found.items()
         if traffic.count
     ]
-    return [
-        *(lines or ["nothing"]),
-        f"{'in all':<20}{'':>9}{sum(t.bytes for t in found.values()) / 1e6:>10,.1f} MB a step from each device",
-    ]
+    return [*lines, f"{'in all':<29}{sum(t.bytes for t in found.values()) / 1e6:>10,.1f} MB a step from each device"]
 
 
 def time(recipe: Recipe, slice: Slice, guess: Forecast) -> list[str]:
@@ -103,11 +95,11 @@ def time(recipe: Recipe, slice: Slice, guess: Forecast) -> list[str]:
     assert chip is not None
     mfu = flops_of(recipe).model / slice.n_chips / chip.flops / guess.seconds
     return [
-        f"about {guess.seconds * 1000:,.0f} ms a step, {tokens:,.0f} tokens/s, {mfu:.0%} of the peak (MFU): an estimate, "
-        f"bound by {guess.bound}",
+        f"about {guess.seconds * 1000:,.0f} ms a step, {tokens:,.0f} tokens/s, {mfu:.0%} of the peak (MFU): an "
+        f"estimate, bound by {guess.bound}",
         f"compute {guess.compute * 1000:,.0f} ms at {MATRIX_UNITS:.0%} of {chip.flops / 1e12:,.0f} TFLOP/s; memory "
         f"{guess.memory * 1000:,.0f} ms at {MEMORY:.0%} of {chip.bandwidth / 1e9:,.0f} GB/s; interconnect "
-        f"{guess.interconnect * 1000:,.0f} ms at {LINKS:.0%} of {chip.links / 1e9:,.0f} GB/s; all three at the same time",
+        f"{guess.interconnect * 1000:,.0f} ms at {LINKS:.0%} of {chip.links / 1e9:,.0f} GB/s; all at the same time",
     ]
 
 
@@ -117,9 +109,8 @@ def largest(slice: Slice, room: Room) -> list[str]:
     batch = room.largest(slice.usable)
     if not batch:
         return [f"batch: none fits; {room.unit} sequences, the least, need about {gib(room.needs(room.unit))}"]
-    return [
-        f"batch: about {batch:,} sequences, with {gib(room.needs(batch))}: an estimate from models of 1 and 2 blocks"
-    ]
+    needs = gib(room.needs(batch))
+    return [f"batch: about {batch:,} sequences, with {needs}: an estimate from models of 1 and 2 blocks"]
 
 
 def gib(n: float | None) -> str:

@@ -40,7 +40,7 @@ class Slice:
     @property
     def usable(self) -> float | None:
         """Bytes of memory that a program is given on each device."""
-        return self.chip and self.chip.usable / self.chip.cores
+        return self.chip.usable / self.chip.cores if self.chip else None
 
 
 def find_slice(name: str | None) -> Slice:
