@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import jax
@@ -214,7 +215,6 @@ def test_every_chip_has_numbers_and_a_source():
         assert chip.usable <= chip.hbm < 2**38
         assert 1e11 < chip.bandwidth < 1e13
         assert 1e10 < chip.links < chip.bandwidth
-        assert chip.slices
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_topology_is_for_compiling_only():
     assert "--compile-only" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:3x3", "v9:2x2", "v5p:2x2", "../v5e:2x2", ""])
+@pytest.mark.parametrize("name", ["v5e", "v5e:3x3", "v9:2x2", "v5p:2x2", "h100:8", "../v5e:2x2", ""])
 def test_an_unknown_topology_is_one_line_with_those_that_are_known(name):
     done = call("train", "--compile-only", f"--topology={name}", check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -284,6 +284,8 @@ def test_an_unknown_topology_is_one_line_with_those_that_are_known(name):
 
 
 def test_without_libtpu_the_message_says_what_to_install(monkeypatch):
+    if find_spec("libtpu") is not None:
+        pytest.skip("libtpu is installed")
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     done = call("train", "--compile-only", "--topology=v5e:2x2", check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

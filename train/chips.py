@@ -29,13 +29,12 @@ class Chip:
     source: str
     cores: int = 1
     slices: tuple[str, ...] = ()
-    """Slices that exist, as in `v5e:2x2`; of GPUs, `NAME:N` is N in one machine."""
+    """Those that can be compiled for without one, as in `v5e:2x2`."""
 
 
 def _gpu(name: str, kind: str, tflops: float, gb: int, gb_s: float, links_gb_s: float, source: str) -> Chip:
     url = f"https://www.nvidia.com/en-us/data-center/{source}/"
-    sizes = tuple(str(2**i) for i in range(4))
-    return Chip(name, (kind,), tflops * 1e12, gb * GB, 0.75 * gb * GB, gb_s * GB, links_gb_s * GB, url, 1, sizes)
+    return Chip(name, (kind,), tflops * 1e12, gb * GB, 0.75 * gb * GB, gb_s * GB, links_gb_s * GB, url)
 
 
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -71,8 +70,3 @@ def chip_of(device: Any) -> Chip | None:
     kind = device.device_kind
     starts = {start: chip for chip in CHIPS for start in chip.kinds if f"{kind} ".startswith(f"{start} ")}
     return starts[max(starts, key=len)] if starts else None
-
-
-def topologies() -> list[str]:
-    """All names of `--topology`."""
-    return [f"{chip.name}:{size}" for chip in CHIPS for size in chip.slices]

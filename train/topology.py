@@ -54,10 +54,8 @@ def find_slice(name: str | None) -> Slice:
         return Slice(f"this machine's {devices[0].device_kind}", devices, chip_of(devices[0]))
     chips = {f"{chip.name}:{size}": chip for chip in CHIPS for size in chip.slices}
     if (chip := chips.get(name)) is None:
-        known = "; ".join(f"{chip.name}:{{{','.join(chip.slices)}}}" for chip in CHIPS)
+        known = "; ".join(f"{chip.name}:{{{','.join(chip.slices)}}}" for chip in CHIPS if chip.slices)
         raise InputError(f"--topology: {name!r} is none of {known}")
-    jax.config.update("jax_platforms", "cpu")  # a TPU or GPU that is here is for others
-    jax.config.update("jax_enable_compilation_cache", False)  # it can't give back what is for other devices
     return Slice(name, _tpus(name, chip), chip)
 
 
@@ -66,6 +64,8 @@ def _tpus(name: str, chip: Chip) -> Sequence[Any]:
         raise InputError(f"--topology={name}: needs the TPU's compiler, libtpu: pip install 'jaxgpt[tpu]'")
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
+    jax.config.update("jax_platforms", "cpu")  # a TPU or GPU that is here is for others
+    jax.config.update("jax_enable_compilation_cache", False)  # it can't give back what is for other devices
     how: dict[str, Any] = {}
     if chip.name == "v4":
         how["chip_config_name"] = "megacore"  # one device for both cores of a chip, as JAX has it on a v4
