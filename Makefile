@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: .venv/installed
 	$(BIN)/python -m train --freeze=first6 --resume
 
-test: .venv/installed-test
+test: .venv/installed-test .venv/tpu
 	$(BIN)/python -m pytest
 	XLA_FLAGS= $(BIN)/python -m pytest tests/test_parity.py tests/test_segments.py tests/test_cache.py
 
@@ -22,6 +22,11 @@ check: .venv/installed-test
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxgpt needs Python 3.11 or newer: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
+
+# beside the environment: where libtpu can be imported, every JAX process looks for a TPU. Where there is none, tests skip
+.venv/tpu: .venv/installed-test
+	-$(INSTALL) --no-deps --target $@ libtpu --constraint tests/constraints.txt
+	mkdir -p $@ && touch $@
 
 .venv/installed: .venv/bin/python pyproject.toml tests/constraints.txt
 	$(INSTALL) --editable . --constraint tests/constraints.txt

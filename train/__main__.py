@@ -10,7 +10,7 @@ if __name__ == "__main__":  # the imports take a second, in which there is nothi
 
 import tyro
 
-from convert.errors import one_clear_line
+from convert.errors import InputError, one_clear_line
 from train.config import with_config
 from train.settings import Settings
 from train.stop import Stop
@@ -22,6 +22,14 @@ def main() -> None:
     with one_clear_line("train"):
         flags = with_config(sys.argv[1:])
         settings = tyro.cli(Settings, prog="python -m train", config=(tyro.conf.FlagCreatePairsOff,), args=flags)
+        if settings.topology is not None and not settings.compile_only:
+            raise InputError(
+                f"--topology={settings.topology}: nothing can be trained there; --compile-only says what it would take"
+            )
+        if settings.compile_only:
+            from train.ahead import compile_only
+
+            sys.exit(compile_only(settings))
         with Stop() as stop:
             # after the flags are read: --help answers without the second that importing JAX takes
             from train.loop import train

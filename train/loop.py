@@ -42,7 +42,7 @@ def train(settings: Settings, stop: Stop) -> int:
     else:
         checkpoints = Checkpoints(run.checkpoints, settings.keep)
         # written by the phase of the last step that was made, also when the next step begins another
-        state, standing = checkpoints.restore(first, phases.shapes(max(first - 1, 0)), setup.model.config)
+        state, standing = checkpoints.restore(first, setup.state(max(first - 1, 0)), setup.model.config)
     del params
 
     # look before the first step

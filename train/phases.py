@@ -13,7 +13,7 @@ from jaxgpt.mesh import everywhere
 from jaxgpt.params import count_params
 from train.hosts import any_of
 from train.recipe import Recipe
-from train.step import Rates, State, init_state, make_train_step, state_shapes
+from train.step import Rates, State, init_state
 from train.stop import Stop
 
 
@@ -80,32 +80,23 @@ class Phases:
         """Waits for no program that nobody will run."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def shapes(self, step: int) -> State:
-        """What the state is in the phase of the step after `step`: shapes, and where they lie."""
-        recipe = self._recipe
-        trainable, frozen = recipe.plan.partition(recipe.params, step)
-        return state_shapes(trainable, frozen, recipe.optimizer(trainable, step), recipe.mesh)
-
     def _compile_ahead(self, index: int) -> None:
         more = index < len(self._recipe.plan.phases)
         self._next = self._pool.submit(self._compile, index) if more else None
 
     def _compile(self, index: int) -> Program:
         recipe, phase = self._recipe, self._recipe.plan.phases[index]
-        state = self.shapes(phase.start)
-        tx = recipe.optimizer(state.trainable, phase.start)
-        places = jax.tree.map(lambda leaf: leaf.sharding, state)
+        state = recipe.state(phase.start)
+        compiled, enter = recipe.lower(phase).compile(), None
         factors = {name: everywhere(np.float32(recipe.rate_factors[name]), recipe.mesh) for name in state.trainable}
         rates = Rates(everywhere(np.float32(recipe.peak_lr), recipe.mesh), factors)
-        step = make_train_step(recipe.model, tx, recipe.schedule, recipe.settings.seed, places, recipe.objective)
-        with jax.set_mesh(recipe.mesh):
-            compiled, enter = step.lower(state, recipe.batch, rates).compile(), None
         if index:
+            tx, places = recipe.optimizer(state.trainable, phase.start), jax.tree.map(lambda leaf: leaf.sharding, state)
 
             def thaw(opt_state):
                 return freeze.thaw(tx, jax.tree.map(jnp.zeros_like, state.trainable), opt_state)
 
-            before = self.shapes(recipe.plan.phases[index - 1].start).opt_state
+            before = recipe.state(recipe.plan.phases[index - 1].start).opt_state
             # donated: what trained stays where it is
             enter = jax.jit(thaw, donate_argnums=0, out_shardings=places.opt_state).lower(before).compile()
         return Program(phase, count_params(state.trainable), compiled, rates, enter)

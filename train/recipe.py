@@ -17,7 +17,7 @@ from jaxgpt.params import named_params, with_params
 from train.batch import Batch
 from train.optimizer import make_optimizer, rate_factors, schedule
 from train.settings import Settings
-from train.step import Objective, shape_at
+from train.step import Objective, Rates, State, make_train_step, shape_at, state_shapes
 
 STEPS = 150
 """Length of a run that says nothing else: the demo's, minutes on two cores."""
@@ -65,6 +65,20 @@ class Recipe:
             self.plan, trainable, self.schedule, weight_decay=settings.weight_decay, clip=settings.clip,
             step=step, thaw_warmup=max(1, round(self.steps * settings.thaw_warmup)),
         )  # fmt: skip
+
+    def state(self, step: int) -> State:
+        """What the state is in the phase of the step after `step`: shapes, and where they lie."""
+        trainable, frozen = self.plan.partition(self.params, step)
+        return state_shapes(trainable, frozen, self.optimizer(trainable, step), self.mesh)
+
+    def lower(self, phase: freeze.Phase) -> jax.stages.Lowered:
+        """The step of a phase, for the devices of the mesh, which need not be there."""
+        state = self.state(phase.start)
+        places, tx = jax.tree.map(lambda leaf: leaf.sharding, state), self.optimizer(state.trainable, phase.start)
+        number: Any = jax.ShapeDtypeStruct((), np.float32, sharding=places.step)
+        step = make_train_step(self.model, tx, self.schedule, self.settings.seed, places, self.objective)
+        with jax.set_mesh(self.mesh):
+            return step.lower(state, self.batch, Rates(number, dict.fromkeys(state.trainable, number)))
 
 
 def make_recipe(

@@ -111,6 +111,11 @@ class Settings:
     """With --coordinator=HOST:PORT: how many processes there are in all."""
     process: int | None = None
     """With --coordinator=HOST:PORT: which of them this is, from 0."""
+    topology: str | None = None
+    """A slice of TPUs that need not be there, such as v5e:4x4, with --compile-only; None: this machine's devices."""
+    compile_only: bool = False
+    """Compile the training step, say what it needs (memory, FLOPs, collectives, an estimated time, the largest batch),
+    and write and read nothing; published models are known by name. Exit code 1 if it does not fit."""
     prompt: str | None = None
     """Beginning of the text samples that are written before and after training; None: The, or a question if the data
     are conversations."""

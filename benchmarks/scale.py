@@ -1,0 +1,68 @@
+"""One step on ever more chips that are not here: python benchmarks/scale.py [--model=gpt2] [--topology v5e:2x2 v5e:4x4]
+
+Compiles the training step for each slice, with as many sequences on each chip (weak scaling), and prints what a chip
+holds and sends as a table in Markdown. Needs libtpu (pip install 'jaxgpt[tpu]'), and no TPU.
+"""
+
+import argparse
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+from train.ahead import make_recipe_of_shapes
+from train.chips import GIB
+from train.collectives import KINDS
+from train.compiled import compile_step
+from train.forecast import forecast, held, traffic_of
+from train.settings import Settings
+from train.topology import find_slice
+
+SLICES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
+
+
+def main() -> None:
+    """Prints a row for each slice as soon as it is compiled."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gpt2", help="a checkpoint, or the name of a published model")
+    parser.add_argument("--topology", nargs="+", default=SLICES, help="slices, as in v5e:4x4")
+    parser.add_argument("--rows", type=int, default=8, help="sequences on each chip")
+    parser.add_argument("--remat", action="store_true", help="compute blocks again in the backward pass")
+    parser.add_argument("--mesh", help="as of python -m train; by default all chips that divide the width are on fsdp")
+    arguments = parser.parse_args()
+    print("| chips | mesh | state | peak | temporaries | " + " | ".join(KINDS) + " | step, estimated | compiled in |")
+    print("|---:|---|" + "---:|" * (len(KINDS) + 5))
+    for name in arguments.topology:
+        slice = find_slice(name)
+        settings = Settings(
+            model=arguments.model, topology=name, mesh=arguments.mesh, dtype="bfloat16", dropout=0.0,
+            remat=arguments.remat, batch_size=arguments.rows * slice.n_chips,
+        )  # fmt: skip
+        recipe = make_recipe_of_shapes(settings, slice)
+        compiled = compile_step(recipe)
+        mesh = " x ".join(str(size) for size in recipe.mesh.shape.values())
+        state = held(recipe.state(recipe.plan.phases[-1].start)) / GIB
+        if compiled.program is None:
+            print(f"| {slice.n_chips} | {mesh} | {state:.2f} GiB | {compiled.refusal} |", flush=True)
+            continue
+        sent = traffic_of(recipe, compiled.program)
+        columns = [
+            str(slice.n_chips), mesh, f"{state:.2f} GiB", f"{compiled.peak / GIB:.2f} GiB",
+            f"{compiled.memory.temp_size_in_bytes / GIB:.2f} GiB",
+            *(f"{sent[kind].bytes / 1e6:,.0f} MB" if sent[kind].count else "" for kind in KINDS),
+            f"{forecast(recipe, slice, compiled.program).seconds * 1000:,.0f} ms", f"{compiled.seconds:.0f} s",
+        ]  # fmt: skip
+        print(f"| {' | '.join(columns)} |", flush=True)
+    remat = ", remat" * arguments.remat
+    print(f"\n{arguments.model}, {arguments.rows} sequences of {recipe.context} tokens on each chip, bfloat16{remat}")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; jax {version('jax')}, libtpu {libtpu()}")
+
+
+def libtpu() -> str:
+    """Its version, where it is installed and not only named by TPU_LIBRARY_PATH."""
+    try:
+        return version("libtpu")
+    except PackageNotFoundError:
+        return os.environ.get("TPU_LIBRARY_PATH", "unknown")
+
+
+if __name__ == "__main__":
+    main()

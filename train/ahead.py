@@ -1,0 +1,73 @@
+"""`--compile-only`: the training step is compiled for a slice that may not be there, and what it will take is said.
+
+Nothing is written, and neither data nor weights nor tokenizer are read.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+import convert
+import jaxgpt
+from convert.shapes import shape_of_published
+from convert.source import BUNDLED
+from jaxgpt.mesh import make_mesh
+from jaxgpt.model import abstract
+from jaxgpt.vocab import VOCABULARY_MULTIPLE
+from train.compiled import compile_step
+from train.forecast import forecast
+from train.largest import measure
+from train.ranges import check_numbers
+from train.recipe import STEPS, Recipe, make_recipe
+from train.settings import Settings
+from train.statement import statement
+from train.topology import Slice, find_slice
+
+DOES_NOT_FIT = 1
+"""Exit code where the step needs more memory than a chip has."""
+
+
+def compile_only(settings: Settings) -> int:
+    """Compiles the step of the last phase, in which most trains, says what came of it, and returns the exit code."""
+    check_numbers(settings)
+    slice = find_slice(settings.topology)
+    recipe = make_recipe_of_shapes(settings, slice)
+    with ThreadPoolExecutor(2) as pool:  # one core compiles the step, the other the shallow models
+        measured = pool.submit(measure, recipe, lambda shallow: compile_step(shallow).peak) if slice.usable else None
+        compiled = compile_step(recipe)
+        room = measured.result() if measured else None
+    fits = compiled.peak is not None and (slice.usable is None or compiled.peak <= slice.usable)
+    guess = forecast(recipe, slice, compiled.program) if compiled.program and slice.chip else None
+    print(statement(recipe, slice, compiled, guess, room, fits=fits))
+    return 0 if fits else DOES_NOT_FIT
+
+
+def make_recipe_of_shapes(settings: Settings, slice: Slice) -> Recipe:
+    """The recipe of the run that the settings describe, as far as it can be known without its data."""
+    config = config_of(settings.model)
+    mesh = make_mesh(settings.mesh, devices=slice.devices, width=config.n_embd)
+    model = abstract(as_trained(config, settings, mesh), dtype=jnp.dtype(settings.dtype))
+    return make_recipe(settings, mesh, model, steps=settings.steps or STEPS, packed=settings.rows == "packed")
+
+
+def config_of(model: str) -> jaxgpt.GPTConfig:
+    """The shape of a checkpoint that is here, or of a published one."""
+    is_here = model in BUNDLED or Path(model).expanduser().exists()
+    return (None if is_here else shape_of_published(model)) or convert.read(model).config
+
+
+def as_trained(config: jaxgpt.GPTConfig, settings: Settings, mesh: Mesh) -> jaxgpt.GPTConfig:
+    """With the changes that a run makes to a model before it trains: dropout, head, and rows for tokens."""
+    if (p := settings.dropout) is not None:
+        config = replace(config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+    if settings.untie_head:
+        config = replace(config, tie_word_embeddings=False)
+    tokens = config.n_tokens + len(settings.add_tokens.split(",") if settings.add_tokens else ())
+    if tokens == config.n_tokens and config.vocab_size % mesh.shape["tensor"] == 0:
+        return config
+    rows = math.ceil(tokens / (multiple := math.lcm(VOCABULARY_MULTIPLE, mesh.shape["tensor"]))) * multiple
+    return replace(config, vocab_size=rows, n_padding=rows - tokens)
