@@ -1,12 +1,14 @@
-"""Causal attention: cuDNN's flash kernel on an NVIDIA GPU, the splash kernel on a TPU, our own einsums on a CPU."""
+"""Causal attention: cuDNN's flash kernel on an NVIDIA GPU, the splash kernel on a TPU; elsewhere, and where those can't
+do what is asked for, our own einsums.
+"""
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxgpt.cudnn import cudnn_attention, fits_cudnn
 from jaxgpt.dropout import Keys, dropout
 from jaxgpt.mesh import platform
 from jaxgpt.segments import visible_in
@@ -30,23 +32,12 @@ def attention(
         segments: of each position; it sees those of its own only.
         note: is given the softmax, (B, N, T, T), which no fused kernel ever holds.
     """
-    where = platform()
-    if where == "cpu" or (keys is not None and dropout_rate > 0) or note is not None:
-        return einsum_attention(
-            q, k, v, scale=scale, segments=segments, dropout_rate=dropout_rate, keys=keys, note=note
-        )  # fmt: skip
-    if where == "tpu" and fits_splash(q):
+    where, written_out = platform(), (keys is not None and dropout_rate > 0) or note is not None
+    if where == "tpu" and not written_out and fits_splash(q):
         return splash_attention(q, k, v, scale=scale, segments=segments)
-    implementation: Literal["cudnn", "xla"] = "cudnn" if where == "gpu" and fits_cudnn(q) else "xla"
-    mask = None if segments is None else visible_in(segments)[:, None]
-    return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, scale=scale, is_causal=mask is None, implementation=implementation
-    )
-
-
-def fits_cudnn(q: Float[Array, "B T N H"]) -> bool:
-    """Half precision, and a head size that is a multiple of 8 and at most 128."""
-    return q.dtype in (jnp.float16, jnp.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    if where == "gpu" and not written_out and fits_cudnn(q, segments):
+        return cudnn_attention(q, k, v, scale=scale, segments=segments)
+    return einsum_attention(q, k, v, scale=scale, segments=segments, dropout_rate=dropout_rate, keys=keys, note=note)
 
 
 def einsum_attention(

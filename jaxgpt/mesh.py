@@ -96,6 +96,14 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
+def divides(q: Any) -> bool:
+    """Whether whole rows and heads of an array `(B, T, N, H)` come to each device of the mesh that is set, which is
+    one of ours.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.axis_names == AXES and not (q.shape[0] % batch_shards(mesh) or q.shape[2] % mesh.shape["tensor"])
+
+
 def constrain(x: jax.Array, *spec: str | None, rows: str | tuple[str, ...] | None = ROWS) -> jax.Array:
     """The same array, laid out over the mesh that is set (`with jax.set_mesh(mesh): ...`) while this is traced.
 

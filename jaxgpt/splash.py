@@ -10,7 +10,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.mesh import AXES, ROWS
+from jaxgpt.mesh import ROWS, divides
 
 BLOCKS = (512, 256, 128)
 """Positions that the kernel takes at once: the first that divides T. 128 is a TPU's vector; larger ones reuse more."""
@@ -18,11 +18,7 @@ BLOCKS = (512, 256, 128)
 
 def fits_splash(q: Float[Array, "B T N H"]) -> bool:
     """Whether whole rows and heads come to each device of the mesh that is set, and whole blocks of positions too."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.axis_names != AXES:
-        return False
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    return q.shape[0] % rows == 0 and q.shape[2] % mesh.shape["tensor"] == 0 and q.shape[1] % BLOCKS[-1] == 0
+    return divides(q) and q.shape[1] % BLOCKS[-1] == 0
 
 
 def splash_attention(

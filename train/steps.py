@@ -65,11 +65,14 @@ class Steps:
             Diverged: the loss or the gradient is no number any more; nothing that came of it is saved.
         """
         setup, settings = self._setup, self._setup.settings
-        for batch in batches_of(setup, self.step):
+        batches = batches_of(setup, self.step)
+        batch = next(batches, None)
+        while batch is not None:
             if setup.plan.at(self.step) > setup.plan.phases.index(self._program.phase) and not self._thaw():
                 break
-            # step k + 1 is under way before the metrics of step k are fetched
+            # step k + 1 is under way, and the batch of step k + 2, before anything waits for the metrics of step k
             before, (self.state, metrics) = self._under_way, self._program.step(self.state, batch, self._program.rates)
+            batch = next(batches, None)
             self.step += 1
             self._settle(before)
             metrics["stop"] = any_of(self._stop.requested.is_set())

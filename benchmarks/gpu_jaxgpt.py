@@ -1,0 +1,89 @@
+"""Our program, measured by itself in a process of its own: python benchmarks/gpu_jaxgpt.py CASE; see gpu.py."""
+
+import json
+import sys
+import time
+from dataclasses import replace
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+from gpu_windows import batches, measure, tell
+
+import jaxgpt
+from jaxgpt.mesh import batch_sharding, make_mesh, shardings
+from jaxgpt.model import abstract
+from jaxgpt.params import count_params, named_params
+from train.batch import Batch
+from train.hosts import on_devices, own_rows
+from train.phases import Phases
+from train.recipe import make_recipe
+from train.settings import Settings
+
+
+def start(model: jaxgpt.GPT) -> dict[str, np.ndarray]:
+    """Parameters before the first step: matrices of small numbers, scales of one, biases of zero."""
+    draw, found = np.random.default_rng(1), {}
+    for name, p in named_params(model).items():
+        if name.endswith(("bias", "scale")):
+            found[name] = np.full(p.shape, float(name.endswith("scale")), np.float32)
+        else:
+            found[name] = draw.standard_normal(p.shape, np.float32) * np.float32(0.02)
+    return found
+
+
+def main() -> None:
+    """Trains as `python -m train` does, on batches that need no data, and tells what it took."""
+    case = json.loads(sys.argv[1])
+    if jax.default_backend() != ("cpu" if case["cpu"] else "gpu"):
+        raise RuntimeError(f"JAX is on {jax.default_backend()}")
+    config = jaxgpt.GPTConfig(**case["shape"], embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    if more := case["padding"]:
+        config = replace(config, vocab_size=config.vocab_size + more, n_padding=more)
+    settings = Settings(
+        freeze=case["freeze"], batch_size=case["batch"], context=case["context"], dtype="bfloat16", lr=6e-4
+    )
+    mesh, model = make_mesh(devices=jax.devices()[:1]), abstract(config, dtype=jnp.bfloat16)
+    recipe = make_recipe(settings, mesh, model, steps=10_000, packed=False)
+    phases, place, B = Phases(recipe), batch_sharding(mesh), case["batch"]
+    own, rows, weights = own_rows(place, B), batches(case), np.ones((B, case["context"]), np.float32)
+    state = phases.init(jax.device_put(start(model), shardings(named_params(model), mesh)))
+    jax.block_until_ready(state)
+
+    def send() -> Batch:
+        return Batch(**on_devices({"tokens": next(rows), "weights": weights}, own, place, B))
+
+    began = time.perf_counter()
+    state, program = phases.begin(state, 0)
+    batch, metrics = send(), None
+
+    def step() -> None:  # in the order of train/steps.py
+        nonlocal state, batch, metrics
+        before, (state, metrics) = metrics, program.step(state, batch, program.rates)
+        batch = send()
+        jax.device_get(before)
+
+    def wait() -> float:
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    found = measure(case, began, step, wait)
+    device = jax.devices()[0]
+    stats, planned = device.memory_stats() or {}, program.step.memory_analysis()
+    tell(
+        found
+        | {
+            "device": device.device_kind,
+            "runtime": jax.extend.backend.get_backend().platform_version,
+            "trainable": program.trainable,
+            "parameters": count_params(model),
+            "peak_bytes": stats.get("peak_bytes_in_use"),
+            "planned_bytes": getattr(planned, "peak_memory_in_bytes", None),
+        }
+    )
+    phases.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Devices never wait for the host: what the loop asks of them, in which order."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import call
+
+import train.phases
+import train.steps
+
+STEPS = 9
+
+
+@pytest.fixture
+def events(monkeypatch) -> list[tuple[str, int]]:
+    """`("batch", k)`: the batch of step k is on its way to the devices; `("step", k)`: step k was dispatched;
+    `("value", k)`: the host waited for a number that step k computes.
+    """
+    found, made = [], {"batch": 0, "step": 0}
+    of_step: dict[int, int] = {}
+    array = type(jnp.zeros(()))
+    on_devices, compile_program, value = train.steps.on_devices, train.phases.Phases._compile, array._value
+
+    def counted(name: str) -> int:
+        made[name] += 1
+        found.append((name, made[name]))
+        return made[name]
+
+    def watched_batch(*args):
+        counted("batch")
+        return on_devices(*args)
+
+    def watched_compile(self, index):
+        program = compile_program(self, index)
+
+        def step(state, batch, rates):
+            out = program.step(state, batch, rates)
+            k = counted("step")
+            of_step.update((id(leaf), k) for leaf in jax.tree.leaves(out))
+            kept.append(out)  # so that no later array has the same id
+            return out
+
+        return dataclasses.replace(program, step=step)
+
+    def watched_value(self):
+        if id(self) in of_step:
+            found.append(("value", of_step[id(self)]))
+        return value.fget(self)
+
+    kept: list = []
+    monkeypatch.setattr(train.steps, "on_devices", watched_batch)
+    monkeypatch.setattr(train.phases.Phases, "_compile", watched_compile)
+    monkeypatch.setattr(array, "_value", property(watched_value))
+    return found
+
+
+@pytest.fixture
+def run(small, tmp_path):
+    def start(*flags: str) -> None:
+        call(
+            "train", f"--model={small}", f"--out={tmp_path}/r", f"--steps={STEPS}", "--batch-size=8",
+            "--log-every=1", f"--eval-every={STEPS}", f"--checkpoint-every={STEPS}", *flags,
+        )  # fmt: skip
+
+    return start
+
+
+IN_TURN = [(name, k) for k in range(1, STEPS + 1) for name in ("batch", "step")]
+"""Batches and steps of a run, each once."""
+
+
+def test_the_device_has_its_next_step_and_batch_before_the_host_waits_for_a_number(events, run):
+    run("--freeze=first1")
+    assert [event for event in events if event[0] != "value"] == IN_TURN
+    first = {event: i for i, event in reversed(list(enumerate(events)))}
+    for k in range(1, STEPS):
+        # the batch right after the step, whatever is waited for next
+        assert events[first["step", k] + 1] == ("batch", k + 1)
+        assert k == STEPS - 1 or first["step", k + 1] < first["value", k]
+    assert ("value", STEPS) in first
+
+
+def test_phases_that_begin_leave_out_no_batch_and_take_none_twice(events, run):
+    run("--freeze=gradual:head@0,last1@3,full@6")
+    assert [event for event in events if event[0] != "value"] == IN_TURN
