@@ -327,7 +327,7 @@ def test_a_slice_that_is_not_here_is_compiled_for(two):
         r"slice +v5e:2x2: 4 chips; mesh data=1, fsdp=4, tensor=1",
         r"memory +fits: at its peak it needs 0\.\d\d GiB of 15\.75 GiB",
         r"sent +all-gather +\d+ x +\d+\.\d MB",
-        r"time +about \d+ ms a step, [\d,]+ tokens/s, .* an estimate, bound by \w+",
+        r"time +about [\d.e-]+ ms a step, [\d,]+ tokens/s, .* an estimate, bound by \w+",
         r"largest +batch: about [\d,]+ sequences",
     ):
         assert re.search(line, done.stdout), done.stdout

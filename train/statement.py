@@ -95,11 +95,11 @@ def time(recipe: Recipe, slice: Slice, guess: Forecast) -> list[str]:
     assert chip is not None
     mfu = flops_of(recipe).model / slice.n_chips / chip.flops / guess.seconds
     return [
-        f"about {guess.seconds * 1000:,.0f} ms a step, {tokens:,.0f} tokens/s, {mfu:.0%} of the peak (MFU): an "
+        f"about {ms(guess.seconds)} a step, {tokens:,.0f} tokens/s, {mfu:.0%} of the peak (MFU): an "
         f"estimate, bound by {guess.bound}",
-        f"compute {guess.compute * 1000:,.0f} ms at {MATRIX_UNITS:.0%} of {chip.flops / 1e12:,.0f} TFLOP/s; memory "
-        f"{guess.memory * 1000:,.0f} ms at {MEMORY:.0%} of {chip.bandwidth / 1e9:,.0f} GB/s; interconnect "
-        f"{guess.interconnect * 1000:,.0f} ms at {LINKS:.0%} of {chip.links / 1e9:,.0f} GB/s; all at the same time",
+        f"compute {ms(guess.compute)} at {MATRIX_UNITS:.0%} of {chip.flops / 1e12:,.0f} TFLOP/s; memory "
+        f"{ms(guess.memory)} at {MEMORY:.0%} of {chip.bandwidth / 1e9:,.0f} GB/s; interconnect "
+        f"{ms(guess.interconnect)} at {LINKS:.0%} of {chip.links / 1e9:,.0f} GB/s; all at the same time",
     ]
 
 
@@ -121,3 +121,8 @@ def gib(n: float | None) -> str:
 def tera(n: float) -> str:
     """FLOPs for a person."""
     return f"{n / 1e12:,.2f} TFLOP"
+
+
+def ms(seconds: float) -> str:
+    """A time for a person, with two digits where it is short."""
+    return f"{seconds * 1000:,.0f} ms" if seconds > 0.0995 else f"{seconds * 1000:.2g} ms"
