@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--topology", nargs="+", default=SLICES, help="slices, as in v5e:4x4")
     parser.add_argument("--rows", type=int, default=8, help="sequences on each chip")
     parser.add_argument("--remat", action="store_true", help="compute blocks again in the backward pass")
-    parser.add_argument("--mesh", help="as of python -m train; by default all chips that divide the width are on fsdp")
+    parser.add_argument("--mesh", help="as of python -m train; by default as there")
     arguments = parser.parse_args()
     print("| chips | mesh | state | peak | temporaries | " + " | ".join(KINDS) + " | step, estimated | compiled in |")
     print("|---:|---|" + "---:|" * (len(KINDS) + 5))

@@ -43,7 +43,8 @@ def make_mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, 
 
     Args:
         devices: others than those, such as those of a topology that is not there.
-        width: D of the model. Without a description as many devices are on `fsdp` as divide it, and the rest on `data`.
+        width: D of the model. Without a description as many devices are on `fsdp` as divide it and leave each at least
+            32 of it, and the rest on `data`: of thinner slices XLA makes all-reduces, of twice the bytes.
 
     Raises:
         InputError: an unknown axis, or sizes whose product is not the number of devices.
@@ -51,7 +52,9 @@ def make_mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, 
     devices = jax.devices() if devices is None else devices
     sizes = dict.fromkeys(AXES, 1)
     if text is None:
-        sizes["fsdp"] = len(devices) if width is None else math.gcd(len(devices), width)
+        n = sizes["fsdp"] = len(devices)
+        if width is not None:
+            sizes["fsdp"] = max(size for size in range(1, max(1, width // 32) + 1) if n % size == width % size == 0)
         sizes["data"] = len(devices) // sizes["fsdp"]
     else:
         for part in text.split(","):

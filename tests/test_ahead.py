@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -276,7 +277,7 @@ def test_a_topology_is_for_compiling_only():
     assert "--compile-only" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:3x3", "v9:2x2", "v5p:2x2", "h100:8", "../v5e:2x2", ""])
+@pytest.mark.parametrize("name", ["v5e", "v5e:3x3", "v9:2x2", "v5p:2x2", "h100:9", "h100", "../v5e:2x2", ""])
 def test_an_unknown_topology_is_one_line_with_those_that_are_known(name):
     done = call("train", "--compile-only", f"--topology={name}", check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -290,6 +291,14 @@ def test_without_libtpu_the_message_says_what_to_install(monkeypatch):
     done = call("train", "--compile-only", "--topology=v5e:2x2", check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "pip install 'jaxgpt[tpu]'" in done.stderr
+
+
+def test_without_the_plugin_of_cuda_too():
+    if find_spec("jax_cuda12_plugin") is not None or find_spec("jax_cuda13_plugin") is not None:
+        pytest.skip("it is installed")
+    done = call("train", "--compile-only", "--topology=h100:2x8", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "pip install 'jaxgpt[gpu]'" in done.stderr
 
 
 def test_this_machines_own_devices_are_compiled_for_and_nothing_is_read_or_written(small, tmp_path, monkeypatch):
@@ -314,7 +323,8 @@ def two(tmp_path):
 
 def compile_only(model, *flags):
     if not os.path.exists(LIBTPU):
-        pytest.skip("libtpu is not there")
+        assert (platform.system(), platform.machine()) != ("Linux", "x86_64"), "make test puts libtpu into .venv/tpu"
+        pytest.skip("there is no libtpu for this machine")
     env = os.environ | {"TPU_LIBRARY_PATH": str(LIBTPU), "XLA_FLAGS": ""}
     command = [sys.executable, "-m", "train", "--compile-only", f"--model={model}", "--dtype=bfloat16", *flags]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)

@@ -95,7 +95,7 @@ def assert_alike(a: Path, b: Path, step: int, frozen: tuple[str, ...] = ("tok_em
 def test_two_processes_are_stopped_and_go_on_as_one(small, tmp_path):
     flags = (f"--model={small}", *FLAGS)
     call("train", *flags, f"--out={tmp_path}/whole")
-    pair = train([*flags, f"--out={tmp_path}/r"], devices=2, processes=2, seconds=0.5)
+    pair = train([*flags, f"--out={tmp_path}/r", "--mesh=fsdp=4"], devices=2, processes=2, seconds=0.5)
     said = ""
     for line in pair[0].stdout:
         said += line
@@ -119,7 +119,7 @@ def test_two_processes_are_stopped_and_go_on_as_one(small, tmp_path):
 def test_a_process_that_is_killed_takes_the_others_along_and_nothing_more(small, tmp_path):
     flags = (f"--model={small}", *FLAGS, "--freeze=gradual:head@0,last1@4,full@7")
     call("train", *flags, f"--out={tmp_path}/whole")
-    pair = train([*flags, f"--out={tmp_path}/r"], devices=1, processes=2, seconds=0.5)
+    pair = train([*flags, f"--out={tmp_path}/r", "--mesh=fsdp=2"], devices=1, processes=2, seconds=0.5)
     for line in pair[0].stdout:
         if re.match("step 5/9", line):
             break

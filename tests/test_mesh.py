@@ -121,13 +121,14 @@ def test_a_vocabulary_that_tensor_does_not_divide_is_padded(hf_folder):
     assert done.stdout.strip() == "padded", done.stderr
 
 
-def test_by_default_as_many_devices_as_divide_the_width_are_on_fsdp():
+def test_by_default_devices_are_on_fsdp_if_they_divide_the_width_and_leave_each_enough():
     devices = np.asarray(jax.devices() * 256)[:256].tolist()
     with pytest.MonkeyPatch.context() as patch:  # one device many times over is no grid
         patch.setattr(mesh_utils, "create_device_mesh", lambda shape, devices, **_: np.asarray(devices).reshape(shape))
-        assert dict(make_mesh(devices=devices, width=1600).shape) == {"data": 4, "fsdp": 64, "tensor": 1}
-        assert dict(make_mesh(devices=devices, width=768).shape) == {"data": 1, "fsdp": 256, "tensor": 1}
+        assert dict(make_mesh(devices=devices, width=1600).shape) == {"data": 8, "fsdp": 32, "tensor": 1}
+        assert dict(make_mesh(devices=devices, width=768).shape) == {"data": 16, "fsdp": 16, "tensor": 1}
         assert dict(make_mesh(devices=devices[:6], width=128).shape) == {"data": 3, "fsdp": 2, "tensor": 1}
+        assert dict(make_mesh(devices=devices[:4], width=8).shape) == {"data": 4, "fsdp": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize(

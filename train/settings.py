@@ -101,8 +101,8 @@ class Settings:
     """Threads that prepare batches ahead of the step; the batches are the same for any number."""
     mesh: str | None = None
     """How all devices are arranged, as in data=2,fsdp=4: data splits the batch, fsdp the batch and the parameters,
-    tensor the heads, the MLP's hidden layer and the vocabulary. None: as many on fsdp as divide the model's width, the
-    rest on data."""
+    tensor the heads, the MLP's hidden layer and the vocabulary. None: as many on fsdp as divide the model's width and
+    leave each 32 of it, the rest on data."""
     coordinator: str | None = None
     """Of a run in several processes (hosts), where they meet: auto (TPU pods, SLURM, Kubernetes and Open MPI tell), or
     HOST:PORT of the first one, with --processes and --process. None: auto where the environment says that there are

@@ -13,10 +13,11 @@ def statement(
     recipe: Recipe, slice: Slice, compiled: Compiled, guess: Forecast | None, room: Room | None, *, fits: bool
 ) -> str:
     """All of it."""
+    least = ", with the least effort" * (recipe.mesh.devices.flat[0].platform == "tpu")
     parts = [
         ("program", program(recipe)),
         ("slice", [where(recipe, slice)]),
-        ("compiled", [f"in {compiled.seconds:.0f} s" + ", with the least effort" * (slice.chip is not None)]),
+        ("compiled", [f"in {compiled.seconds:.0f} s{least}"]),
         ("memory", memory(slice, compiled, fits)),
         ("FLOPs", flops(recipe)),
     ]

@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -53,9 +55,13 @@ def find_slice(name: str | None) -> Slice:
         devices = jax.devices()
         return Slice(f"this machine's {devices[0].device_kind}", devices, chip_of(devices[0]))
     chips = {f"{chip.name}:{size}": chip for chip in CHIPS for size in chip.slices}
+    gpus = re.fullmatch(r"(h100):(?:([1-9]\d{0,3})x)?([1-8])", name)
+    if gpus:
+        chip = next(chip for chip in CHIPS if chip.name == gpus[1])
+        return Slice(name, _gpus(name, gpus[1], f"1x{gpus[2] or 1}x{gpus[3]}"), chip)
     if (chip := chips.get(name)) is None:
         known = "; ".join(f"{chip.name}:{{{','.join(chip.slices)}}}" for chip in CHIPS if chip.slices)
-        raise InputError(f"--topology: {name!r} is none of {known}")
+        raise InputError(f"--topology: {name!r} is none of {known}; h100:GPUS or h100:HOSTSxGPUS")
     return Slice(name, _tpus(name, chip), chip)
 
 
@@ -75,3 +81,15 @@ def _tpus(name: str, chip: Chip) -> Sequence[Any]:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **how).devices
     except Exception as error:  # whatever a library of another version raises
         raise InputError(f"--topology={name}: libtpu can't make it ({str(error).splitlines()[0]})") from None
+
+
+def _gpus(name: str, chip: str, size: str) -> Sequence[Any]:
+    if importlib.util.find_spec("jax_cuda12_plugin") is None and importlib.util.find_spec("jax_cuda13_plugin") is None:
+        raise InputError(f"--topology={name}: needs the GPU's compiler: pip install 'jaxgpt[gpu]'")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no driver is known
+    jax.config.update("jax_platforms", "cpu")
+    target = (Path(__file__).parent / "assets" / "gpus" / f"{chip}.txtpb").read_text("utf-8")
+    try:
+        return topologies.get_topology_desc("", "cuda", target_config=target, topology=size).devices
+    except Exception as error:
+        raise InputError(f"--topology={name}: the plugin can't make it ({str(error).splitlines()[0]})") from None
