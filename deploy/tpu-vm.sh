@@ -31,6 +31,11 @@ if [ -z "${PROJECT:-}" ] || [ -z "${BUCKET:-}" ]; then
   exit 2
 fi
 
+if ! command -v gcloud > /dev/null; then
+  echo "tpu-vm: gcloud is not installed: https://cloud.google.com/sdk/docs/install" >&2
+  exit 2
+fi
+
 say() { echo "tpu-vm: $*" >&2; }
 
 tpu() { # tpu VERB [FLAG…]
@@ -92,7 +97,10 @@ while true; do
       tpu delete "$NAME" || true
     fi
     say "making $NAME, $TYPE in $ZONE"
-    until tpu create "$NAME" --accelerator-type="$TYPE" --version="$VERSION" --spot --scopes=cloud-platform; do
+    until tpu create "$NAME" --accelerator-type="$TYPE" --version="$VERSION" --spot --scopes=cloud-platform \
+      2> "$folder/refusal"; do
+      cat "$folder/refusal" >&2
+      grep -Eiq 'capacity|stockout|exhausted|unavailable|internal error|already exists' "$folder/refusal" || exit 2
       say "it was not to be had; once more in $WAIT s"
       sleep "$WAIT"
       [ -z "$(state)" ] || continue 2
@@ -113,7 +121,10 @@ while true; do
       say "no use in trying again (exit code $code); $NAME is still there, and costs"
       exit "$code"
       ;;
-    75-*) say "stopped and saved; going on" ;;
+    75-*)
+      failures=0
+      say "stopped and saved; going on"
+      ;;
     *-READY)
       failures=$((failures + 1))
       say "exit code $code, although $NAME was not preempted ($failures of 5)"

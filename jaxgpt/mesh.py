@@ -61,6 +61,8 @@ def make_mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, 
             found = re.fullmatch(r"(data|fsdp|tensor)=([1-9]\d{0,5})", part.strip())
             if not found:
                 raise InputError(f"--mesh: {part!r} is not AXIS=SIZE, with AXIS one of {', '.join(AXES)}")
+            if text.count(f"{found[1]}=") > 1:
+                raise InputError(f"--mesh: {found[1]} stands twice in {text}")
             sizes[found[1]] = int(found[2])
     if math.prod(sizes.values()) != len(devices):
         raise InputError(f"--mesh: {text} makes {math.prod(sizes.values())} devices, but there are {len(devices)}")

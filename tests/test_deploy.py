@@ -29,6 +29,7 @@ from train.config import with_config
 from train.loop import DIVERGED, LOST
 from train.settings import Settings
 from train.stop import SIGNALS, STOPPED
+from train.trouble import MISTAKE
 
 DEPLOY = ROOT / "deploy"
 FILES = {path.name: path.read_text("utf-8") for path in sorted(DEPLOY.iterdir())}
@@ -36,7 +37,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXAMPLE = {"BUCKET": "some-bucket", "IMAGE": "registry/jaxgpt:1", "PROJECT": "some-project"}
 """Values for what the user fills in."""
 
-USER_ERRORS = {DIVERGED, LOST}
+USER_ERRORS = {DIVERGED, MISTAKE}
+ABORTED = 128 + signal.SIGABRT
+"""How JAX ends a process that has lost the others."""
 """Exit codes after which the same command line would end in the same way."""
 
 
@@ -128,6 +131,7 @@ if verb == "describe":
     sys.exit(not state())
 if verb == "create":
     code = following("create")
+    print({1: "There is no more capacity in the zone", 3: "PERMISSION_DENIED"}.get(code, ""), file=sys.stderr)
     sys.exit(code or state("READY") and 0)
 if verb == "delete":
     sys.exit(state("") and 0)
@@ -257,6 +261,13 @@ def test_a_tpu_vm_that_is_not_to_be_had_is_asked_for_again(machine):
     assert machine.verbs() == ["create", "create", *MADE, "delete"]
 
 
+def test_a_tpu_vm_that_will_never_be_had_is_asked_for_once(machine):
+    done = tpu_vm(machine, create=[3, 0])
+    assert done.returncode == 2
+    assert "PERMISSION_DENIED" in done.stderr
+    assert machine.verbs() == ["create"]
+
+
 def test_what_an_earlier_call_left_of_a_tpu_vm_is_used_if_it_can_be_and_else_deleted(machine):
     (machine.home / "state").write_text("READY")
     assert tpu_vm(machine).returncode == 0
@@ -336,12 +347,12 @@ def sbatch() -> dict[str, str]:
     return {line.partition("=")[0]: line.partition("=")[2] for line in lines}
 
 
-@pytest.mark.parametrize("code", [0, STOPPED, *sorted(USER_ERRORS), 137])
-def test_a_slurm_job_queues_itself_again_if_it_was_stopped_and_only_then(machine, code):
+@pytest.mark.parametrize("code", [0, STOPPED, ABORTED, LOST, *sorted(USER_ERRORS), 137])
+def test_a_slurm_job_queues_itself_again_if_it_was_stopped_or_lost_others_and_only_then(machine, code):
     job = {"SLURM_JOB_ID": "4711", "VENV": "/some/venv"}
     done = machine.run("bash", DEPLOY / "slurm.sbatch", *SBATCH_FLAGS, plan={"srun": [code]}, **job)
     assert done.returncode == code
-    assert machine.told("scontrol") == [["requeue", "4711"]] * (code == STOPPED)
+    assert machine.told("scontrol") == [["requeue", "4711"]] * (code in (STOPPED, ABORTED))
     [command] = machine.told("srun")
     assert command[command.index("-m") - 1] == "/some/venv/bin/python"
 
@@ -461,7 +472,7 @@ def test_a_sky_job_has_fields_that_there_are_and_goes_on_after_a_stop(name):
     assert task.keys() <= SKY_FIELDS
     assert task["resources"].keys() <= SKY_RESOURCES
     assert task["resources"]["use_spot"] is True
-    assert task["resources"]["job_recovery"] == {"recover_on_exit_codes": [STOPPED]}
+    assert task["resources"]["job_recovery"] == {"recover_on_exit_codes": [LOST, STOPPED, ABORTED]}
     for variable in task["envs"]:
         assert f"--env={variable}=" in header(name)
 
@@ -590,7 +601,7 @@ def test_the_readme_has_each_file_and_its_command():
     assert {name for name, _ in rows} == FILES.keys() - {"README.md"}
     for name, command in rows:
         assert f"deploy/{name}" in command
-        stripped = re.sub(r"\b[A-Z]+=\S*…\S* ", "", command.split(" --")[0].replace("\\|", "|"))
+        stripped = re.sub(r"(export )?\b[A-Z]+=\S*…\S* ", "", command.split(" --")[0].replace("\\|", "|"))
         assert stripped in header(name), f"{name}: its header has another command than {command}"
 
 

@@ -135,6 +135,27 @@ def test_a_process_that_is_killed_takes_the_others_along_and_nothing_more(small,
 
 
 @pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("--lr=3e-5", r"process 1: other than process 0, --lr is 3e-05 here and 2e-05 there"),
+        ("--data=not-there.txt", "--data: not-there.txt is no file and no folder"),
+    ],
+)
+def test_a_process_that_is_told_otherwise_ends_the_run_before_it_begins(small, tmp_path, other, said):
+    port = free_port()
+    flags = [f"--model={small}", *FLAGS, f"--out={tmp_path}/r", f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    alike = start(PROGRAM.format(seconds=0, flags=[*flags, "--process=0"]), 1)
+    unlike = start(PROGRAM.format(seconds=0, flags=[*flags, "--process=1", other]), 1)
+    text, _ = unlike.communicate(timeout=120)
+    assert unlike.returncode == 2, text
+    assert re.search(said, text)
+    assert "Traceback" not in text
+    first, _ = alike.communicate(timeout=120)
+    assert alike.returncode in ((2,) if "--lr" in other else (75, -signal.SIGABRT)), first
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
     ("message", "n", "code", "said"),
     [
         ("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.", 1, 2, "--accumulate=2, --remat"),

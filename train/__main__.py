@@ -27,6 +27,8 @@ def main() -> None:
                 f"--topology={settings.topology}: nothing can be trained there; --compile-only says what it would take"
             )
         if settings.compile_only:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)  # nothing to save, and the compiler would not be interrupted
             from train.ahead import compile_only
 
             sys.exit(compile_only(settings))
@@ -37,7 +39,7 @@ def main() -> None:
 
             try:
                 sys.exit(train(settings, stop))
-            except RuntimeError as error:
+            except (RuntimeError, InputError) as error:
                 if (found := trouble(error)) is None:
                     raise
                 print(f"train: {found[0]}", file=sys.stderr)

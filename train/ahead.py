@@ -4,6 +4,7 @@ Nothing is written, and neither data nor weights nor tokenizer are read.
 """
 
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 import convert
 import jaxgpt
+from convert.errors import InputError
 from convert.shapes import shape_of_published
 from convert.source import BUNDLED
 from jaxgpt.mesh import make_mesh
@@ -51,6 +53,8 @@ def make_recipe_of_shapes(settings: Settings, slice: Slice) -> Recipe:
     config = config_of(settings.model)
     mesh = make_mesh(settings.mesh, devices=slice.devices, width=config.n_embd)
     model = abstract(as_trained(config, settings, mesh), dtype=jnp.dtype(settings.dtype))
+    if re.search(r"@[\d.]+ep", settings.freeze):
+        raise InputError(f"--freeze={settings.freeze}: the data are not read here; say when in steps or percent")
     return make_recipe(settings, mesh, model, steps=settings.steps or STEPS, packed=settings.rows == "packed")
 
 

@@ -52,7 +52,7 @@ CHIPS = (
     Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 31.25 * GIB, 1638 * GB, 400 * GB,
          f"{TPU_PAGES}v6e", 1, FLAT),
     Chip("tpu7x", ("TPU7x",), 2307e12, 192 * GIB, 189.5 * GIB, 7380 * GB, 600 * GB,
-         f"{TPU_PAGES}tpu7x", 2, CUBIC),
+         f"{TPU_PAGES}tpu7x", 2),
     _gpu("a100-40gb", "NVIDIA A100-SXM4-40GB", 312, 40, 1555, 300, "a100"),
     _gpu("a100-80gb", "NVIDIA A100-SXM4-80GB", 312, 80, 2039, 300, "a100"),
     _gpu("h100", "NVIDIA H100 80GB", 989.4, 80, 3350, 450, "h100"),
@@ -62,7 +62,7 @@ CHIPS = (
     _gpu("l40s", "NVIDIA L40S", 362, 48, 864, 32, "l40s"),
 )  # fmt: skip
 """Dense FLOP/s are half of what NVIDIA's pages give "with sparsity"; L4 and L40S talk over PCIe 4. The page of v5p says
-95 GB of memory, of which the compiler gives more."""
+95 GB of memory, of which the compiler gives more. libtpu 0.0.42 ends the process where it should compile for tpu7x."""
 
 
 def chip_of(device: Any) -> Chip | None:

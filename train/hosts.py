@@ -3,6 +3,7 @@
 All of them run the same program over one mesh; the first one alone writes text.
 """
 
+import json
 import os
 import re
 import sys
@@ -17,10 +18,17 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
 from convert.errors import InputError
+from train.config import plain
 from train.settings import Settings
 
 LOST_SECONDS = 30
 """How long a process may be silent until the others give up; JAX's own default is 100."""
+
+LONGEST = 2**16
+"""Bytes of what processes tell each other of their settings."""
+
+OWN = ("process", "coordinator", "cache", "workers", "data", "eval_data", "out", "tokenizer", "config")
+"""Settings that each process may have of its own; of data and tokenizer the contents are compared."""
 
 SEVERAL = {
     "JAX_COORDINATOR_ADDRESS": lambda value: bool(value),
@@ -46,7 +54,7 @@ def connect(settings: Settings) -> None:
     by_hand = address not in (None, "auto")
     if by_hand != (n is not None) or by_hand != (index is not None):
         raise InputError("--coordinator=HOST:PORT, --processes and --process: all three of them, or none")
-    if address is not None and by_hand and not re.fullmatch(r"[^\s:]+:\d{1,5}", address):
+    if address is not None and by_hand and not re.fullmatch(r"\S+:\d{1,5}", address):
         raise InputError(f"--coordinator: {address!r} is not auto or HOST:PORT")
     if n is not None and index is not None and not 0 <= index < n:
         raise InputError(f"--process: must be from 0 to {n - 1}, not {index}")
@@ -61,7 +69,9 @@ def connect(settings: Settings) -> None:
             heartbeat_timeout_seconds=LOST_SECONDS, shutdown_timeout_seconds=LOST_SECONDS,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"--coordinator: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0]
+        raise InputError(f"--coordinator={address}: {why} (is that port free, and can it be reached?)") from None
+    check_same({f"--{name.replace('_', '-')}": value for name, value in plain(settings).items() if name not in OWN})
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the first one's lines are everybody's
 
@@ -82,6 +92,23 @@ def any_of(flag: bool) -> Any:
 
 
 _any = jax.jit(lambda flags: flags.any())
+
+
+def check_same(what: Mapping[str, Any]) -> None:
+    """Refuses what is not the same in all processes, which would train on without a word. All of them must ask.
+
+    Raises:
+        InputError: in all of them; in those that differ from the first it says in what.
+    """
+    if jax.process_count() == 1:
+        return
+    own = json.loads(json.dumps(what, default=str))
+    text = np.frombuffer(json.dumps(own).encode().ljust(LONGEST), np.uint8)
+    theirs = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())
+    others = [f"{name} is {own[name]} here and {theirs[name]} there" for name in own if own[name] != theirs[name]]
+    if bool(any_of(bool(others))):
+        told = f"other than process 0, {'; '.join(others)}" if others else "another process was told otherwise"
+        raise InputError(f"process {jax.process_index()}: {told}; all of them need the same flags and data")
 
 
 def agreed(step: int | None) -> int | None:

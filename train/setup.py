@@ -20,9 +20,10 @@ from jaxgpt.params import count_params, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, check_vocabulary
 from jaxgpt.vocab import VOCABULARY_MULTIPLE, mark_padding, rebuilt
 from train.data import Data, find_source, load_data, look_for
+from train.hosts import check_same
 from train.ranges import check_numbers
 from train.recipe import STEPS, Recipe, batch_shapes, make_recipe
-from train.run import Run
+from train.run import IDENTITY, Run
 from train.settings import Settings
 from train.trackers import check_trackers
 
@@ -103,6 +104,7 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, dict[str, jax.Array]]:
     batch_shapes(settings, mesh, config.n_positions, packed=False)  # before the model is read
     model, tokenizer, added = load_model(settings, mesh)
     data = load_data(settings, tokenizer, settings.context or config.n_positions)
+    check_same({what: data.facts[name] for name, what in IDENTITY.items()})
     for part in (data.train, data.held_out):
         check_vocabulary(tokenizer, model.config, part.corpus.tokens)
     prompt = first_words(settings.prompt, tokenizer, data)

@@ -57,6 +57,6 @@ class Stop:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(message, end="\n" * bool(message), flush=True)
+    print(message, end="\n" * bool(message), file=sys.__stdout__, flush=True)  # also where another process writes
     sys.stderr.flush()
     os._exit(code)

@@ -57,8 +57,8 @@ def find_slice(name: str | None) -> Slice:
     chips = {f"{chip.name}:{size}": chip for chip in CHIPS for size in chip.slices}
     gpus = re.fullmatch(r"(h100):(?:([1-9]\d{0,3})x)?([1-8])", name)
     if gpus:
-        chip = next(chip for chip in CHIPS if chip.name == gpus[1])
-        return Slice(name, _gpus(name, gpus[1], f"1x{gpus[2] or 1}x{gpus[3]}"), chip)
+        gpu = next(chip for chip in CHIPS if chip.name == gpus[1])
+        return Slice(name, _gpus(name, gpu.name, f"1x{gpus[2] or 1}x{gpus[3]}"), gpu)
     if (chip := chips.get(name)) is None:
         known = "; ".join(f"{chip.name}:{{{','.join(chip.slices)}}}" for chip in CHIPS if chip.slices)
         raise InputError(f"--topology: {name!r} is none of {known}; h100:GPUS or h100:HOSTSxGPUS")
