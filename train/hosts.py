@@ -27,8 +27,8 @@ LOST_SECONDS = 30
 LONGEST = 2**16
 """Bytes of what processes tell each other of their settings."""
 
-OWN = ("process", "coordinator", "cache", "workers", "data", "eval_data", "out", "tokenizer", "config")
-"""Settings that each process may have of its own; of data and tokenizer the contents are compared."""
+OWN = ("process", "coordinator", "cache", "workers", "config")
+"""Settings that each process may have of its own."""
 
 SEVERAL = {
     "JAX_COORDINATOR_ADDRESS": lambda value: bool(value),
