@@ -5,10 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.mesh import AXES, ROWS, divides
+from jaxgpt.mesh import AXES, divides, on_own_heads
 from jaxgpt.segments import visible_in
 
 AMPERE, HOPPER = (8, 0), (9, 0)
@@ -58,6 +57,4 @@ def cudnn_attention(
     if mesh.size == 1 or mesh.axis_names != AXES:
         return rows(*given)
     # each device has whole rows and heads: left to find that out, XLA asks JAX back, and may have split another axis
-    heads = P(ROWS, None, "tensor", None)
-    specs = (heads, heads, heads, P(ROWS, None))[: len(given)]
-    return jax.shard_map(rows, in_specs=specs, out_specs=heads, check_vma=False)(*given)
+    return on_own_heads(rows, *given)

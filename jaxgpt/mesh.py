@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -107,6 +107,17 @@ def divides(q: Any) -> bool:
     """
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.axis_names == AXES and not (q.shape[0] % batch_shards(mesh) or q.shape[2] % mesh.shape["tensor"])
+
+
+def on_own_heads(attention: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """What a kernel of attention gives that each device runs on its rows and heads, where `divides` holds.
+
+    Args:
+        arrays: q, k, v `(B, T, N, H)` and, if rows hold several texts, their segments `(B, T)`.
+    """
+    heads = P(ROWS, None, "tensor", None)
+    specs = (heads, heads, heads, P(ROWS, None))[: len(arrays)]
+    return jax.shard_map(attention, in_specs=specs, out_specs=heads, check_vma=False)(*arrays)
 
 
 def constrain(x: jax.Array, *spec: str | None, rows: str | tuple[str, ...] | None = ROWS) -> jax.Array:

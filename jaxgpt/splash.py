@@ -7,10 +7,9 @@ devices, so that each is given its own rows and heads.
 from functools import partial
 
 import jax
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.mesh import ROWS, divides
+from jaxgpt.mesh import divides, on_own_heads
 
 BLOCKS = (512, 256, 128)
 """Positions that the kernel takes at once: the first that divides T. 128 is a TPU's vector; larger ones reuse more."""
@@ -35,13 +34,8 @@ def splash_attention(
     Args:
         interpret: compute what the kernel would on whatever device there is.
     """
-    heads, rows = P(ROWS, None, "tensor", None), P(ROWS, None)
-    on_device = partial(_rows, interpret)
-    if segments is None:
-        own = jax.shard_map(on_device, in_specs=(heads,) * 3, out_specs=heads, check_vma=False)
-        return own(q * scale, k, v)
-    own = jax.shard_map(on_device, in_specs=(*(heads,) * 3, rows), out_specs=heads, check_vma=False)
-    return own(q * scale, k, v, segments)
+    given = (q * scale, k, v) if segments is None else (q * scale, k, v, segments)
+    return on_own_heads(partial(_rows, interpret), *given)
 
 
 def _rows(interpret: bool, q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:

@@ -67,12 +67,17 @@ def resize_vocab(
     return rebuilt(model, resized, params)
 
 
+def row_multiple(mesh: Mesh) -> int:
+    """What the number of rows is rounded up to, where a vocabulary is padded for a mesh."""
+    return math.lcm(VOCABULARY_MULTIPLE, mesh.shape["tensor"])
+
+
 def pad_vocab(model: GPT, mesh: Mesh) -> GPT:
     """The model with as many rows of padding as it takes to split the vocabulary over the mesh's `tensor`."""
     config, tensor = model.config, mesh.shape["tensor"]
     if config.vocab_size % tensor == 0:
         return model
-    model = resize_vocab(model, config.n_tokens, pad_multiple=math.lcm(VOCABULARY_MULTIPLE, tensor))
+    model = resize_vocab(model, config.n_tokens, pad_multiple=row_multiple(mesh))
     params = named_params(model)
     return with_params(model, jax.device_put(params, shardings(params, mesh)))
 

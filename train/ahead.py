@@ -19,7 +19,7 @@ from convert.shapes import shape_of_published
 from convert.source import BUNDLED
 from jaxgpt.mesh import make_mesh
 from jaxgpt.model import abstract
-from jaxgpt.vocab import VOCABULARY_MULTIPLE
+from jaxgpt.vocab import row_multiple
 from train.compiled import compile_step
 from train.forecast import forecast
 from train.largest import measure
@@ -73,5 +73,5 @@ def as_trained(config: jaxgpt.GPTConfig, settings: Settings, mesh: Mesh) -> jaxg
     tokens = config.n_tokens + len(settings.add_tokens.split(",") if settings.add_tokens else ())
     if tokens == config.n_tokens and config.vocab_size % mesh.shape["tensor"] == 0:
         return config
-    rows = math.ceil(tokens / (multiple := math.lcm(VOCABULARY_MULTIPLE, mesh.shape["tensor"]))) * multiple
+    rows = math.ceil(tokens / row_multiple(mesh)) * row_multiple(mesh)
     return replace(config, vocab_size=rows, n_padding=rows - tokens)

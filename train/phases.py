@@ -53,7 +53,7 @@ class Phases:
         return (self._enter(state, program) if before < index else state), program
 
     def enter_next(self, state: State, stop: Stop) -> tuple[State, Program] | None:
-        """Thaws what the next phase names; waits for its program if that is not compiled yet, but for no signal."""
+        """Thaws what the next phase names, with its program, which is waited for; alone, not after a signal."""
         assert self._next is not None
         alone = jax.process_count() == 1
         while not self._next.done():

@@ -18,7 +18,7 @@ from jaxgpt.mesh import make_mesh, shardings
 from jaxgpt.modules import shares
 from jaxgpt.params import count_params, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, check_vocabulary
-from jaxgpt.vocab import VOCABULARY_MULTIPLE, mark_padding, rebuilt
+from jaxgpt.vocab import mark_padding, rebuilt, row_multiple
 from train.data import Data, find_source, load_data, look_for
 from train.hosts import check_same
 from train.ranges import check_numbers
@@ -81,8 +81,7 @@ def load_model(settings: Settings, mesh: Mesh) -> tuple[jaxgpt.GPT, Any, tuple[s
     if peek(find_source(settings)) == "chat":
         added += prepare_chat(tokenizer)
     if added:
-        multiple = math.lcm(VOCABULARY_MULTIPLE, mesh.shape["tensor"])
-        model = jaxgpt.resize_vocab(model, tokenizer, pad_multiple=multiple, seed=settings.seed)
+        model = jaxgpt.resize_vocab(model, tokenizer, pad_multiple=row_multiple(mesh), seed=settings.seed)
     params = named_params(model)
     return with_params(model, jax.device_put(params, shardings(params, mesh))), tokenizer, added
 
