@@ -18,12 +18,12 @@ from pathlib import Path
 import grain
 import jax
 
-from train.data import train_batches
-from train.phases import Phases
-from train.run import Run
-from train.settings import Settings
-from train.setup import prepare
-from train.steps import batches_of
+from jaxgpt.train.data.load import train_batches
+from jaxgpt.train.loop import batches_of
+from jaxgpt.train.run.folder import Run
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.setup import prepare
+from jaxgpt.train.step.phases import Phases
 
 
 def conversations(path: Path) -> str:

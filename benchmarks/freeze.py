@@ -19,9 +19,9 @@ import numpy as np
 
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
-from train.batch import Batch
-from train.optimizer import make_optimizer, schedule
-from train.step import Rates, init_state, make_train_step
+from jaxgpt.train.step.batch import Batch
+from jaxgpt.train.step.optimizer import make_optimizer, schedule
+from jaxgpt.train.step.step import Rates, init_state, make_train_step
 
 TINY = jaxgpt.GPTConfig(vocab_size=4096, n_positions=256, n_embd=128, n_layer=12, n_head=4, n_inner=512)
 ROWS = (
@@ -40,7 +40,7 @@ ROWS = (
 
 def program(config: jaxgpt.GPTConfig, text: str, made: int, batch: tuple[int, int]) -> dict:
     """A compiled step, its state, and what the compiler says of it."""
-    model = jaxgpt.GPT(config, rngs=jaxgpt.model.nnx.Rngs(0))
+    model = jaxgpt.GPT(config, rngs=jaxgpt.model.gpt.nnx.Rngs(0))
     plan, rate = freeze.parse(text, config, 3000), schedule(3000, 0.1)
     trainable, frozen = plan.partition(named_params(model), made)
     tx = make_optimizer(plan, trainable, rate, weight_decay=0.1, clip=1.0, step=made)

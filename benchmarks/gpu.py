@@ -111,10 +111,10 @@ def flops_of(case: dict[str, Any]) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # here, not in what others inherit: they need the GPU, which is theirs
-    from convert import GPTConfig
-    from convert.dialects.jaxgpt import JAXGPT
     from jaxgpt import freeze
-    from train.flops import step_flops
+    from jaxgpt.convert import GPTConfig
+    from jaxgpt.convert.dialects.jaxgpt import JAXGPT
+    from jaxgpt.train.compile_only.flops import step_flops
 
     config = GPTConfig(**case["shape"])
     names = {row.ours: None for row in JAXGPT.expand(config)}
@@ -125,7 +125,7 @@ def flops_of(case: dict[str, Any]) -> int:
 def peak_of(kind: str) -> float | None:
     """Dense bfloat16 FLOP/s of a GPU by its name; None if the table has none of it."""
     sys.path.insert(0, str(HERE.parent))
-    from train.chips import chip_of
+    from jaxgpt.train.compile_only.chips import chip_of
 
     chip = chip_of(SimpleNamespace(device_kind=kind))
     return chip.flops if chip else None

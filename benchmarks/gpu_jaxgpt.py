@@ -13,13 +13,13 @@ from gpu_windows import batches, measure, tell
 
 import jaxgpt
 from jaxgpt.mesh import batch_sharding, make_mesh, shardings
-from jaxgpt.model import abstract
+from jaxgpt.model.gpt import abstract
 from jaxgpt.params import count_params, named_params
-from train.batch import Batch
-from train.hosts import on_devices, own_rows
-from train.phases import Phases
-from train.recipe import make_recipe
-from train.settings import Settings
+from jaxgpt.train.distributed import on_devices, own_rows
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.step.batch import Batch
+from jaxgpt.train.step.phases import Phases
+from jaxgpt.train.step.spec import make_recipe
 
 
 def start(model: jaxgpt.GPT) -> dict[str, np.ndarray]:
@@ -58,7 +58,7 @@ def main() -> None:
     state, program = phases.begin(state, 0)
     batch, metrics = send(), None
 
-    def step() -> None:  # in the order of train/steps.py
+    def step() -> None:  # in the order of train/loop.py
         nonlocal state, batch, metrics
         before, (state, metrics) = metrics, program.step(state, batch, program.rates)
         batch = send()

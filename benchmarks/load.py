@@ -15,7 +15,7 @@ from pathlib import Path
 
 TO_JAX = """
 import jax, numpy as np
-from convert import read
+from jaxgpt.convert import read
 from jaxgpt.loading import to_jax
 def load():
     return jax.block_until_ready(to_jax(read(folder + SOURCE, **TOLD), np.dtype("float32")))
@@ -45,12 +45,12 @@ def load():
 """,
     ".pt of nn.Linear, jaxgpt arrays": TO_JAX.replace("SOURCE", "'/lesson.pt'").replace("TOLD", TOLD),
     "HF folder, inspect": """
-from convert import read
+from jaxgpt.convert import read
 def load():
     return read(folder)
 """,
     ".pt, inspect": """
-from convert import read
+from jaxgpt.convert import read
 def load():
     return read(folder + "/hf.bin")
 """,
@@ -82,7 +82,7 @@ def main() -> None:
     import transformers
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    import convert
+    from jaxgpt import convert
 
     versions = f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {versions}")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-import convert
-from convert.dialects.jaxgpt import JAXGPT
-from convert.layout import LazyArray, shape_of
+from jaxgpt import convert
+from jaxgpt.convert.dialects.jaxgpt import JAXGPT
+from jaxgpt.convert.layout import LazyArray, shape_of
 
 SHAPES = {
     "gpt2": {},

@@ -8,13 +8,13 @@ import argparse
 import os
 from importlib.metadata import PackageNotFoundError, version
 
-from train.ahead import make_recipe_of_shapes
-from train.chips import GIB
-from train.collectives import KINDS
-from train.compiled import compile_step
-from train.forecast import forecast, held, traffic_of
-from train.settings import Settings
-from train.topology import find_slice
+from jaxgpt.train.compile_only.chips import GIB
+from jaxgpt.train.compile_only.collectives import KINDS
+from jaxgpt.train.compile_only.command import make_recipe_of_shapes
+from jaxgpt.train.compile_only.compile_step import compile_step
+from jaxgpt.train.compile_only.step_time import forecast, held, traffic_of
+from jaxgpt.train.compile_only.topology import find_slice
+from jaxgpt.train.settings import Settings
 
 SLICES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
 

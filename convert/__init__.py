@@ -1,9 +1,9 @@
 """PyTorch GPT-2 checkpoints <-> parameter pytrees: `read`, `write`, and `python -m convert`. No Flax, no torch."""
 
-from convert.checkpoint import Checkpoint, read
-from convert.config import GPTConfig
-from convert.dialect import Dialect, Row
-from convert.errors import InputError
-from convert.export import write
+from jaxgpt.convert.checkpoint import Checkpoint, read
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.dialect import Dialect, Row
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.export import write
 
 __all__ = ["Checkpoint", "Dialect", "GPTConfig", "InputError", "Row", "read", "write"]

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from convert.checkpoint import Checkpoint, read
-from convert.dialect import HEAD
-from convert.errors import one_clear_line
-from convert.export import write
-from convert.source import tokenizer_files
+from jaxgpt.convert.checkpoint import Checkpoint, read
+from jaxgpt.convert.dialect import HEAD
+from jaxgpt.convert.errors import one_clear_line
+from jaxgpt.convert.export import write
+from jaxgpt.convert.source import tokenizer_files
 
 DESCRIPTION = """Inspects a GPT-2 checkpoint, or converts it between PyTorch's world and JAX's.
 

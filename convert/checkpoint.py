@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.config import GPTConfig
-from convert.contents import open_contents
-from convert.dialect import Dialect, Tensors
-from convert.errors import InputError
-from convert.layout import Shape
-from convert.mapping import to_ours
-from convert.recognise import recognise
-from convert.source import resolve
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.contents import open_contents
+from jaxgpt.convert.dialect import Dialect, Tensors
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.layout import Shape
+from jaxgpt.convert.mapping import to_ours
+from jaxgpt.convert.recognise import recognise
+from jaxgpt.convert.source import resolve
 
 
 @dataclass(frozen=True)

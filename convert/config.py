@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from convert.errors import InputError
+from jaxgpt.convert.errors import InputError
 
 ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "tanh")
 """Canonical names, as in Hugging Face's `config.json`: `gelu_new` is GPT-2's tanh form, `gelu` the exact one."""

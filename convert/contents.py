@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from convert.config import GPTConfig
-from convert.dialect import Tensors
-from convert.errors import InputError
-from convert.formats import llmc, safetensors, torch_zip
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.dialect import Tensors
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.formats import llmc, safetensors, torch_zip
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Where a folder's weights are looked for, in this order."""
@@ -41,7 +41,7 @@ def open_contents(path: Path) -> Contents:
         InputError: no weights are there, or they are damaged.
     """
     if path.is_dir() and (path / "params").is_dir():
-        from convert.formats import orbax
+        from jaxgpt.convert.formats import orbax
 
         params, config = orbax.read(path)
         return Contents("Orbax", params, config=config)

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convert.config import GPTConfig
-from convert.errors import InputError
-from convert.layout import Shape, shape_of
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.layout import Shape, shape_of
 
 Tensors = Mapping[str, Any]
 """Names to arrays: NumPy views of a memory-mapped file, or anything with `shape`, `dtype` and `__array__`."""

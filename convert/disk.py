@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from convert.errors import InputError
+from jaxgpt.convert.errors import InputError
 
 
 def check_free(path: Path, replaceable: tuple[str, ...], force: bool) -> None:

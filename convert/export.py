@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoint import Checkpoint, read
-from convert.config import GPTConfig
-from convert.dialect import Dialect, Tensors
-from convert.dialects.hf import HF
-from convert.dialects.jaxgpt import JAXGPT
-from convert.dialects.lesson import LESSON
-from convert.dialects.linear import NANOGPT
-from convert.disk import check_free, check_space, parse_size, publish, temporary_sibling, track
-from convert.errors import InputError
-from convert.formats import torch_zip
-from convert.hf_folder import FILES, nbytes, write_hf_folder
-from convert.layout import shape_of
-from convert.mapping import check_params, same, to_theirs
+from jaxgpt.convert.checkpoint import Checkpoint, read
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.dialect import Dialect, Tensors
+from jaxgpt.convert.dialects.hf import HF
+from jaxgpt.convert.dialects.jaxgpt import JAXGPT
+from jaxgpt.convert.dialects.lesson import LESSON
+from jaxgpt.convert.dialects.linear import NANOGPT
+from jaxgpt.convert.disk import check_free, check_space, parse_size, publish, temporary_sibling, track
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.formats import torch_zip
+from jaxgpt.convert.hf_folder import FILES, nbytes, write_hf_folder
+from jaxgpt.convert.layout import shape_of
+from jaxgpt.convert.mapping import check_params, same, to_theirs
 
 TARGETS: dict[str, tuple[Dialect, tuple[str, ...]]] = {
     "orbax": (JAXGPT, ("_CHECKPOINT_METADATA", "commit_success.txt", "params", "config", "tokenizer")),
@@ -135,7 +135,7 @@ def _check_form(dialect: Dialect, config: GPTConfig) -> None:
 def _write_orbax(
     folder: Path, params: Tensors, config: GPTConfig, kind: np.dtype | None, tokenizer: Mapping[str, Path]
 ) -> None:
-    from convert.formats import orbax
+    from jaxgpt.convert.formats import orbax
 
     orbax.write(folder, params, config, kind)
     (folder / "tokenizer").mkdir()

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from convert.config import GPTConfig
-from convert.dialect import Tensors
-from convert.dialects.hf import HF
-from convert.dialects.hf_config import config_to_hf
-from convert.disk import write_json
-from convert.formats import safetensors
-from convert.mapping import to_theirs
-from convert.source import SIDECARS
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.dialect import Tensors
+from jaxgpt.convert.dialects.hf import HF
+from jaxgpt.convert.dialects.hf_config import config_to_hf
+from jaxgpt.convert.disk import write_json
+from jaxgpt.convert.formats import safetensors
+from jaxgpt.convert.mapping import to_theirs
+from jaxgpt.convert.source import SIDECARS
 
 FILES = (
     "config.json", "generation_config.json", "README.md", "model*.safetensors", "model.safetensors.index.json",

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from convert.config import GPTConfig
-from convert.dialect import EMBEDDING, HEAD, Dialect, Tensors, listing
-from convert.errors import InputError
-from convert.layout import LazyArray, relayout, shape_of, swap
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.dialect import EMBEDDING, HEAD, Dialect, Tensors, listing
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.layout import LazyArray, relayout, shape_of, swap
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 

@@ -4,17 +4,17 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from convert.config import ACTIVATIONS, GPTConfig
-from convert.contents import Contents
-from convert.dialect import EMBEDDING, Dialect, Tensors
-from convert.dialects.hf import DIALOGPT, HF
-from convert.dialects.hf_config import config_from_hf
-from convert.dialects.jaxgpt import JAXGPT
-from convert.dialects.lesson import LESSON
-from convert.dialects.linear import MINGPT, NANOGPT, UNKNOWN_LINEAR
-from convert.dialects.llmc import LLMC
-from convert.dialects.old_mingpt import OLD_MINGPT
-from convert.errors import InputError
+from jaxgpt.convert.config import ACTIVATIONS, GPTConfig
+from jaxgpt.convert.contents import Contents
+from jaxgpt.convert.dialect import EMBEDDING, Dialect, Tensors
+from jaxgpt.convert.dialects.hf import DIALOGPT, HF
+from jaxgpt.convert.dialects.hf_config import config_from_hf
+from jaxgpt.convert.dialects.jaxgpt import JAXGPT
+from jaxgpt.convert.dialects.lesson import LESSON
+from jaxgpt.convert.dialects.linear import MINGPT, NANOGPT, UNKNOWN_LINEAR
+from jaxgpt.convert.dialects.llmc import LLMC
+from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
+from jaxgpt.convert.errors import InputError
 
 DIALECTS = {d.name: d for d in (HF, DIALOGPT, NANOGPT, MINGPT, UNKNOWN_LINEAR, LESSON, OLD_MINGPT, LLMC, JAXGPT)}
 

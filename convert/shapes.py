@@ -1,6 +1,6 @@
 """Shapes of published models, by name: what can be said of them without their files."""
 
-from convert.config import GPTConfig
+from jaxgpt.convert.config import GPTConfig
 
 SIZES = {
     "distilgpt2": (6, 768, 12),

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from convert.errors import InputError
+from jaxgpt.convert.errors import InputError
 
 SIDECARS = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
@@ -11,7 +11,7 @@ SIDECARS = (
 )  # fmt: skip
 """Files of a tokenizer, which travel with a checkpoint."""
 
-BUNDLED = {"tiny": Path(__file__).parents[1] / "jaxgpt" / "assets" / "tiny"}
+BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}
 """Models that are installed with the packages, by name."""
 
 HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[\w./-]+))?")

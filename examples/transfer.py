@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
-from train.batch import Batch
-from train.data import eval_batches, load_data, train_batches
-from train.optimizer import make_optimizer, schedule
-from train.rows import Windows
-from train.settings import Settings
-from train.step import Rates, State, init_state, make_eval_step, make_train_step
+from jaxgpt.train.data.load import eval_batches, load_data, train_batches
+from jaxgpt.train.data.rows import Windows
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.step.batch import Batch
+from jaxgpt.train.step.optimizer import make_optimizer, schedule
+from jaxgpt.train.step.step import Rates, State, init_state, make_eval_step, make_train_step
 
 BATCH, CONTEXT, PEAK, EVERY = 8, 128, 1e-3, 10
 WAYS = {"from scratch": "full", "full": "full", "first6": "first6", "gradual": "gradual", "head": "head"}
@@ -62,7 +62,7 @@ class Bench:
         """Evaluation loss along the way, and the loss on the model's own texts at its end."""
         params = self.start
         if way == "from scratch":
-            params = named_params(jaxgpt.GPT(self.model.config, rngs=jaxgpt.model.nnx.Rngs(seed)))
+            params = named_params(jaxgpt.GPT(self.model.config, rngs=jaxgpt.model.gpt.nnx.Rngs(seed)))
         plan = freeze.parse(WAYS[way], self.model.config, self.steps)
         batches = iter(train_batches(self.data, BATCH, seed)[: self.steps])
         state, curve = None, [(0, self.loss(params, self.held_out))]

@@ -1,17 +1,24 @@
 """GPT-2-class PyTorch checkpoints in JAX: load, freeze, fine-tune, and take them back out."""
 
-from convert import GPTConfig, InputError
-from jaxgpt import freeze
-from jaxgpt.evaluate import evaluate
-from jaxgpt.generate import generate
-from jaxgpt.loss import next_token_loss
-from jaxgpt.mesh import make_mesh
-from jaxgpt.model import GPT
-from jaxgpt.params import count_params, named_params, with_params
-from jaxgpt.pretrained import from_pretrained, load, save, save_pretrained
-from jaxgpt.sanity.check import check
-from jaxgpt.tokenizer import load_tokenizer
-from jaxgpt.vocab import resize_vocab, untie_head
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxgpt import freeze
+    from jaxgpt.convert import GPTConfig, InputError
+    from jaxgpt.evaluation.perplexity import evaluate
+    from jaxgpt.generation.generate import generate
+    from jaxgpt.loss import next_token_loss
+    from jaxgpt.mesh import make_mesh
+    from jaxgpt.model.gpt import GPT
+    from jaxgpt.params import count_params, named_params, with_params
+    from jaxgpt.pretrained import from_pretrained, load, save, save_pretrained
+    from jaxgpt.sanity.check import check
+    from jaxgpt.tokenizer import load_tokenizer
+    from jaxgpt.vocab import resize_vocab, untie_head
+
+__version__ = "0.1.0"
 
 __all__ = [
     "GPT",
@@ -34,3 +41,37 @@ __all__ = [
     "untie_head",
     "with_params",
 ]
+
+_MODULES = {
+    "GPT": "model.gpt",
+    "GPTConfig": "convert",
+    "InputError": "convert",
+    "check": "sanity.check",
+    "count_params": "params",
+    "evaluate": "evaluation.perplexity",
+    "from_pretrained": "pretrained",
+    "generate": "generation.generate",
+    "load": "pretrained",
+    "load_tokenizer": "tokenizer",
+    "make_mesh": "mesh",
+    "named_params": "params",
+    "next_token_loss": "loss",
+    "resize_vocab": "vocab",
+    "save": "pretrained",
+    "save_pretrained": "pretrained",
+    "untie_head": "vocab",
+    "with_params": "params",
+}
+"""Where each name is defined. A module is imported at the first use: `jaxgpt.convert` and `--help` need no JAX."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"jaxgpt.{_MODULES[name]}"), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"jaxgpt.{name}"):
+        return importlib.import_module(f"jaxgpt.{name}")
+    raise AttributeError(f"module 'jaxgpt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

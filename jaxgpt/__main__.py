@@ -6,8 +6,8 @@ import sys
 
 import tyro
 
-from convert.errors import InputError, one_clear_line
 from jaxgpt.commands import Check, Eval, Generate
+from jaxgpt.convert.errors import InputError, one_clear_line
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
 def check(command: Check) -> bool:
     """Prints what the checks found, and tells whether none failed."""
     import jaxgpt
-    from convert.source import resolve, tokenizer_files
+    from jaxgpt.convert.source import resolve, tokenizer_files
 
     model = jaxgpt.from_pretrained(command.model)
     tokenizer = jaxgpt.load_tokenizer(command.model) if tokenizer_files(resolve(command.model)) else None
@@ -79,8 +79,8 @@ def generate(command: Generate) -> None:
     """Prints a text as it comes, or several when all have come."""
     import jaxgpt
     from jaxgpt.chat import render
-    from jaxgpt.sampling import make_samplers
-    from jaxgpt.text import write
+    from jaxgpt.generation.sampling import make_samplers
+    from jaxgpt.generation.text import write
 
     texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in command.prompt]
     for text in texts:

@@ -3,7 +3,7 @@
 import operator
 from typing import Any
 
-from convert.errors import InputError
+from jaxgpt.convert.errors import InputError
 
 
 def integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:

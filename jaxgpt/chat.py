@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convert.errors import InputError
+from jaxgpt.convert.errors import InputError
 from jaxgpt.tokenizer import add_tokens
 
 Message = dict[str, str]

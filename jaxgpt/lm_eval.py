@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from convert.errors import InputError, one_clear_line
-from jaxgpt.model import GPT
+from jaxgpt.convert.errors import InputError, one_clear_line
+from jaxgpt.evaluation.score import score
+from jaxgpt.model.gpt import GPT
 from jaxgpt.params import count_params
 from jaxgpt.pretrained import from_pretrained
-from jaxgpt.score import score
 from jaxgpt.tokenizer import check_vocabulary, load_tokenizer
 
 try:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-from convert.errors import InputError
-from jaxgpt.generate import Stream
-from jaxgpt.model import GPT
-from jaxgpt.sampling import Sampler, make_samplers
+from jaxgpt.convert.errors import InputError
+from jaxgpt.generation.generate import Stream
+from jaxgpt.generation.sampling import Sampler, make_samplers
+from jaxgpt.model.gpt import GPT
 
 
 @dataclass(frozen=True)

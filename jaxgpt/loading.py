@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-import convert
+from jaxgpt import convert
 from jaxgpt.mesh import AXES, RULES, WHOLE_VOCABULARY, shardings
 
 
@@ -26,7 +26,7 @@ def to_jax(checkpoint: convert.Checkpoint, dtype: np.dtype, mesh: Mesh | None = 
         whole = checkpoint.config.vocab_size % mesh.shape["tensor"] > 0
         places |= shardings(params, mesh, WHOLE_VOCABULARY if whole else RULES)
     if checkpoint.format == "Orbax":
-        from convert.formats import orbax
+        from jaxgpt.convert.formats import orbax
 
         return orbax.restore(checkpoint.path, places, dtype)
     if mesh is not None and jax.process_count() > 1:

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from convert.config import GPTConfig
-from jaxgpt.model import GPT
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.model.gpt import GPT
 
 
 def next_token_loss(

@@ -12,7 +12,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from convert.errors import InputError
+from jaxgpt.convert.errors import InputError
 from jaxgpt.params import Rules, match
 
 AXES = ("data", "fsdp", "tensor")

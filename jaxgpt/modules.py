@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from convert.config import GPTConfig
+from jaxgpt.convert.config import GPTConfig
 from jaxgpt.params import count_params
 
 

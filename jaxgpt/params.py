@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jax import Array
 
-from convert.errors import InputError
+from jaxgpt.convert.errors import InputError
 
 T = TypeVar("T")
 Rules = tuple[tuple[str, T], ...]

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-import convert
-from convert.source import SIDECARS
+from jaxgpt import convert
+from jaxgpt.convert.source import SIDECARS
 from jaxgpt.loading import to_jax
-from jaxgpt.model import GPT, abstract
+from jaxgpt.model.gpt import GPT, abstract
 from jaxgpt.params import named_params, with_params
 from jaxgpt.vocab import pad_vocab
 

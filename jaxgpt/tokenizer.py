@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from convert.config import GPTConfig
-from convert.errors import InputError
-from convert.source import resolve, tokenizer_files
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.source import resolve, tokenizer_files
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from convert.config import GPTConfig
-from convert.dialect import EMBEDDING, HEAD
-from convert.errors import InputError
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.dialect import EMBEDDING, HEAD
+from jaxgpt.convert.errors import InputError
 from jaxgpt.mesh import shardings
-from jaxgpt.model import GPT, abstract
+from jaxgpt.model.gpt import GPT, abstract
 from jaxgpt.params import named_params, with_params
 from jaxgpt.tokenizer import vocabulary_size
 

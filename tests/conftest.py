@@ -28,7 +28,7 @@ from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parent.parent
-TINY = ROOT / "jaxgpt" / "assets" / "tiny"
+TINY = ROOT / "convert" / "assets" / "tiny"
 
 # every dimension differs, so that no two can be mixed up: D, F, V, T, N, H, L
 DIMS = {"n_embd": 36, "n_inner": 52, "vocab_size": 97, "n_positions": 41, "n_head": 3, "n_layer": 2}
@@ -76,7 +76,7 @@ def run(*args: str | Path, check: bool = True, **env: str) -> subprocess.Complet
 
 def call(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess:
     """`python -m ARGS` in this process, which saves the seconds of its imports."""
-    main = importlib.import_module(f"{args[0]}.__main__").main
+    main = importlib.import_module(("" if args[0] == "jaxgpt" else "jaxgpt.") + f"{args[0]}.__main__").main
     out, error, argv, code = io.StringIO(), io.StringIO(), sys.argv, 0
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     sys.argv = [*map(str, args)]

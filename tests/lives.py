@@ -6,8 +6,8 @@ import sys
 
 from transformers import AutoTokenizer  # noqa: F401
 
-import train.loop  # noqa: F401
-from train.__main__ import main
+import jaxgpt.train.finetune  # noqa: F401
+from jaxgpt.train.__main__ import main
 
 
 def live(flags: list[str], pipe) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import jaxgpt
 from jaxgpt import named_params
 from jaxgpt.mesh import batch_sharding, make_mesh, shardings
-from train.batch import Batch
-from train.hosts import on_devices, own_rows
-from train.phases import Phases
-from train.recipe import make_recipe
-from train.settings import Settings
-from train.stop import Stop
+from jaxgpt.train.distributed import on_devices, own_rows
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.signals import Stop
+from jaxgpt.train.step.batch import Batch
+from jaxgpt.train.step.phases import Phases
+from jaxgpt.train.step.spec import make_recipe
 
 MESHES = ("one", "data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2")
 STRATEGIES = {"full": 3, "first6": 7, "gradual:head@0,last1@4,full@7": 3}
@@ -31,7 +31,7 @@ CONFIG = jaxgpt.GPTConfig(
 def start(config: jaxgpt.GPTConfig) -> dict[str, np.ndarray]:
     """Parameters that all matter."""
     draw = np.random.default_rng(0)
-    shapes = named_params(jaxgpt.model.abstract(config))
+    shapes = named_params(jaxgpt.model.gpt.abstract(config))
     return {
         name: (draw.normal(float(name.endswith("scale")), 0.1, p.shape)).astype(np.float32)
         for name, p in shapes.items()
@@ -43,7 +43,7 @@ def run(text: str, strategy: str) -> tuple[list[float], dict[str, np.ndarray], l
     mesh = make_mesh(None, devices=jax.devices()[:1]) if text == "one" else make_mesh(text)
     settings = Settings(freeze=strategy, batch_size=B, lr=2e-5, weight_decay=0.1, seed=3)
     config = replace(CONFIG, n_layer=STRATEGIES[strategy])
-    shapes, before = jaxgpt.model.abstract(config), start(config)
+    shapes, before = jaxgpt.model.gpt.abstract(config), start(config)
     recipe = make_recipe(settings, mesh, shapes, steps=STEPS, packed=False)
     params = jax.device_put(before, shardings(named_params(shapes), mesh))
     phases, place = Phases(recipe), batch_sharding(mesh)

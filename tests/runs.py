@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.mapping import same
+from jaxgpt.convert.mapping import same
 
 QUICK = ("--batch-size=8", "--steps=9", "--eval-every=4", "--checkpoint-every=3", "--log-every=1", "--lr=1e-3")
 

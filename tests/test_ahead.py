@@ -17,19 +17,19 @@ import pytest
 from conftest import ROOT, call, random_hf
 
 import jaxgpt
-from convert.dialects.jaxgpt import JAXGPT
-from convert.layout import shape_of
-from convert.shapes import SIZES, shape_of_published
 from jaxgpt import make_mesh
-from jaxgpt.model import abstract
-from train.chips import CHIPS, GIB, chip_of
-from train.collectives import collectives, group_size
-from train.flops import step_flops
-from train.forecast import held, trains
-from train.hlo import elements, parse, size
-from train.largest import differentiated, measure, with_blocks
-from train.recipe import Recipe, make_recipe
-from train.settings import Settings
+from jaxgpt.convert.dialects.jaxgpt import JAXGPT
+from jaxgpt.convert.layout import shape_of
+from jaxgpt.convert.shapes import SIZES, shape_of_published
+from jaxgpt.model.gpt import abstract
+from jaxgpt.train.compile_only.batch_limit import differentiated, measure, with_blocks
+from jaxgpt.train.compile_only.chips import CHIPS, GIB, chip_of
+from jaxgpt.train.compile_only.collectives import collectives, group_size
+from jaxgpt.train.compile_only.flops import step_flops
+from jaxgpt.train.compile_only.hlo import elements, parse, size
+from jaxgpt.train.compile_only.step_time import held, trains
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.step.spec import Recipe, make_recipe
 
 CONFIG = jaxgpt.GPTConfig(n_embd=256, n_layer=3, n_head=4, n_inner=1024, vocab_size=2048, n_positions=128)
 
@@ -165,8 +165,8 @@ MESH_PROGRAMS = """
 import json, jax, jax.numpy as jnp
 from functools import partial
 from jax.sharding import PartitionSpec as P, NamedSharding
-from train.collectives import collectives
-from train.hlo import parse
+from jaxgpt.train.compile_only.collectives import collectives
+from jaxgpt.train.compile_only.hlo import parse
 
 mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=NamedSharding(mesh, P("b")))

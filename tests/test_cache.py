@@ -7,9 +7,9 @@ import pytest
 from conftest import random_tokens
 
 import jaxgpt
-from jaxgpt.cache import empty_cache
-from jaxgpt.decode import decode, prefill
-from jaxgpt.generate import Stream
+from jaxgpt.generation.decode import decode, prefill
+from jaxgpt.generation.generate import Stream
+from jaxgpt.model.cache import empty_cache
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import pytest
 
 import jaxgpt
-from convert.errors import InputError
 from jaxgpt.chat import encode_chats, messages_of, prepare_chat, render
+from jaxgpt.convert.errors import InputError
 
 TWO_TURNS = (
     {"role": "system", "content": "Be brief."},

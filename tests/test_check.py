@@ -15,7 +15,7 @@ from conftest import DIMS, TINY, call, random_hf
 from flax import nnx
 
 import jaxgpt
-from jaxgpt.model import abstract
+from jaxgpt.model.gpt import abstract
 from jaxgpt.sanity.check import check, expected_counts
 from jaxgpt.sanity.comparison import compare
 from jaxgpt.sanity.reference import load_reference

@@ -17,13 +17,13 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
 from transformers import GPT2LMHeadModel
 
-import convert
 import jaxgpt
-from convert.dialects.hf import HF
-from convert.dialects.hf_config import FIELDS, config_from_hf
-from convert.dialects.jaxgpt import JAXGPT
-from convert.layout import relayout, shape_of, swap
-from convert.mapping import same
+from jaxgpt import convert
+from jaxgpt.convert.dialects.hf import HF
+from jaxgpt.convert.dialects.hf_config import FIELDS, config_from_hf
+from jaxgpt.convert.dialects.jaxgpt import JAXGPT
+from jaxgpt.convert.layout import relayout, shape_of, swap
+from jaxgpt.convert.mapping import same
 
 
 def edit_config(folder: Path, **fields) -> None:
@@ -44,7 +44,7 @@ def edit_tensors(folder: Path, change) -> None:
 def test_the_table_covers_the_models_parameters_exactly():
     for tied in (True, False):
         config = jaxgpt.GPTConfig(**DIMS, tie_word_embeddings=tied)
-        shapes = {name: p.shape for name, p in jaxgpt.named_params(jaxgpt.model.abstract(config)).items()}
+        shapes = {name: p.shape for name, p in jaxgpt.named_params(jaxgpt.model.gpt.abstract(config)).items()}
         assert shapes == {r.ours: shape_of(r.layout.split(" -> ")[1], config.dims) for r in HF.expand(config)}
         assert shapes.keys() == {row.ours for row in JAXGPT.expand(config)}
 
@@ -304,7 +304,7 @@ def test_opening_reads_no_tensor_data(tmp_path):
         return original(array, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("convert.mapping.np.asarray", watched)
+        patch.setattr("jaxgpt.convert.mapping.np.asarray", watched)
         assert convert.read(tmp_path).config.tie_word_embeddings
     assert max(sizes, default=0) == 0
 
@@ -329,7 +329,7 @@ class Absent:
         if name.split(".")[0] in ("torch", "flax", "transformers", "jaxgpt", "train"):
             raise ImportError(name)
 sys.meta_path.insert(0, Absent())
-import convert
+from jaxgpt import convert
 for to in ("hf", "orbax"):
     source = convert.read(sys.argv[1])
     convert.write(f"{sys.argv[2]}/{to}", source.params, source.config, to=to)

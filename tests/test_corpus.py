@@ -16,8 +16,7 @@ import jaxgpt
 from jaxgpt.data import corpus as corpus_module
 from jaxgpt.data import pieces, token_files
 from jaxgpt.data.corpus import tokenise
-from jaxgpt.data.documents import Texts
-from jaxgpt.data.sources import Source
+from jaxgpt.data.documents import Source, Texts
 from jaxgpt.tokenizer import fingerprint
 
 WORDS = "the a naïve 日本語 code, (x[1])... don't 3.14 🎉 e\u0301 <|endoftext|> end.\t==== ﬁ".split(" ")

@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import jaxgpt.attention
-import jaxgpt.cudnn
+import jaxgpt.model.attention
+import jaxgpt.model.cudnn
 from jaxgpt import GPTConfig
-from jaxgpt.attention import attention
-from jaxgpt.cache import empty_cache
 from jaxgpt.mesh import make_mesh
-from jaxgpt.model import abstract
-from train.phases import Phases
-from train.recipe import make_recipe
-from train.settings import Settings
-from train.step import Rates, make_train_step
+from jaxgpt.model.attention import attention
+from jaxgpt.model.cache import empty_cache
+from jaxgpt.model.gpt import abstract
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.step.phases import Phases
+from jaxgpt.train.step.spec import make_recipe
+from jaxgpt.train.step.step import Rates, make_train_step
 
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 MASKED_FORWARD, MASKED_BACKWARD = "__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"
@@ -36,8 +36,8 @@ def gpu(monkeypatch):
 
     def pretend(capability: tuple[int, int] = (9, 0)) -> None:
         monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
-        monkeypatch.setattr(jaxgpt.attention, "platform", lambda: "gpu")
-        monkeypatch.setattr(jaxgpt.cudnn, "compute_capability", lambda: capability)
+        monkeypatch.setattr(jaxgpt.model.attention, "platform", lambda: "gpu")
+        monkeypatch.setattr(jaxgpt.model.cudnn, "compute_capability", lambda: capability)
 
     return pretend
 
@@ -89,12 +89,12 @@ def test_the_capability_is_read_off_the_device_that_is_here(monkeypatch):
     class Device:
         compute_capability = "8.9"
 
-    assert jaxgpt.cudnn.compute_capability() > (12, 0)  # none is here
+    assert jaxgpt.model.cudnn.compute_capability() > (12, 0)  # none is here
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [Device])
-    assert jaxgpt.cudnn.compute_capability() == (8, 9)
+    assert jaxgpt.model.cudnn.compute_capability() == (8, 9)
     Device.compute_capability = "gfx90a"
-    assert jaxgpt.cudnn.compute_capability() == (0, 0)
+    assert jaxgpt.model.cudnn.compute_capability() == (0, 0)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -133,11 +133,11 @@ def test_decoding_over_a_cache_needs_no_kernel(gpu):
 MESHES = """
 import jax, jax.numpy as jnp, numpy as np, re
 import jax._src.cudnn.fused_attention_stablehlo as fused
-import jaxgpt.attention, jaxgpt.cudnn
-from jaxgpt.attention import attention
+import jaxgpt.model.attention, jaxgpt.model.cudnn
+from jaxgpt.model.attention import attention
 from jaxgpt.mesh import make_mesh
 fused.check_cudnn_version = lambda: 91000
-cpu, gpu = jaxgpt.attention.platform, lambda: "gpu"
+cpu, gpu = jaxgpt.model.attention.platform, lambda: "gpu"
 kernel = jax.nn.dot_product_attention
 
 def like_cudnn(*args, implementation, **flags):
@@ -152,9 +152,9 @@ for text in ("data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"):
             return jnp.sum(attention(q, k, v, scale=0.3, segments=segments).astype(jnp.float32) ** 2)
         def both():
             return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))  # its own, to be traced anew
-        jaxgpt.attention.platform = cpu
+        jaxgpt.model.attention.platform = cpu
         expected = both()(q, k, v)
-        jaxgpt.attention.platform = gpu
+        jaxgpt.model.attention.platform = gpu
         with jax.set_mesh(make_mesh(text)):
             code = both().trace(q, k, v).lower(lowering_platforms=("cuda",)).as_text()
             assert len(re.findall("__cudnn.fmha", code)) == 2, code

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import jaxgpt
-from convert.errors import InputError
 from jaxgpt.chat import prepare_chat
-from train.data import eval_batches, load_data, row_order, train_batches
-from train.packing import make_pieces, pack
-from train.rows import Windows
-from train.settings import Settings
+from jaxgpt.convert.errors import InputError
+from jaxgpt.train.data.load import eval_batches, load_data, row_order, train_batches
+from jaxgpt.train.data.packing import make_pieces, pack
+from jaxgpt.train.data.rows import Windows
+from jaxgpt.train.settings import Settings
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 

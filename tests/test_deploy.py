@@ -25,11 +25,11 @@ from conftest import ROOT
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 from pydantic import ValidationError
 
-from train.config import with_config
-from train.loop import DIVERGED, LOST
-from train.settings import Settings
-from train.stop import SIGNALS, STOPPED
-from train.trouble import MISTAKE
+from jaxgpt.train.config import with_config
+from jaxgpt.train.failures import MISTAKE
+from jaxgpt.train.finetune import DIVERGED, LOST
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.signals import SIGNALS, STOPPED
 
 DEPLOY = ROOT / "deploy"
 FILES = {path.name: path.read_text("utf-8") for path in sorted(DEPLOY.iterdir())}

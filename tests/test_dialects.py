@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from torch_gpts import HuggingFaceNames, Lesson, OldMinGPT, tanh_gelu
 
-import convert
 import jaxgpt
-from convert.dialects.linear import NANOGPT
-from convert.mapping import same
-from convert.recognise import DIALECTS
+from jaxgpt import convert
+from jaxgpt.convert.dialects.linear import NANOGPT
+from jaxgpt.convert.mapping import same
+from jaxgpt.convert.recognise import DIALECTS
 
 TOKENS = random_tokens((2, DIMS["n_positions"]))
 N = DIMS["n_head"]

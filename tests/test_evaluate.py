@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel
 import jaxgpt
 from jaxgpt import __main__ as main
 from jaxgpt.commands import Eval
-from jaxgpt.evaluate import evaluate
+from jaxgpt.evaluation.perplexity import evaluate
 
 
 @pytest.mark.parametrize("n", [2, 9, 41, 42, 43, 200])
@@ -42,7 +42,7 @@ def expected_loss(model, tokens, context, stride):
 
 @pytest.mark.parametrize("stride", [1, 4, 10])
 def test_each_token_is_predicted_once_with_the_context_that_the_stride_promises(hf_folder, monkeypatch, stride):
-    module, seen = sys.modules["jaxgpt.evaluate"], []
+    module, seen = sys.modules["jaxgpt.evaluation.perplexity"], []
 
     def note(model, ids, counts):
         for row, counted in zip(ids, counts, strict=True):

@@ -11,13 +11,13 @@ import pytest
 from conftest import DIMS, random_tokens
 
 import jaxgpt
-from convert.dialects.jaxgpt import JAXGPT
 from jaxgpt import freeze, make_mesh, named_params, with_params
-from jaxgpt.model import abstract
+from jaxgpt.convert.dialects.jaxgpt import JAXGPT
+from jaxgpt.model.gpt import abstract
 from jaxgpt.params import match
-from train.batch import Batch
-from train.optimizer import make_optimizer, schedule
-from train.step import Rates, State, init_state, make_train_step
+from jaxgpt.train.step.batch import Batch
+from jaxgpt.train.step.optimizer import make_optimizer, schedule
+from jaxgpt.train.step.step import Rates, State, init_state, make_train_step
 
 TIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}))
 UNTIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}), tie_word_embeddings=False)
@@ -105,7 +105,7 @@ def test_the_first_rule_that_matches_in_full_decides():
 
 
 def small(**flags):
-    model = jaxgpt.GPT(jaxgpt.GPTConfig(**(DIMS | {"n_layer": 3}), **flags), rngs=jaxgpt.model.nnx.Rngs(0))
+    model = jaxgpt.GPT(jaxgpt.GPTConfig(**(DIMS | {"n_layer": 3}), **flags), rngs=jaxgpt.model.gpt.nnx.Rngs(0))
     return model, named_params(model)
 
 

@@ -14,11 +14,11 @@ from runs import QUICK, arrays, assert_same_run
 
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
-from jaxgpt.model import abstract
+from jaxgpt.model.gpt import abstract
 from jaxgpt.modules import by_module, shares
-from train.batch import Batch
-from train.optimizer import B1, B2, EPSILON, make_optimizer, rate_factors, schedule
-from train.step import Rates, State, init_state, make_train_step
+from jaxgpt.train.step.batch import Batch
+from jaxgpt.train.step.optimizer import B1, B2, EPSILON, make_optimizer, rate_factors, schedule
+from jaxgpt.train.step.step import Rates, State, init_state, make_train_step
 
 TIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}))
 UNTIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}), tie_word_embeddings=False)
@@ -252,7 +252,7 @@ def test_what_is_no_rate(text, message):
 
 def test_other_rates_are_other_updates_by_the_same_program():
     config = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 3}))
-    model = jaxgpt.GPT(config, rngs=jaxgpt.model.nnx.Rngs(0))
+    model = jaxgpt.GPT(config, rngs=jaxgpt.model.gpt.nnx.Rngs(0))
     start = jax.tree.map(np.asarray, named_params(model))
     plan, rate = freeze.parse("full", config), optax.constant_schedule(1.0)
     tx = make_optimizer(plan, start, rate, weight_decay=0.1, clip=1.0)
@@ -277,7 +277,7 @@ def test_other_rates_are_other_updates_by_the_same_program():
 
 def test_update_ratios_are_those_of_the_update_and_nothing_is_said_of_frozen_modules():
     config = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 3}))
-    model = jaxgpt.GPT(config, rngs=jaxgpt.model.nnx.Rngs(0))
+    model = jaxgpt.GPT(config, rngs=jaxgpt.model.gpt.nnx.Rngs(0))
     plan, rate = freeze.parse("first2", config), optax.constant_schedule(1.0)
     trainable, frozen = plan.partition(jax.tree.map(jnp.array, named_params(model)))
     before = jax.tree.map(np.asarray, trainable)

@@ -15,22 +15,22 @@ import pytest
 from conftest import ROOT, call, random_hf
 from runs import QUICK, arrays, metrics
 
-from convert.errors import InputError
-from convert.source import complete_steps
-from train.hosts import connect, is_one_of_several
-from train.settings import Settings
-from train.trouble import trouble
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.source import complete_steps
+from jaxgpt.train.distributed import connect, is_one_of_several
+from jaxgpt.train.failures import trouble
+from jaxgpt.train.settings import Settings
 
 PROGRAM = """
 import sys, time
-import train.steps
-from train.__main__ import main
-batches_of = train.steps.batches_of
+import jaxgpt.train.loop
+from jaxgpt.train.__main__ import main
+batches_of = jaxgpt.train.loop.batches_of
 def slowly(*args):
     for batch in batches_of(*args):
         time.sleep({seconds})
         yield batch
-train.steps.batches_of = slowly
+jaxgpt.train.loop.batches_of = slowly
 sys.argv = ["train", *{flags!r}]
 main()
 """
@@ -222,12 +222,13 @@ def test_rows_of_padding_come_and_go_with_the_mesh(small, tmp_path):
 READING = """
 import sys
 import jax, numpy as np
-import convert, jaxgpt
+import jaxgpt
+from jaxgpt import convert
 from jaxgpt import loading
 from jaxgpt.mesh import make_mesh
-from train.hosts import connect, own_rows
-from train.settings import Settings
-from train.trouble import trouble
+from jaxgpt.train.distributed import connect, own_rows
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.failures import trouble
 port, index, folder, text = sys.argv[1:]
 connect(Settings(coordinator=f"127.0.0.1:{port}", processes=2, process=int(index)))
 pages, original = set(), loading._aligned

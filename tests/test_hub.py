@@ -16,8 +16,8 @@ import pytest
 import torch
 from conftest import ROOT, TINY, random_hf, run
 
-import convert
-from convert.mapping import same
+from jaxgpt import convert
+from jaxgpt.convert.mapping import same
 
 REVISIONS = {"main": "a" * 40, "v1": "b" * 40}
 

@@ -16,7 +16,7 @@ from conftest import ROOT
 from lives import live
 from runs import assert_same_run
 
-from convert.source import complete_steps
+from jaxgpt.convert.source import complete_steps
 
 KILLS, STEPS, SEED = 30, 100, 6
 FLAGS = (

@@ -13,9 +13,9 @@ from lm_eval.tasks import TaskManager
 
 import jaxgpt
 import jaxgpt.lm_eval
-from convert.errors import InputError
-from jaxgpt import score as scoring
-from jaxgpt.model import abstract
+from jaxgpt.convert.errors import InputError
+from jaxgpt.evaluation import score as scoring
+from jaxgpt.model.gpt import abstract
 
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 CHAT += "{% if add_generation_prompt %}a:{% endif %}"

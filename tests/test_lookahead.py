@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from conftest import call
 
-import train.phases
-import train.steps
+import jaxgpt.train.loop
+import jaxgpt.train.step.phases
 
 STEPS = 9
 
@@ -21,7 +21,11 @@ def events(monkeypatch) -> list[tuple[str, int]]:
     found, made = [], {"batch": 0, "step": 0}
     of_step: dict[int, int] = {}
     array = type(jnp.zeros(()))
-    on_devices, compile_program, value = train.steps.on_devices, train.phases.Phases._compile, array._value
+    on_devices, compile_program, value = (
+        jaxgpt.train.loop.on_devices,
+        jaxgpt.train.step.phases.Phases._compile,
+        array._value,
+    )
 
     def counted(name: str) -> int:
         made[name] += 1
@@ -50,8 +54,8 @@ def events(monkeypatch) -> list[tuple[str, int]]:
         return value.fget(self)
 
     kept: list = []
-    monkeypatch.setattr(train.steps, "on_devices", watched_batch)
-    monkeypatch.setattr(train.phases.Phases, "_compile", watched_compile)
+    monkeypatch.setattr(jaxgpt.train.loop, "on_devices", watched_batch)
+    monkeypatch.setattr(jaxgpt.train.step.phases.Phases, "_compile", watched_compile)
     monkeypatch.setattr(array, "_value", property(watched_value))
     return found
 

@@ -16,12 +16,12 @@ from jax.experimental import mesh_utils
 from jax.sharding import PartitionSpec as P
 from meshes import MESHES, STRATEGIES
 
-from convert import GPTConfig, InputError
-from jaxgpt.attention import einsum_attention
+from jaxgpt.convert import GPTConfig, InputError
 from jaxgpt.mesh import RULES, make_mesh, shardings
-from jaxgpt.model import abstract
+from jaxgpt.model.attention import einsum_attention
+from jaxgpt.model.gpt import abstract
+from jaxgpt.model.splash import fits_splash, splash_attention
 from jaxgpt.params import match, named_params
-from jaxgpt.splash import fits_splash, splash_attention
 
 SLICES = """
 import jax, numpy as np

@@ -13,14 +13,14 @@ from conftest import call, random_tokens
 from runs import arrays, metrics
 
 import jaxgpt
-import train.steps as train_steps
-from convert.mapping import same
-from convert.source import complete_steps
+import jaxgpt.train.loop as train_steps
 from jaxgpt import named_params
-from train.batch import Batch, micro_batches
-from train.config import as_flags, plain, with_config
-from train.settings import Settings
-from train.step import Objective, State
+from jaxgpt.convert.mapping import same
+from jaxgpt.convert.source import complete_steps
+from jaxgpt.train.config import as_flags, plain, with_config
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.step.batch import Batch, micro_batches
+from jaxgpt.train.step.step import Objective, State
 
 BASE = (
     "--freeze=first1", "--steps=4", "--batch-size=8", "--eval-every=2", "--checkpoint-every=4", "--log-every=1",
@@ -41,7 +41,7 @@ def train(small, texts, tmp_path, monkeypatch):
 
     def run(*flags, name="other", check=True, page=False):
         if not page:
-            monkeypatch.setattr("train.loop.write_report", lambda folder: None)
+            monkeypatch.setattr("jaxgpt.train.finetune.write_report", lambda folder: None)
         out = tmp_path / name
         done = call("train", f"--model={small}", f"--data={texts}", f"--out={out}", *BASE, *flags, check=check)
         return out, done.stdout + done.stderr
@@ -80,7 +80,7 @@ def test_what_must_not_change_the_run_does_not(train, small, base, tmp_path, fla
 
 def test_gradients_are_accumulated_for_what_trains_only_and_weigh_tokens_not_parts():
     config = jaxgpt.GPTConfig(vocab_size=50, n_positions=16, n_embd=8, n_layer=2, n_head=2, n_inner=16)
-    model = jaxgpt.GPT(config, rngs=jaxgpt.model.nnx.Rngs(0))
+    model = jaxgpt.GPT(config, rngs=jaxgpt.model.gpt.nnx.Rngs(0))
     trainable, frozen = jaxgpt.freeze.parse("last1", config).partition(named_params(model))
     state = State(jnp.int32(0), trainable, frozen, None)
     weights = np.ones((8, 12), np.float32)

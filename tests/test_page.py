@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.errors import InputError
-from train import plots
-from train.page import write_report
-from train.settings import Settings
+from jaxgpt.convert.errors import InputError
+from jaxgpt.train.report import plots
+from jaxgpt.train.report.page import write_report
+from jaxgpt.train.settings import Settings
 
 EVIL = (
     "<script>alert(1)</script> </pre><img src=x onerror=alert(2)> \"' & ${title} $page \x00\x1b[31m \ud800 " + "W" * 300

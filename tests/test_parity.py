@@ -8,14 +8,13 @@ import pytest
 import torch
 from conftest import DIMS, random_tokens, torch_logits
 
-import convert
 import jaxgpt
-from convert.dialects.hf import HF
-from convert.mapping import to_ours
-from jaxgpt import freeze, named_params, with_params
-from jaxgpt.attention import einsum_attention
-from jaxgpt.dropout import Keys, dropout
-from train.optimizer import make_optimizer
+from jaxgpt import convert, freeze, named_params, with_params
+from jaxgpt.convert.dialects.hf import HF
+from jaxgpt.convert.mapping import to_ours
+from jaxgpt.model.attention import einsum_attention
+from jaxgpt.model.dropout import Keys, dropout
+from jaxgpt.train.step.optimizer import make_optimizer
 
 FLAGS = [
     {},
@@ -138,7 +137,7 @@ def test_the_bundled_model_equals_transformers(bundled_pair):
 
 
 def test_the_124m_shape_counts_124439808_parameters():
-    assert jaxgpt.count_params(jaxgpt.model.abstract(jaxgpt.GPTConfig())) == 124_439_808
+    assert jaxgpt.count_params(jaxgpt.model.gpt.abstract(jaxgpt.GPTConfig())) == 124_439_808
 
 
 def test_compute_in_bfloat16_keeps_float32_weights_and_logits(hf_folder):

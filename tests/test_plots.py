@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from train import plots
-from train.timeline import columns, plain, short
+from jaxgpt.train.report import plots
+from jaxgpt.train.report.timeline import columns, plain, short
 
 NAMES = ["head", "last1+ln_f", "regex:blocks.*.ln_.*$", "$x^$", "full"]
 CASES = [

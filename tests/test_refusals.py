@@ -28,7 +28,7 @@ MEMORY, SECONDS = 200e6, 5
 MEASURED = """
 import re, resource, sys
 from pathlib import Path
-from convert.__main__ import main
+from jaxgpt.convert.__main__ import main
 report, sys.argv = Path(sys.argv[1]), sys.argv[1:]
 try:
     main()

@@ -10,7 +10,8 @@ import torch
 from conftest import DIMS, random_tokens
 
 import jaxgpt
-from jaxgpt import named_params, segments, with_params
+from jaxgpt import named_params, with_params
+from jaxgpt.model import segments
 
 T = DIMS["n_positions"]
 logits_of = jax.jit(lambda model, tokens, segments=None: model(tokens, segments=segments))
@@ -68,7 +69,7 @@ def test_no_gradient_crosses_from_one_text_to_another(model):
         changed = with_params(model, named_params(model))
         changed.tok_emb = shifted
         positions = segments.positions(row)
-        x = changed.hidden(tokens, positions, jaxgpt.capture.Pass(segments=row))
+        x = changed.hidden(tokens, positions, jaxgpt.model.capture.Pass(segments=row))
         return jnp.sum(x[:, 14 + 5])
 
     reached = np.abs(np.asarray(jax.grad(late_stream)(jnp.zeros((1, T, DIMS["n_embd"]))))).sum((0, 2)) > 0

@@ -12,12 +12,12 @@ import pytest
 from conftest import ROOT, call
 from runs import QUICK, assert_same_run, metrics
 
-from convert.source import complete_steps
+from jaxgpt.convert.source import complete_steps
 
 PATCHED = """
 import sys, time
-from train.__main__ import main
-import train.loop
+from jaxgpt.train.__main__ import main
+import jaxgpt.train.finetune
 {patch}
 sys.argv = ["train", *{flags!r}]
 main()
@@ -53,17 +53,17 @@ def flags(small, tmp_path):
 
 
 COMPILING = """
-import train.phases
+import jaxgpt.train.step.phases
 # neither Python's handlers nor an exception can interrupt a call like XLA's compiler
 import ctypes
 def compile(self, index):
     print("compiling", flush=True)
     ctypes.PyDLL(None).sleep(1)  # holds the GIL, too
     ctypes.CDLL(None).sleep(25)
-train.phases.Phases._compile = compile
+jaxgpt.train.step.phases.Phases._compile = compile
 """
 LOADING = """
-import train.setup
+import jaxgpt.train.setup
 def load(*args, **kwargs):
     print("loading", flush=True)
     while True:
@@ -71,7 +71,7 @@ def load(*args, **kwargs):
             time.sleep(30)
         except BaseException:  # a callback that swallows KeyboardInterrupt
             pass
-train.setup.load_data = load
+jaxgpt.train.setup.load_data = load
 """
 
 
@@ -90,23 +90,23 @@ def test_before_the_first_step_a_signal_ends_at_once_and_leaves_nothing(flags, t
 
 
 SLOW_EVALUATION = """
-import train.report
-real = train.report.make_eval_step
+import jaxgpt.train.report.console
+real = jaxgpt.train.report.console.make_eval_step
 def make(model):
     step = real(model)
     def one(*args):
         time.sleep(0.5 if calls else 0)
         return step(*args)
     return one
-train.report.make_eval_step = make
+jaxgpt.train.report.console.make_eval_step = make
 calls = []
-import train.steps
-evaluate = train.steps.Steps._evaluate
+import jaxgpt.train.loop
+evaluate = jaxgpt.train.loop.Steps._evaluate
 def say(self):
     print("evaluating", self.step, flush=True)
     calls.append(1)
     evaluate(self)
-train.steps.Steps._evaluate = say
+jaxgpt.train.loop.Steps._evaluate = say
 """
 
 
@@ -130,15 +130,15 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(flags, tmp_p
 
 
 SLOW_THAW = """
-import train.phases, threading
-real = train.phases.Phases._compile
+import jaxgpt.train.step.phases, threading
+real = jaxgpt.train.step.phases.Phases._compile
 def compile(self, index):
     if index:
         print("compiling ahead", flush=True)
         import ctypes
         ctypes.CDLL(None).sleep(40)
     return real(self, index)
-train.phases.Phases._compile = compile
+jaxgpt.train.step.phases.Phases._compile = compile
 """
 
 
@@ -156,9 +156,8 @@ def test_a_signal_while_the_next_phase_compiles_saves_and_does_not_wait_for_it(f
 
 
 def test_a_second_signal_ends_at_once(flags, tmp_path):
-    patch = (
-        "import train.steps; train.steps.Checkpoints.save = lambda *a: (print('saving', flush=True), time.sleep(60))"
-    )
+    saving = "lambda *a: (print('saving', flush=True), time.sleep(60))"
+    patch = f"import jaxgpt.train.loop; jaxgpt.train.loop.Checkpoints.save = {saving}"
     process = slow(patch, flags)
     for line in process.stdout:
         if line.startswith("step 1/"):
@@ -172,7 +171,7 @@ def test_a_second_signal_ends_at_once(flags, tmp_path):
 
 
 def test_handlers_are_given_back(monkeypatch):
-    from train.stop import Stop
+    from jaxgpt.train.signals import Stop
 
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Stop() as stop:

@@ -9,8 +9,8 @@ from conftest import ROOT
 import jaxgpt
 from jaxgpt.__main__ import generate
 from jaxgpt.commands import Generate
-from jaxgpt.sampling import make_samplers
-from jaxgpt.text import Text, write
+from jaxgpt.generation.sampling import make_samplers
+from jaxgpt.generation.text import Text, write
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import pytest
 import runs
 from conftest import ROOT, call
 
-import train.trackers
-from convert.errors import InputError
-from train.__main__ import main
-from train.run import Run
-from train.settings import Settings
-from train.trackers import Trackers, check_trackers
+import jaxgpt.train.tracking.trackers
+from jaxgpt.convert.errors import InputError
+from jaxgpt.train.__main__ import main
+from jaxgpt.train.run.folder import Run
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.tracking.trackers import Trackers, check_trackers
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def new_run(tmp_path, monkeypatch):
     run.folder.mkdir()
 
     def start(*names: str, first: int = 0) -> Trackers:
-        return Trackers(names, run, Settings(lr=0.5), {"data": {"source": "a book"}, "phases": [{"start": 0}]}, first)
+        return Trackers(names, run.folder, Settings(lr=0.5), {"data": {"source": "a book"}, "phases": [{"start": 0}]}, first)
 
     return run, start
 
@@ -218,7 +218,9 @@ def test_a_training_run_tells_its_tracker_what_it_writes(small, tmp_path):
 
 
 def test_what_is_not_installed_is_said_before_anything_is_written(small, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train.trackers, "_installed", lambda package: package in ("tensorboardX", "mlflow"))
+    monkeypatch.setattr(
+        jaxgpt.train.tracking.trackers, "_installed", lambda package: package in ("tensorboardX", "mlflow")
+    )
     check_trackers(["tensorboard"])
     with pytest.raises(InputError, match=r"^--track: mlflow-skinny has no database of its own: pip install mlflow, or"):
         check_trackers(["mlflow"])
@@ -234,7 +236,7 @@ def test_what_is_not_installed_is_said_before_anything_is_written(small, tmp_pat
 def test_a_folder_named_as_a_package_is_no_package(tmp_path, monkeypatch):
     (tmp_path / "nothing_here").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    assert not train.trackers._installed("nothing_here")
+    assert not jaxgpt.train.tracking.trackers._installed("nothing_here")
 
 
 def test_a_tracker_that_does_not_exist_is_refused(capsys, monkeypatch):
@@ -251,7 +253,7 @@ def test_a_server_that_does_not_answer_neither_stops_nor_blocks(new_run, name, n
     monkeypatch.setenv("MLFLOW_TRACKING_URI", nobody)
     monkeypatch.setenv("WANDB_BASE_URL", nobody)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr(train.trackers, "CLOSE_SECONDS", 4.0)
+    monkeypatch.setattr(jaxgpt.train.tracking.trackers, "CLOSE_SECONDS", 4.0)
     trackers = start(name, "tensorboard")
     process = trackers._pipes[name].process
     latest = time.monotonic() + 60

@@ -18,12 +18,12 @@ from conftest import ROOT, call, run, torch_logits
 from runs import QUICK, arrays, assert_same_run, metrics
 from transformers import GPT2LMHeadModel
 
-import convert
 import jaxgpt
-from convert.mapping import same
-from convert.source import complete_steps
-from train.__main__ import main
-from train.settings import Settings
+from jaxgpt import convert
+from jaxgpt.convert.mapping import same
+from jaxgpt.convert.source import complete_steps
+from jaxgpt.train.__main__ import main
+from jaxgpt.train.settings import Settings
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +108,7 @@ def eight(small, tmp_path_factory) -> dict[str | None, Path]:
     lines = [[*common, f"--out={out}", *([f"--mesh={mesh}"] if mesh else [])] for mesh, out in outs.items()]
     script = f"""
 import sys
-from train.__main__ import main
+from jaxgpt.train.__main__ import main
 for sys.argv in {lines!r}:
     try:
         main()
@@ -322,15 +322,15 @@ def test_a_disk_that_fills_up_during_the_run_ends_it_with_the_last_checkpoint_wh
     out = tmp_path / "r"
     flags = (f"--model={small}", f"--out={out}", "--freeze=full", *QUICK)
     script = f"""
-import resource, sys, train.checkpoints
-from train.__main__ import main
-save = train.checkpoints.Checkpoints.save
+import resource, sys, jaxgpt.train.run.checkpoints
+from jaxgpt.train.__main__ import main
+save = jaxgpt.train.run.checkpoints.Checkpoints.save
 def limited(self, state, *rest):
     if int(state.step) > 3:
         self.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     save(self, state, *rest)
-train.checkpoints.Checkpoints.save = limited
+jaxgpt.train.run.checkpoints.Checkpoints.save = limited
 sys.argv = {["train", *flags]!r}
 main()
 """
@@ -345,15 +345,15 @@ main()
 def test_a_run_whose_folder_vanishes_stops_and_says_so(small, tmp_path):
     out = tmp_path / "r"
     script = f"""
-import shutil, sys, train.steps
-from train.__main__ import main
-save = train.steps.Checkpoints.save
+import shutil, sys, jaxgpt.train.loop
+from jaxgpt.train.__main__ import main
+save = jaxgpt.train.loop.Checkpoints.save
 def gone(self, state, *rest):
     if int(state.step) > 3:
         self.wait()
         shutil.rmtree({str(out)!r})
     save(self, state, *rest)
-train.steps.Checkpoints.save = gone
+jaxgpt.train.loop.Checkpoints.save = gone
 sys.argv = {["train", f"--model={small}", f"--out={out}", *QUICK]!r}
 main()
 """

@@ -15,10 +15,10 @@ from conftest import ROOT, random_tokens, torch_logits, word_level
 from test_dialects import write_llmc
 from transformers import GPT2LMHeadModel
 
-import convert
 import jaxgpt
-from convert.__main__ import describe
-from convert.mapping import same
+from jaxgpt import convert
+from jaxgpt.convert.__main__ import describe
+from jaxgpt.convert.mapping import same
 from jaxgpt.loss import mask_padding
 from jaxgpt.vocab import mark_padding
 

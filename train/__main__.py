@@ -10,10 +10,10 @@ if __name__ == "__main__":  # the imports take a second, in which there is nothi
 
 import tyro
 
-from convert.errors import InputError, one_clear_line
-from train.config import with_config
-from train.settings import Settings
-from train.stop import Stop
+from jaxgpt.convert.errors import InputError, one_clear_line
+from jaxgpt.train.config import with_config
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.signals import Stop
 
 
 def main() -> None:
@@ -29,13 +29,13 @@ def main() -> None:
         if settings.compile_only:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)  # nothing to save, and the compiler would not be interrupted
-            from train.ahead import compile_only
+            from jaxgpt.train.compile_only.command import compile_only
 
             sys.exit(compile_only(settings))
         with Stop() as stop:
             # after the flags are read: --help answers without the second that importing JAX takes
-            from train.loop import train
-            from train.trouble import trouble
+            from jaxgpt.train.failures import trouble
+            from jaxgpt.train.finetune import train
 
             try:
                 sys.exit(train(settings, stop))

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from convert.errors import InputError
-from train.settings import Settings
+from jaxgpt.convert.errors import InputError
+from jaxgpt.train.settings import Settings
 
 NOT_REPEATED = ("config", "resume", "resume_anyway", "force")
 """What a run was told about its folder and not about itself."""

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from train.data import row_order
-from train.setup import Setup
+from jaxgpt.train.data.load import row_order
+from jaxgpt.train.setup import Setup
 
 SHOWN = 8
 """Origins that are named."""

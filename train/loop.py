@@ -1,133 +1,173 @@
-"""A fine-tuning run from top to bottom."""
+"""The steps of a run, and what is looked at and kept between them."""
 
-import math
-import sys
-import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
-from convert.errors import InputError, what_failed
-from train.checkpoints import Checkpoints
-from train.diverged import Diverged, explain
-from train.hosts import agreed, connect, disconnect, wait_for_all
-from train.log import Log
-from train.page import write_report
-from train.phases import Phases
-from train.report import Evaluation, draw_new_rows, outcome, sample, sanity_checks, written
-from train.run import Run
-from train.settings import Settings
-from train.setup import prepare
-from train.standing import Standing
-from train.steps import Steps, is_done
-from train.stop import STOPPED, Stop
-from train.trackers import Trackers
+import grain
+import jax
 
-LOST = 74
-"""Exit code of a run whose folder can't be written any more (EX_IOERR of sysexits.h)."""
-
-DIVERGED = 1
-"""Exit code of a run whose loss was no number any more."""
+from jaxgpt.mesh import batch_sharding
+from jaxgpt.train.data.load import train_batches
+from jaxgpt.train.distributed import any_of, on_devices, own_rows
+from jaxgpt.train.diverged import check_finite
+from jaxgpt.train.progress import Progress
+from jaxgpt.train.report.console import Evaluation
+from jaxgpt.train.run.checkpoints import Checkpoints
+from jaxgpt.train.run.eval_state import Standing
+from jaxgpt.train.run.logs import Log
+from jaxgpt.train.setup import Setup
+from jaxgpt.train.signals import Stop
+from jaxgpt.train.step.batch import Batch
+from jaxgpt.train.step.phases import Phases, Program
+from jaxgpt.train.step.step import State
 
 
-def train(settings: Settings, stop: Stop) -> int:
-    """Runs until the last step, a signal or a loss that is no number, and returns the exit code."""
-    connect(settings)
-    run = Run(settings.out.expanduser())
-    setup, params = prepare(settings, run)
-    phases, facts = Phases(setup), setup.facts
+class Steps:
+    """What changes from step to step."""
 
-    # go on from the newest complete checkpoint, or begin
-    first = agreed(run.last_step if settings.resume or settings.resume_anyway else None)
-    changes = [] if first is None else run.changes(settings, facts)
-    if first is None:
-        state, standing = phases.init(params), Standing()
-    else:
-        checkpoints = Checkpoints(run.checkpoints, settings.keep)
-        # written by the phase of the last step that was made, also when the next step begins another
-        state, standing = checkpoints.restore(first, setup.state(max(first - 1, 0)), setup.model.config)
-    del params
+    def __init__(
+        self,
+        setup: Setup,
+        stop: Stop,
+        phases: Phases,
+        evaluation: Evaluation,
+        log: Log,
+        checkpoints: Checkpoints,
+        state: State,
+        program: Program,
+        standing: Standing,
+        first: int,
+    ):
+        self._setup, self._stop, self._phases, self._evaluation = setup, stop, phases, evaluation
+        self._log, self._checkpoints, self._program = log, checkpoints, program
+        self.state, self.standing, self.step = state, standing, first
+        settings = setup.settings
+        self._progress = Progress(first, setup.steps, settings.batch_size * setup.context)
+        self._under_way: tuple[int, int, dict[str, Any]] | None = None
+        """The last step, its number of trainable parameters, and its metrics, which may still be computed."""
+        self._told = False
+        """Whether all processes know that one of them was asked to stop."""
 
-    # look before the first step
-    evaluation = Evaluation(setup)
-    before = evaluation.loss(state, stop)
-    if before is None or not math.isfinite(before):
-        raise InputError(f"the loss on held-out text is {before}: see python -m jaxgpt check {settings.model}")
-    facts["sanity"] = sanity_checks(setup, first or 0, before)
-    print(facts["sanity"])
-    if first is not None and standing.unevaluated is None and is_done(setup, first, standing):
-        if not run.report.exists():  # a kill came between the last checkpoint and the page
-            Log(run).sample(first, sample(setup, state))
-            _report(run)
-        use = written(run, standing.best_step, setup.is_chat)
-        print(f"\n{run.folder} is finished: {outcome(setup, run, first, standing)}\n{use}")
-        return 0
-    text = sample(setup, state) if first is None else ""
-    began = time.time()
-    state, program = phases.begin(state, first or 0)
-    print(f"\nthe step is compiled, in {time.time() - began:.0f} s", flush=True)
+    @property
+    def done(self) -> bool:
+        """Whether the run needs no further step."""
+        return is_done(self._setup, self.step, self.standing)
 
-    # all went well so far: the first files
-    stop.at_once = False
-    tracked = settings.track if run.writes else ()
-    if first is None:
-        first, standing = 0, Standing(0, before)
-        run.start(settings, facts)
-        wait_for_all("the folder is there")
-        log = Log(run, trackers := Trackers(tracked, run, settings, facts, first))
-        log.metrics(0, None, before, None, program.trainable)
-        log.sample(0, text)
-        checkpoints = Checkpoints(run.checkpoints, settings.keep)
-        if setup.added:
-            draw_new_rows(setup, state, run)
-    else:
-        log = Log(run, trackers := Trackers(tracked, run, settings, facts, first))
-        log.truncate(first, standing.unevaluated is None)
-        if run.writes:
-            run.report.unlink(missing_ok=True)  # it would tell of less
-        if changes:
-            run.note_changes(settings, facts, first, changes)
-    run.save_tokenizer(setup.tokenizer)
+    @property
+    def _stopping(self) -> bool:
+        return self._told or (jax.process_count() == 1 and self._stop.requested.is_set())
 
-    steps = Steps(setup, stop, phases, evaluation, log, checkpoints, state, program, standing, first)
-    del state  # the first step donates it
-    try:
-        if standing.unevaluated is not None:
-            steps.make_up(before)
-        if not steps.done:
-            steps.run()
-    except Diverged as error:
-        checkpoints.wait()
-        last_good = run.checkpoints / str(run.last_step) if run.last_step is not None else None
-        _report(run)
-        trackers.close(finished=True)
-        print(f"train: {explain(error, setup, last_good)}", file=sys.stderr)
-        return DIVERGED
-    except OSError as error:
-        good = f"the newest checkpoint is that of step {run.last_step}" if run.last_step else "there is no checkpoint"
-        print(f"train: {what_failed(error)}: stopped after step {steps.step}; {good}", file=sys.stderr)
-        stop.leave(LOST)
-    finally:
-        phases.close()
-    checkpoints.close()
-    if not steps.done:
-        trackers.close(finished=False)
-        print(f"stopped at step {steps.step}, which is saved; the same command with --resume goes on", flush=True)
-        if phases.compiling:
-            disconnect()
-            stop.leave(STOPPED)
-        return STOPPED
+    def run(self) -> None:
+        """Makes steps until the run is done or asked to stop; the last one is saved.
 
-    # all is saved
-    stop.at_once = True
-    log.sample(steps.step, sample(setup, steps.state))
-    trackers.close(finished=True)
-    _report(run)
-    if run.writes:
-        print(f"\n{run.samples.read_text('utf-8')}")
-    seconds = time.time() - began
-    print(f"{steps.step - first} steps in {seconds:.0f} s: {outcome(setup, run, steps.step, steps.standing, before)}")
-    print(written(run, steps.standing.best_step, setup.is_chat))
-    return 0
+        Raises:
+            Diverged: the loss or the gradient is no number any more; nothing that came of it is saved.
+        """
+        setup, settings = self._setup, self._setup.settings
+        batches = batches_of(setup, self.step)
+        batch = next(batches, None)
+        while batch is not None:
+            if setup.plan.at(self.step) > setup.plan.phases.index(self._program.phase) and not self._thaw():
+                break
+            # step k + 1 is under way, and the batch of step k + 2, before anything waits for the metrics of step k
+            before, (self.state, metrics) = self._under_way, self._program.step(self.state, batch, self._program.rates)
+            batch = next(batches, None)
+            self.step += 1
+            self._settle(before)
+            metrics["stop"] = any_of(self._stop.requested.is_set())
+            self._under_way = self.step, self._program.trainable, metrics
+            if self.step % settings.eval_every == 0 or self.step == setup.steps:
+                self._evaluate()
+            last = self.done or self._stopping
+            if last or self.step % settings.checkpoint_every == 0 or self.standing.best_step == self.step:
+                self._settle(self._under_way)
+                self._checkpoints.save(self.state, setup.model.config, self.standing)
+            if last:
+                break
+        self._checkpoints.wait()
+        self._progress.close()
+
+    def make_up(self, eval_loss: float) -> None:
+        """The evaluation of the first step's checkpoint, which a signal had cut off."""
+        metrics = dict(self.standing.unevaluated or {})
+        self._take(metrics, int(metrics.pop("trainable")), eval_loss)
+
+    def _take(self, metrics: dict[str, float], trainable: int, eval_loss: float) -> None:
+        check_finite(self.step, {"the evaluation loss": eval_loss})
+        self.standing = self.standing.after(self.step, eval_loss)
+        self._checkpoints.best = self.standing.best_step
+        self._write(self.step, trainable, metrics, eval_loss)
+
+    def _thaw(self) -> bool:
+        """Enters the next phase; false if a signal came while its program was still being compiled."""
+        self._settle(self._under_way)
+        if self._phases.compiling:
+            self._progress.say(f"step {self.step + 1}: waiting for the next phase's program, which is being compiled")
+        self._progress.pause()
+        entered = self._phases.enter_next(self.state, self._stop)
+        self._progress.go_on()
+        if entered is None:
+            self._checkpoints.save(self.state, self._setup.model.config, self.standing)
+            return False
+        self.state, self._program = entered
+        name, trainable = self._program.phase.name, self._program.trainable
+        self._progress.say(f"step {self.step + 1}: {name} thaws, {trainable:,} parameters train")
+        return True
+
+    def _evaluate(self) -> None:
+        """The loss on the held-out part; if a signal comes, the resumed run makes up for it."""
+        assert self._under_way is not None
+        _, trainable, metrics = self._under_way
+        self._under_way = None
+        metrics = self._fetch(self.step, metrics)
+        self._progress.pause()
+        eval_loss = self._evaluation.loss(self.state, self._stop)
+        self._progress.go_on()
+        if eval_loss is None:
+            self._told = True
+            self.standing = replace(self.standing, unevaluated=metrics | {"trainable": trainable})
+        else:
+            self._take(metrics, trainable, eval_loss)
+
+    def _settle(self, under_way: tuple[int, int, dict[str, Any]] | None) -> None:
+        """Waits for a step, and writes what is to be written of it."""
+        if under_way is None:
+            return
+        step, trainable, metrics = under_way
+        if self._under_way is under_way:
+            self._under_way = None
+        metrics = self._fetch(step, metrics)
+        if step % self._setup.settings.log_every == 0:
+            self._write(step, trainable, metrics)
+
+    def _fetch(self, step: int, metrics: dict[str, Any]) -> dict[str, float]:
+        """The numbers of a step, which must be finite before anything that came of it is kept."""
+        found = jax.tree.map(float, jax.device_get(metrics))
+        updates, self._told = found.pop("updates"), self._told or bool(found.pop("stop"))
+        check_finite(step, {"the loss": found["loss"], "the gradient's norm": found["grad_norm"]})
+        self._progress.advance(found["loss"])
+        self._log.updates(step, self._setup.steps, updates, self._setup.modules)
+        return found
+
+    def _write(self, step: int, trainable: int, metrics: dict[str, float], eval_loss: float | None = None) -> None:
+        speed = self._progress.mark(step)
+        self._log.metrics(step, metrics, eval_loss, speed, trainable)
+        self._progress.logged(step, metrics["loss"], eval_loss, speed)
 
 
-def _report(run: Run) -> None:
-    if run.writes:
-        write_report(run.folder)
+def batches_of(setup: Setup, step: int) -> Iterator[Batch]:
+    """Batches on their devices, from that of the step after `step` on: the position in the data is the step."""
+    settings, place = setup.settings, batch_sharding(setup.mesh)
+    n = settings.batch_size
+    own = own_rows(place, n)
+    batches = train_batches(setup.data.train.rows, n, settings.seed, own)
+    options = grain.ReadOptions(num_threads=settings.workers, prefetch_buffer_size=8)
+    for batch in batches[step : setup.steps].to_iter_dataset(options):
+        yield Batch(**on_devices(batch, own, place, n))
+
+
+def is_done(setup: Setup, step: int, standing: Standing) -> bool:
+    """Whether a run has made all its steps, or waited long enough for a better evaluation."""
+    patience = setup.settings.patience
+    return step >= setup.steps or (patience is not None and standing.waited >= patience)

@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from train.hosts import is_first
+from jaxgpt.train.distributed import is_first
 
 
 class Progress:

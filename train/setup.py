@@ -8,24 +8,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-import convert
 import jaxgpt
-from convert.disk import check_space
-from convert.errors import InputError
+from jaxgpt import convert
 from jaxgpt.chat import prepare_chat, render
+from jaxgpt.convert.disk import check_space
+from jaxgpt.convert.errors import InputError
 from jaxgpt.data.sources import peek
 from jaxgpt.mesh import make_mesh, shardings
 from jaxgpt.modules import shares
 from jaxgpt.params import count_params, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, check_vocabulary
+from jaxgpt.train.bounds import check_numbers
+from jaxgpt.train.data.load import Data, find_source, load_data, look_for
+from jaxgpt.train.distributed import check_same
+from jaxgpt.train.run.folder import IDENTITY, Run
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.step.spec import STEPS, Recipe, batch_shapes, make_recipe
+from jaxgpt.train.tracking.trackers import check_trackers
 from jaxgpt.vocab import mark_padding, rebuilt, row_multiple
-from train.data import Data, find_source, load_data, look_for
-from train.hosts import check_same
-from train.ranges import check_numbers
-from train.recipe import STEPS, Recipe, batch_shapes, make_recipe
-from train.run import IDENTITY, Run
-from train.settings import Settings
-from train.trackers import check_trackers
 
 
 @dataclass(frozen=True)

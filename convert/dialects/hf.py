@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from convert.dialect import Dialect, Row
+from jaxgpt.convert.dialect import Dialect, Row
 
 HF = Dialect(
     name="hf",

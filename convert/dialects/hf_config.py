@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from convert.config import GPTConfig
-from convert.errors import InputError
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.errors import InputError
 
 FIELDS: dict[str, Any] = {
     "vocab_size": 50257,

@@ -1,7 +1,7 @@
 """Our own names and layouts, as Orbax checkpoints hold them: the right-hand sides of any dialect's table."""
 
-from convert.dialect import Dialect, Row
-from convert.dialects.hf import HF
+from jaxgpt.convert.dialect import Dialect, Row
+from jaxgpt.convert.dialects.hf import HF
 
 JAXGPT = Dialect(
     name="jaxgpt",

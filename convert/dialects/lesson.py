@@ -1,6 +1,6 @@
 """The lesson's own GPT: `nn.Linear` kernels, (out, in), and the names that ours come from."""
 
-from convert.dialect import Dialect, Row
+from jaxgpt.convert.dialect import Dialect, Row
 
 LESSON = Dialect(
     name="lesson",

@@ -1,6 +1,6 @@
 """Hugging Face's names with `nn.Linear`, which stores kernels as (out, in): nanoGPT, minGPT and descendants."""
 
-from convert.dialect import Dialect, Row
+from jaxgpt.convert.dialect import Dialect, Row
 
 ROWS = (
     Row("tok_emb.embedding", "wte.weight", "V D -> V D"),

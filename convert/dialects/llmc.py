@@ -1,6 +1,6 @@
 """llm.c's `.bin`: its parameter tensors, one block's slice at a time, in nn.Linear's (out, in); tanh GELU, tied."""
 
-from convert.dialect import Dialect, Row
+from jaxgpt.convert.dialect import Dialect, Row
 
 LLMC = Dialect(
     name="llmc",

@@ -1,6 +1,6 @@
 """minGPT of 2020: query, key and value apart (three of theirs to one of ours), a `Sequential` MLP, exact GELU."""
 
-from convert.dialect import Dialect, Row
+from jaxgpt.convert.dialect import Dialect, Row
 
 QKV = ("query", "key", "value")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from convert.config import GPTConfig
-from convert.errors import InputError
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.errors import InputError
 
 MAGIC = 20240326
 DTYPES = {3: np.dtype("<f4"), 5: np.dtype(ml_dtypes.bfloat16)}

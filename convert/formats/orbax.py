@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from orbax import checkpoint as ocp
 
-from convert.config import GPTConfig
-from convert.errors import InputError
-from convert.layout import LazyArray
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.layout import LazyArray
 
 CHUNK = 2**26
 """Bytes of the largest piece of an array that is written, and has to be read, at once."""

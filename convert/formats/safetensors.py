@@ -15,8 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from convert.disk import track
-from convert.errors import InputError
+from jaxgpt.convert.disk import track
+from jaxgpt.convert.errors import InputError
 
 DTYPES = {
     "F64": np.dtype("<f8"),

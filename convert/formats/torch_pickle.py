@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from convert.errors import InputError
+from jaxgpt.convert.errors import InputError
 
 STORAGES = {
     "DoubleStorage": np.dtype("<f8"),

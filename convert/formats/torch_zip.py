@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from convert.disk import track
-from convert.errors import InputError
-from convert.formats.torch_pickle import Machine, pickled
+from jaxgpt.convert.disk import track
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.formats.torch_pickle import Machine, pickled
 
 MAX_PICKLE, MAX_MEMBERS = 100_000_000, 100_000
 """Bytes and zip members; a GPT-2's pickle has some ten kilobytes and a member for each tensor."""

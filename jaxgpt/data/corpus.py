@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from convert.errors import InputError
-from jaxgpt.data.sources import Source, find
+from jaxgpt.convert.errors import InputError
+from jaxgpt.data.documents import Source
+from jaxgpt.data.sources import find
 from jaxgpt.data.streams import is_remote
 from jaxgpt.data.token_files import VERSION, default_cache, find_or_write
 from jaxgpt.data.tokenise import Progress, write_tokens

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
-from convert.errors import InputError
 from jaxgpt.chat import Message, messages_of
+from jaxgpt.convert.errors import InputError
 from jaxgpt.data import streams
 from jaxgpt.data.records import read_array, read_lines, read_parquet, read_text
 from jaxgpt.data.streams import Advance, readable
@@ -110,6 +110,32 @@ class Texts:
         for number, text in enumerate(self.texts, 1):
             yield Document(number, (text,))
             advance(len(text.encode()))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files that are read one after the other, and those that are held out of training, if the source says so."""
+
+    name: str
+    files: tuple[Any, ...]
+    held_out: "Source | None" = None
+
+    def documents(self, advance: Advance) -> Iterator[tuple[int, Document]]:
+        """All documents, each with the index of its file.
+
+        Raises:
+            InputError: they are not all of one kind, or a file can't be read.
+        """
+        kind = None
+        for i, file in enumerate(self.files):
+            for document in file.documents(advance):
+                if kind not in (None, document.kind):
+                    raise InputError(
+                        f"--data: {file.where(document.number)}: a {document.kind}, and all before it are {kind}s: "
+                        "texts and chats can't be mixed in one source"
+                    )
+                kind = document.kind
+                yield i, document
 
 
 def as_documents(file: Any, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Document]:

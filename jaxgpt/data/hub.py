@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from convert.errors import InputError
-from jaxgpt.data.documents import Document, as_documents
+from jaxgpt.convert.errors import InputError
+from jaxgpt.data.documents import Document, Source, as_documents
 from jaxgpt.data.records import ROWS, Records, text_column
-from jaxgpt.data.sources import Source
 from jaxgpt.data.streams import Advance, readable
 
 HELD_OUT = ("validation", "valid", "val", "dev", "test")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.errors import InputError
+from jaxgpt.convert.errors import InputError
 
 PIECE = 2**16
 """Characters of a piece, at least: so few that a batch of them keeps all cores busy and little memory."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from convert.errors import InputError
+from jaxgpt.convert.errors import InputError
 from jaxgpt.data.streams import CHUNK, Advance
 
 LONGEST = 256 * 2**20

@@ -1,46 +1,18 @@
 """What a user has to train on: a file, a folder, a data set of Hugging Face's, here or in a bucket."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from convert.errors import InputError
+from jaxgpt.convert.errors import InputError
 from jaxgpt.data import streams
-from jaxgpt.data.documents import Document, File
-from jaxgpt.data.streams import COMPRESSIONS, Advance, readable
+from jaxgpt.data.documents import File, Source
+from jaxgpt.data.streams import COMPRESSIONS, readable
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".parquet")
 SUFFIXES = (".txt", ".md", *RECORD_SUFFIXES)
 """What is read of a folder; each may have .gz or .zst after it."""
 
 Kind = Literal["text", "chat", "tokens"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Files that are read one after the other, and those that are held out of training, if the source says so."""
-
-    name: str
-    files: tuple[Any, ...]
-    held_out: "Source | None" = None
-
-    def documents(self, advance: Advance) -> Iterator[tuple[int, Document]]:
-        """All documents, each with the index of its file.
-
-        Raises:
-            InputError: they are not all of one kind, or a file can't be read.
-        """
-        kind = None
-        for i, file in enumerate(self.files):
-            for document in file.documents(advance):
-                if kind not in (None, document.kind):
-                    raise InputError(
-                        f"--data: {file.where(document.number)}: a {document.kind}, and all before it are {kind}s: "
-                        "texts and chats can't be mixed in one source"
-                    )
-                kind = document.kind
-                yield i, document
 
 
 def find(source: str | Path | Source) -> Source:

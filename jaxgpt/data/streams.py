@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from convert.errors import InputError
+from jaxgpt.convert.errors import InputError
 
 SCHEMES = {"gs": "jaxgpt[gcs]", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 """Beginnings of URLs that can be read, and the package that each needs."""

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from convert.disk import write_json
-from convert.errors import InputError
+from jaxgpt.convert.disk import write_json
+from jaxgpt.convert.errors import InputError
 
 VERSION = 1
 DAY = 24 * 60 * 60

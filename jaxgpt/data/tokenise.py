@@ -9,11 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from convert.errors import InputError
 from jaxgpt.chat import encode_chats
-from jaxgpt.data.documents import Document
+from jaxgpt.convert.errors import InputError
+from jaxgpt.data.documents import Document, Source
 from jaxgpt.data.pieces import Cutter, encoders
-from jaxgpt.data.sources import Source
 from jaxgpt.data.token_files import Writer
 
 BATCH, MOST = 2**21, 4096

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from convert.config import GPTConfig
-from convert.errors import InputError
-from jaxgpt.model import GPT
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.errors import InputError
+from jaxgpt.model.gpt import GPT
 from jaxgpt.modules import by_module
 from jaxgpt.params import count_params, named_params
 from jaxgpt.sanity.comparison import compare

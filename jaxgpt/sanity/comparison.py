@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from convert.errors import InputError
-from jaxgpt.model import GPT
+from jaxgpt.convert.errors import InputError
+from jaxgpt.model.gpt import GPT
 from jaxgpt.params import named_params
 from jaxgpt.sanity.faults import config_faults, parameter_faults
 from jaxgpt.sanity.parity import Difference, Parity

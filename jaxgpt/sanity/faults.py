@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from convert.config import GPTConfig
+from jaxgpt.convert.config import GPTConfig
 
 FIELDS = {
     "activation_function": ".mlp",

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from convert.config import GPTConfig
-from jaxgpt.generate import generate
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.generation.generate import generate
 from jaxgpt.loss import mask_padding, next_token_loss
-from jaxgpt.model import GPT
+from jaxgpt.model.gpt import GPT
 from jaxgpt.sanity.verdict import Check
 
 SENTENCES = (

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from convert.config import GPTConfig
-from convert.contents import read_json
-from convert.dialects.hf import HF
-from convert.dialects.hf_config import config_from_hf
-from convert.errors import InputError
-from convert.mapping import to_ours
-from convert.source import resolve
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.contents import read_json
+from jaxgpt.convert.dialects.hf import HF
+from jaxgpt.convert.dialects.hf_config import config_from_hf
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.mapping import to_ours
+from jaxgpt.convert.source import resolve
 
 MODULES = {"wte": "tok_emb", "wpe": "pos_emb", "drop": "embeddings", "ln_f": "ln_f"}
 """Theirs to ours, beside the blocks."""

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.contents import open_contents
-from convert.errors import InputError
-from convert.formats import safetensors, torch_zip
-from convert.recognise import recognise
+from jaxgpt.convert.contents import open_contents
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.formats import safetensors, torch_zip
+from jaxgpt.convert.recognise import recognise
 
 HERE = Path(tempfile.mkdtemp(prefix="jaxgpt-fuzz-"))
 TENSORS = {

@@ -1,0 +1,1 @@
+"""Evaluation: the loss of a text, and the likelihood of continuations."""

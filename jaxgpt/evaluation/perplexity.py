@@ -1,0 +1,98 @@
+"""How well a model predicts a text: loss, perplexity, bits per byte."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from tqdm import tqdm
+
+from jaxgpt.arguments import check_ids, integer
+from jaxgpt.convert.errors import InputError
+from jaxgpt.loss import next_token_loss
+from jaxgpt.model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model makes of a text."""
+
+    tokens: int
+    """How many were predicted: all but the first."""
+    nats: float
+    """The sum of their losses."""
+
+    @property
+    def loss(self) -> float:
+        """Mean nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the loss; infinite where that is no float."""
+        return math.exp(self.loss) if self.loss < 709 else math.inf
+
+    def bits_per_byte(self, n_bytes: int) -> float:
+        """Of a text of so many bytes in UTF-8: comparable between tokenizers."""
+        return self.nats / math.log(2) / n_bytes
+
+
+def evaluate(
+    model: GPT,
+    tokens: Int[np.ndarray, " n"],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Evaluation:
+    """The losses of all tokens of a text after the first, each predicted once, in windows.
+
+    Args:
+        context: the most tokens that come before one; the model's whole context by default.
+        stride: tokens by which windows advance, and how many each predicts; those before give it context. The context
+            by default, which is quickest; a smaller one gives every token at least `context - stride` before it, and a
+            lower loss at the cost of `context / stride` times the work.
+        batch_size: windows side by side.
+        progress: a bar on standard error.
+
+    Raises:
+        InputError: fewer than two tokens, ids that are no token of the model's, or a window that makes no sense.
+    """
+    tokens, config = np.asarray(tokens), model.config
+    T = config.n_positions if context is None else integer("context", context, 1, config.n_positions)
+    step = T if stride is None else integer("stride", stride, 1, T)
+    batch_size = integer("batch_size", batch_size, 1)
+    if tokens.ndim != 1 or len(tokens) < 2:
+        raise InputError(f"at least two tokens in a row are needed, not an array of shape {tokens.shape}")
+    check_ids(tokens.min(), tokens.max(), config.n_tokens)
+    T = min(T, len(tokens) - 1)
+    step = min(step, T)
+    starts = [0, *range(step, len(tokens) - 1 - T + step, step)]
+    with tqdm(total=len(starts), disable=not progress, unit=" windows") as bar:
+        nats = 0.0
+        for batch in _batches(tokens, starts, T, step, batch_size):
+            nats += float(_nats(model, *batch))
+            bar.update(min(batch_size, len(starts) - bar.n))
+    return Evaluation(len(tokens) - 1, nats)
+
+
+def _batches(
+    tokens: Int[np.ndarray, " n"], starts: list[int], T: int, step: int, batch_size: int
+) -> Iterator[tuple[Int[np.ndarray, "B T+1"], Bool[np.ndarray, "B T"]]]:
+    """Windows, and which of their predictions count: those that no window before made."""
+    for i in range(0, len(starts), batch_size):
+        ids, counts = np.zeros((batch_size, T + 1), np.int32), np.zeros((batch_size, T), bool)
+        for row, start in enumerate(starts[i : i + batch_size]):
+            window = tokens[start : start + T + 1]
+            ids[row, : len(window)] = window
+            counts[row, T - step if start else 0 : len(window) - 1] = True
+        yield ids, counts
+
+
+@jax.jit
+def _nats(model: GPT, tokens: Int[Array, "B T+1"], counts: Bool[Array, "B T"]) -> Float[Array, ""]:
+    return jnp.sum(next_token_loss(model, tokens), where=counts)

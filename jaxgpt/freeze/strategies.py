@@ -1,0 +1,84 @@
+"""How strategies of freezing are written, and the rules over parameter names that they stand for."""
+
+import re
+
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.errors import InputError
+from jaxgpt.params import Rules
+
+GRAMMAR = r"""A freezing strategy is one of
+  full            everything trains
+  firstN          the embeddings and the first N blocks are frozen, as in first6
+  lastN           only the last N blocks, ln_f and an untied head train, as in last3
+  head            only the head trains; a tied head is the token embedding
+  embeddings      only the token and position embeddings train
+  regex:PATTERN   only parameters whose whole name matches train, as in regex:blocks\.\d+\.mlp\..*
+  gradual         thaws from the top: head, the last quarter of the blocks, everything; a third of the steps each
+  gradual:A@0,B@200,C@60%
+                  A trains from the start, B too after 200 steps, C too after 60 % of them (2ep: after two epochs)"""
+
+EMBEDDINGS = r"(tok_emb|pos_emb)\..*"
+
+
+def schedule(text: str, config: GPTConfig) -> list[tuple[str, str]]:
+    """(strategy, when it begins) of each phase."""
+    if text == "gradual":
+        return [("head", "0"), (f"last{max(1, config.n_layer // 4)}", "1/3"), ("full", "2/3")]
+    if not text.startswith("gradual:"):
+        return [(text, "0")]
+    # a pattern may hold commas and @: a phase ends at an @ and a number before a comma or the end
+    rest = text.removeprefix("gradual:")
+    *pairs, end = re.split(r"@([0-9]{1,9}(?:\.[0-9]{1,9})?(?:%|ep)?)(?:,|$)", rest)
+    if end or rest.endswith(",") or not all(pairs) or not pairs:
+        raise InputError(f"--freeze={text}: phases are written STRATEGY@START and joined by commas\n{GRAMMAR}")
+    return [(name.strip(), after) for name, after in zip(pairs[::2], pairs[1::2], strict=True)]
+
+
+def start_of(text: str, after: str, steps: int | None, epoch_steps: float | None) -> int:
+    """When a phase begins, in steps."""
+    unit = after.lstrip("0123456789.")
+    number = after.removesuffix(unit)
+    if not unit:
+        if "." in number:
+            raise InputError(f"--freeze={text}: {after} is no whole number of steps")
+        return int(number)
+    if unit == "ep":
+        if epoch_steps is None:
+            raise InputError(f"--freeze={text}: {after} needs epoch_steps, the number of steps in an epoch")
+        return round(float(number) * epoch_steps)
+    if steps is None:
+        raise InputError(f"--freeze={text}: needs the number of steps")
+    if unit == "/3" and steps < 3:
+        raise InputError(f"--freeze={text}: needs at least 3 steps, one for each phase, not {steps}")
+    return round(float(number) * steps / 100) if unit == "%" else int(number) * steps // 3
+
+
+def rules(text: str, name: str, config: GPTConfig) -> Rules[bool]:
+    """What a strategy thaws, as rules over parameter names."""
+    rest = ((".*", False),)
+    if found := re.fullmatch(r"(first|last)(\d{1,6})", name):
+        kind, n, L = found[1], int(found[2]), config.n_layer
+        if n > L:
+            raise InputError(f"--freeze={text}: the model has only {L} blocks")
+        if kind == "first":
+            return (EMBEDDINGS, False), (_blocks(range(n)), False), (".*", True)
+        return (_blocks(range(L - n, L)), True), (r"(ln_f|lm_head)\..*", True), *rest
+    if name == "full":
+        return ((".*", True),)
+    if name == "head":
+        return (r"tok_emb\..*" if config.tie_word_embeddings else r"lm_head\..*", True), *rest
+    if name == "embeddings":
+        return (EMBEDDINGS, True), *rest
+    if not name.startswith("regex:"):
+        which = "" if name == text else f"{name!r}: "
+        raise InputError(f"--freeze={text}: {which}unknown strategy\n{GRAMMAR}")
+    pattern = name.removeprefix("regex:")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"--freeze={text}: not a regular expression ({error})\n{GRAMMAR}") from None
+    return (pattern, True), *rest
+
+
+def _blocks(numbers: range) -> str:
+    return rf"blocks\.({'|'.join(map(str, numbers))})\..*" if numbers else r"(?!)"

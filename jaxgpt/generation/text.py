@@ -1,0 +1,98 @@
+"""Text that a model writes after prompts, as strings: pieces as they come, up to the end token or a stop string."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxgpt.convert.errors import InputError
+from jaxgpt.generation.generate import Stream
+from jaxgpt.generation.sampling import Greedy, Sampler
+from jaxgpt.model.gpt import GPT
+
+
+def write(
+    model: GPT,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    samplers: tuple[Sampler, ...] = (Greedy(),),
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    num_samples: int = 1,
+) -> Iterator[list[str]]:
+    """Pieces of the texts that follow the prompts, one for each row; they end before the end token or a stop string.
+
+    A piece is given when nothing that comes later can change it: halves of characters and beginnings of stop strings
+    are held back.
+
+    Args:
+        prompts: token ids; `num_samples` rows follow each, side by side.
+
+    Raises:
+        InputError: an empty stop string, or what `Stream` refuses.
+    """
+    if isinstance(stop, str) or not all(stop):
+        raise InputError("stop strings are a list, none of them empty")
+    end = model.config.eos_token_id
+    stream = Stream(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        samplers=samplers,
+        seed=seed,
+        eos_id=end,
+        num_samples=num_samples,
+    )
+    texts = [Text(tokenizer, prompt, stop, end) for prompt in stream.prompts]
+    return _pieces(stream, texts)
+
+
+def _pieces(stream: Stream, texts: list["Text"]) -> Iterator[list[str]]:
+    for new in stream:
+        yield [text.add(row) for text, row in zip(texts, new, strict=True)]
+        stream.end(np.asarray([text.ended for text in texts]))
+    yield [text.rest() for text in texts]
+
+
+class Text:
+    """What follows one prompt, from tokens as they come."""
+
+    def __init__(self, tokenizer: Any, prompt: Int[np.ndarray, " T"], stop: Sequence[str], eos_id: int | None):
+        self._decode = tokenizer.decode
+        self._ids, self._stop, self._end = [int(i) for i in prompt], stop, eos_id
+        self._skip, self._given = len(self._decode(self._ids)), ""
+        self.ended = False
+        """At the end token or a stop string."""
+
+    def add(self, new: Int[np.ndarray, " n"]) -> str:
+        """The next piece; nothing once the text has ended."""
+        if self.ended:
+            return ""
+        ids = [int(i) for i in new]
+        if self._end in ids:
+            ids, self.ended = ids[: ids.index(self._end)], True
+        self._ids += ids
+        text = self._decode(self._ids)[self._skip :]
+        if places := [place for stop in self._stop if (place := text.find(stop)) >= 0]:
+            text, self.ended = text[: min(places)], True
+        elif not self.ended:
+            text = text[: len(text) - self._uncertain(text)]
+        return self._piece(text)
+
+    def rest(self) -> str:
+        """What was held back, when nothing more comes."""
+        return "" if self.ended else self._piece(self._decode(self._ids)[self._skip :])
+
+    def _uncertain(self, text: str) -> int:
+        """Characters at the end that later tokens may change: part of a character, or of a stop string."""
+        held = len(text) - len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+        for stop in self._stop:
+            held = max(held, *(n for n in range(len(stop)) if text.endswith(stop[:n])))
+        return held
+
+    def _piece(self, text: str) -> str:
+        piece, self._given = text[len(self._given) :], text
+        return piece

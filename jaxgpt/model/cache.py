@@ -1,0 +1,57 @@
+"""Keys and values of tokens that the model has seen, so that it sees each of them once."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxgpt.convert.config import GPTConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Cache:
+    """A preallocated memory of S slots for each row, filled from the left: an argument and a result of the model."""
+
+    keys: list[Float[Array, "B N S H"]]
+    """Of each layer."""
+    values: list[Float[Array, "B N S H"]]
+    length: Int[Array, ""]
+    """Slots that are filled."""
+    start: Int[Array, " B"]
+    """First slot of each row that holds a token; what lies before it is padding, and never seen."""
+
+    def positions(self, T: int) -> Int[Array, "B T"]:
+        """Of the next T tokens, in the text of each row; 0 in padding."""
+        return jnp.maximum(self.length + jnp.arange(T)[None] - self.start[:, None], 0)
+
+    def visible(self, T: int) -> Bool[Array, "B T S"]:
+        """Which slots each of the next T tokens sees: its own, and those before it back to the start."""
+        slots = jnp.arange(self.keys[0].shape[2])[None, None]
+        now = self.length + jnp.arange(T)[None, :, None]
+        return (slots <= now) & (slots >= self.start[:, None, None])
+
+    def write(self, layer: int, k: Float[Array, "B T N H"], v: Float[Array, "B T N H"]) -> None:
+        """Fills the next slots of a layer. The lists are this cache's own: `advanced` is what the model returns."""
+        zero = jnp.zeros_like(self.length)
+        place = (zero, zero, self.length, zero)
+        for memory, new in ((self.keys, k), (self.values, v)):
+            rows = jnp.swapaxes(new, 1, 2).astype(memory[layer].dtype)
+            memory[layer] = jax.lax.dynamic_update_slice(memory[layer], rows, place)
+
+    def advanced(self, T: int) -> "Cache":
+        """The same with T more slots filled."""
+        return Cache(self.keys, self.values, self.length + T, self.start)
+
+    def copy(self) -> "Cache":
+        """With lists of its own, to be written to."""
+        return Cache([*self.keys], [*self.values], self.length, self.start)
+
+
+def empty_cache(config: GPTConfig, start: Int[Array, " B"], slots: int, dtype=jnp.float32) -> Cache:
+    """A cache that has seen nothing, for rows that begin at the slots `start`."""
+    dims = config.dims
+    shape = (start.shape[0], dims["N"], slots, dims["H"])
+    keys, values = ([jnp.zeros(shape, dtype) for _ in range(config.n_layer)] for _ in range(2))
+    return Cache(keys, values, jnp.int32(0), start)

@@ -1,0 +1,85 @@
+"""What flows through a forward pass, by name: residual streams, attention patterns and the outputs of modules."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from jaxtyping import Array, Float, Int
+
+from jaxgpt.convert.errors import InputError
+from jaxgpt.model.cache import Cache
+from jaxgpt.model.dropout import Keys
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Keeps what has a name that the pattern matches as a whole.
+
+    In the order of the network, with the shape (B, T, D) where nothing is said: `tok_emb`; `pos_emb`, (1, T, D);
+    `embeddings`, their sum, the residual stream before the first block; of each block `blocks.3.ln_1`,
+    `blocks.3.attn.pattern`, (B, N, T, T), the weights that positions give to those before them, before dropout;
+    `blocks.3.attn`, `blocks.3.ln_2`, `blocks.3.mlp`, and `blocks.3`, the stream after it; and `ln_f`.
+    """
+
+    pattern: re.Pattern
+    found: dict[str, Float[Array, "..."]] = field(default_factory=dict)
+    offered: dict[str, None] = field(default_factory=dict)
+
+    def wants(self, name: str) -> bool:
+        """Whether the pattern matches; the name is remembered."""
+        self.offered[name] = None
+        return self.pattern.fullmatch(name) is not None
+
+    def result(self) -> dict[str, Float[Array, "..."]]:
+        """What was found, in the order of the network.
+
+        Raises:
+            InputError: the pattern matches nothing.
+        """
+        if not self.found:
+            names = ", ".join(
+                name for name in self.offered if not name.startswith("blocks.") or name.startswith("blocks.0")
+            )
+            raise InputError(f"capture={self.pattern.pattern!r} matches nothing; there are {names}, …")
+        return self.found
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What goes along with a forward pass: keys of dropout and segments in training, a cache in
+    generation, a capture on request.
+    """
+
+    keys: Keys | None = None
+    cache: Cache | None = None
+    capture: Capture | None = None
+    segments: Int[Array, "B T"] | None = None
+    """The text of a row that each position is of; one text, if None."""
+    remat: bool = False
+    """Forget what a block computed, and compute it again in the backward pass."""
+
+    def note(self, name: str, value: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The value as it is, kept if it is to be captured."""
+        if self.capture is not None and self.capture.wants(name):
+            self.capture.found[name] = value
+        return value
+
+    def asked(self, name: str) -> Callable[[Array], Array] | None:
+        """For what is costly to have: how to note it if it is to be captured."""
+        return partial(self.note, name) if self.capture is not None and self.capture.wants(name) else None
+
+
+NOTHING = Pass()
+
+
+def make_capture(pattern: str) -> Capture:
+    """A capture of the names that a regular expression matches.
+
+    Raises:
+        InputError: the pattern is no regular expression.
+    """
+    try:
+        return Capture(re.compile(pattern))
+    except (re.error, TypeError) as error:
+        raise InputError(f"capture={pattern!r} is no regular expression: {error}") from None

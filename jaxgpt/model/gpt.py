@@ -1,0 +1,185 @@
+"""GPT-2 as a Flax NNX module, used as a plain pytree.
+
+Dimensions, one capital each: B batch, T position, D width, F hidden, V vocabulary, N heads, H head size, C the q/k/v
+triple, L layers. Parameters are named by their path: `blocks.3.attn.c_attn.kernel`.
+Reference: Radford et al. 2019, and transformers' `modeling_gpt2.py` for every flag of the config.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import overload
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.errors import InputError
+from jaxgpt.mesh import constrain
+from jaxgpt.model.attention import attend, attention
+from jaxgpt.model.cache import Cache
+from jaxgpt.model.capture import NOTHING, Pass, make_capture
+from jaxgpt.model.dropout import Keys, dropout
+from jaxgpt.model.layers import embed, layer_norm, make_linear
+from jaxgpt.model.segments import positions
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+class Attention(nnx.Module):
+    """Causal self-attention."""
+
+    def __init__(self, config: GPTConfig, layer: int, *, rngs: nnx.Rngs, dtype, param_dtype):
+        dims = config.dims
+        linear = partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.c_attn = linear(dims["D"], (dims["C"], dims["N"], dims["H"]))
+        self.c_proj = linear((dims["N"], dims["H"]), dims["D"], residual=True)
+        self.name, self.layer, self.scale = f"blocks.{layer}.attn", layer, 1.0
+        if config.scale_attn_weights:
+            self.scale /= dims["H"] ** 0.5
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+        self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
+
+    def __call__(self, x: Float[Array, "B T D"], run: Pass) -> Float[Array, "B T D"]:
+        q, k, v = jnp.moveaxis(self.c_attn(x), 2, 0)
+        if run.cache is None:
+            note = run.asked(f"{self.name}.pattern")
+            x = attention(
+                q, k, v, scale=self.scale, segments=run.segments, dropout_rate=self.attn_pdrop, keys=run.keys, note=note
+            )  # fmt: skip
+        else:
+            run.cache.write(self.layer, k, v)
+            past = run.cache.keys[self.layer].astype(q.dtype), run.cache.values[self.layer].astype(q.dtype)
+            x = attend(jnp.swapaxes(q, 1, 2), *past, run.cache.visible(q.shape[1]), scale=self.scale)
+        return dropout(self.c_proj(x), self.resid_pdrop, run.keys)
+
+
+class MLP(nnx.Module):
+    """Two linear layers around the activation."""
+
+    def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs, dtype, param_dtype):
+        linear = partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.fc1 = linear(config.n_embd, config.n_inner)
+        self.fc2 = linear(config.n_inner, config.n_embd, residual=True)
+        self.activation_function, self.resid_pdrop = config.activation_function, config.resid_pdrop
+
+    def __call__(self, x: Float[Array, "B T D"], run: Pass) -> Float[Array, "B T D"]:
+        return dropout(self.fc2(ACTIVATIONS[self.activation_function](self.fc1(x))), self.resid_pdrop, run.keys)
+
+
+class Block(nnx.Module):
+    """Attention, then MLP, each added to the residual stream, which keeps the parameters' dtype."""
+
+    def __init__(self, config: GPTConfig, layer: int, *, rngs: nnx.Rngs, dtype, param_dtype):
+        self.name = f"blocks.{layer}"
+        self.ln_1 = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
+        self.attn = Attention(config, layer, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.ln_2 = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
+        self.mlp = MLP(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+
+    def __call__(self, x: Float[Array, "B T D"], run: Pass) -> Float[Array, "B T D"]:
+        def note(part, value):
+            return run.note(self.name + part, value)
+
+        x = x + note(".attn", self.attn(note(".ln_1", self.ln_1(x)), run)).astype(x.dtype)
+        x = x + note(".mlp", self.mlp(note(".ln_2", self.ln_2(x)), run)).astype(x.dtype)
+        return note("", x)
+
+
+class GPT(nnx.Module):
+    """A GPT-2-class language model.
+
+    `dtype` is what the matrix products compute in, `param_dtype` what the parameters are; see `from_pretrained`.
+    """
+
+    def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, param_dtype=jnp.float32):
+        self.config, self.dtype = config, dtype
+        embed = partial(nnx.Embed, features=config.n_embd, rngs=rngs, param_dtype=param_dtype)
+        self.tok_emb = embed(config.vocab_size, embedding_init=nnx.initializers.normal(0.02))
+        self.pos_emb = embed(config.n_positions, embedding_init=nnx.initializers.normal(0.02))
+        self.blocks = nnx.List(
+            [Block(config, i, rngs=rngs, dtype=dtype, param_dtype=param_dtype) for i in range(config.n_layer)]
+        )
+        self.ln_f = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
+        if not config.tie_word_embeddings:
+            linear = partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+            self.lm_head = linear(config.n_embd, config.vocab_size, use_bias=False)
+
+    @overload
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        segments: Int[Array, "B T"] | None = None,
+        dropout_key: Array | None = None,
+        capture: None = None,
+        remat: bool = False,
+    ) -> Float[Array, "B T V"]: ...
+    @overload
+    def __call__(
+        self, tokens: Int[Array, "B T"], *, segments=None, dropout_key=None, capture: str, remat: bool = False
+    ) -> tuple[Float[Array, "B T V"], dict[str, Float[Array, "..."]]]: ...
+    def __call__(self, tokens, *, segments=None, dropout_key=None, capture=None, remat=False):
+        """Logits, in float32, of the token that follows each position.
+
+        Ids must be below V: JAX clamps what is not.
+
+        Args:
+            segments: of rows that hold several texts, the number of each token's own; 0 is padding. Runs of equal
+                numbers don't see each other, and positions begin anew in each.
+            dropout_key: turns on the config's dropout, for training.
+            capture: a regular expression; what has a name that it matches as a whole is returned beside the logits, by
+                name: `blocks\\.3` is the residual stream after a block, `blocks\\.3\\.attn\\.pattern` its attention.
+                All names are in `jaxgpt.capture`.
+            remat: keep only what lies between blocks for the backward pass, which computes the rest again: the memory
+                of one block for a third more work.
+
+        Raises:
+            InputError: tokens of another shape or more than the context; or `capture` matches nothing.
+        """
+        if getattr(tokens, "ndim", None) != 2:
+            raise InputError(f"tokens must be an array of shape (B, T), not {getattr(tokens, 'shape', tokens)}")
+        if not 0 < (T := tokens.shape[1]) <= self.config.n_positions:
+            raise InputError(f"{T} tokens do not fit into the model's context of {self.config.n_positions}")
+        keys = None if dropout_key is None else Keys(dropout_key)
+        captured = None if capture is None else make_capture(capture)
+        at = jnp.arange(T)[None] if segments is None else positions(segments)
+        run = Pass(keys=keys, capture=captured, segments=segments, remat=remat)
+        logits = self.logits(self.hidden(tokens, at, run), run)
+        return logits if captured is None else (logits, captured.result())
+
+    def step(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        """Logits of the token that follows the last of these, which follow those in the cache; and the new cache."""
+        T, cache = tokens.shape[1], cache.copy()
+        x = self.hidden(tokens, cache.positions(T), Pass(cache=cache))
+        return self.logits(x[:, -1:])[:, 0], cache.advanced(T)
+
+    def hidden(self, tokens: Int[Array, "B T"], at: Int[Array, "#B T"], run: Pass) -> Float[Array, "B T D"]:
+        """The residual stream after the last block, of tokens at these positions; a cache is written to."""
+        x = run.note("tok_emb", embed(self.tok_emb, tokens)) + run.note("pos_emb", embed(self.pos_emb, at))
+        x = constrain(run.note("embeddings", dropout(x, self.config.embd_pdrop, run.keys)))
+        for block in self.blocks:
+            x = constrain(jax.checkpoint(partial(block, run=run))(x) if run.remat else block(x, run))
+        return x
+
+    def logits(self, x: Float[Array, "B T D"], run: Pass = NOTHING) -> Float[Array, "B T V"]:
+        """What a residual stream says of the next token: that after the last block, or an earlier one as a lens."""
+        x = run.note("ln_f", self.ln_f(x))
+        rows = x.astype(self.dtype).reshape(-1, self.config.n_embd)
+        head = self.tok_emb.embedding[...].T if self.config.tie_word_embeddings else self.lm_head.kernel[...]
+        logits = jnp.matmul(rows, head.astype(rows.dtype), preferred_element_type=jnp.float32)
+        return constrain(logits.reshape(*x.shape[:2], -1), None, "tensor")
+
+
+def abstract(config: GPTConfig, *, dtype=None, param_dtype=None) -> GPT:
+    """A model without memory: its parameters are shapes."""
+    dtypes = {"dtype": dtype or jnp.float32, "param_dtype": param_dtype or jnp.float32}
+    return nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0), **dtypes))

@@ -1,0 +1,1 @@
+"""The training data: from documents to rows, and from rows to batches on devices."""

@@ -1,0 +1,149 @@
+"""Several processes of one run: how they find each other, share its rows, and agree.
+
+All of them run the same program over one mesh; the first one alone writes text.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Int
+
+from jaxgpt.convert.errors import InputError
+from jaxgpt.train.config import plain
+from jaxgpt.train.settings import Settings
+
+LOST_SECONDS = 30
+"""How long a process may be silent until the others give up; JAX's own default is 100."""
+
+LONGEST = 2**16
+"""Bytes of what processes tell each other of their settings."""
+
+OWN = ("process", "coordinator", "cache", "workers", "config")
+"""Settings that each process may have of its own."""
+
+SEVERAL = {
+    "JAX_COORDINATOR_ADDRESS": lambda value: bool(value),
+    "SLURM_STEP_NUM_TASKS": lambda value: value not in ("", "1"),
+    "OMPI_COMM_WORLD_SIZE": lambda value: value not in ("", "1"),
+    "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
+}
+"""Variables by which JAX, srun, mpirun and GKE say that a process is one of several."""
+
+
+def is_one_of_several(environment: Mapping[str, str]) -> bool:
+    """Whether the environment says that there are other processes of the same run."""
+    return any(says(environment[name]) for name, says in SEVERAL.items() if name in environment)
+
+
+def connect(settings: Settings) -> None:
+    """Joins the other processes of the run, if there are any; before anything else of JAX.
+
+    Raises:
+        InputError: the flags contradict each other, or the others can't be reached.
+    """
+    address, n, index = settings.coordinator, settings.processes, settings.process
+    by_hand = address not in (None, "auto")
+    if by_hand != (n is not None) or by_hand != (index is not None):
+        raise InputError("--coordinator=HOST:PORT, --processes and --process: all three of them, or none")
+    if address is not None and by_hand and not re.fullmatch(r"\S+:\d{1,5}", address):
+        raise InputError(f"--coordinator: {address!r} is not auto or HOST:PORT")
+    if n is not None and index is not None and not 0 <= index < n:
+        raise InputError(f"--process: must be from 0 to {n - 1}, not {index}")
+    if address is None and not is_one_of_several(os.environ):
+        return
+    print("waiting for the other processes of the run, at most five minutes", flush=True)
+    # JAX would take SIGTERM for itself; a signal is agreed upon after each step
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            address if by_hand else None, n, index,
+            heartbeat_timeout_seconds=LOST_SECONDS, shutdown_timeout_seconds=LOST_SECONDS,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise InputError(f"--coordinator={address}: {why} (is that port free, and can it be reached?)") from None
+    check_same({f"--{name.replace('_', '-')}": value for name, value in plain(settings).items() if name not in OWN})
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the first one's lines are everybody's
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes text."""
+    return jax.process_index() == 0
+
+
+def any_of(flag: bool) -> Any:
+    """Whether the flag is set in any process: on its way, so that `bool` of it waits. All of them must ask."""
+    if jax.process_count() == 1:
+        return flag
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
+    place = NamedSharding(mesh, P("all"))
+    flags = jax.make_array_from_callback((jax.device_count(),), place, lambda index: np.asarray([flag]))
+    return _any(flags)
+
+
+_any = jax.jit(lambda flags: flags.any())
+
+
+def check_same(what: Mapping[str, Any]) -> None:
+    """Refuses what is not the same in all processes, which would train on without a word. All of them must ask.
+
+    Raises:
+        InputError: in all of them; in those that differ from the first it says in what.
+    """
+    if jax.process_count() == 1:
+        return
+    own = json.loads(json.dumps(what, default=str))
+    text = np.frombuffer(json.dumps(own).encode().ljust(LONGEST), np.uint8)
+    theirs = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())
+    others = [f"{name} is {own[name]} here and {theirs[name]} there" for name in own if own[name] != theirs[name]]
+    if bool(any_of(bool(others))):
+        told = f"other than process 0, {'; '.join(others)}" if others else "another process was told otherwise"
+        raise InputError(f"process {jax.process_index()}: {told}; all of them need the same flags and data")
+
+
+def agreed(step: int | None) -> int | None:
+    """The first process's step: a folder that all share may look older to others. All of them must ask."""
+    if jax.process_count() == 1:
+        return step
+    found = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
+    return None if found < 0 else found
+
+
+def wait_for_all(name: str) -> None:
+    """Until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def disconnect() -> None:
+    """Leaves together with the others, where the program ends without its usual cleaning up."""
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
+
+
+def own_rows(place: NamedSharding, n: int) -> Int[np.ndarray, " own"]:
+    """Which of a batch's `n` rows this process's devices hold, ascending."""
+    slices = place.addressable_devices_indices_map((n,)).values()
+    return np.unique(np.concatenate([np.arange(n)[index] for index in slices]))
+
+
+def on_devices(rows: dict[str, np.ndarray], own: Int[np.ndarray, " own"], place: NamedSharding, n: int) -> Any:
+    """The arrays of a batch of `n` rows, of which each process has its own."""
+
+    def array(of: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            return of[np.searchsorted(own, np.arange(n)[index[0]])]
+
+        return jax.make_array_from_callback((n, *of.shape[1:]), place, part)
+
+    return {name: array(of) for name, of in rows.items()}

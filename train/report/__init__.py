@@ -1,0 +1,1 @@
+"""The report of a run: pictures, the HTML page, and lines on the terminal."""

@@ -1,0 +1,169 @@
+"""The training step: one pure, jitted function from state and batch to state and metrics."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from jaxgpt.loss import next_token_loss
+from jaxgpt.mesh import everywhere
+from jaxgpt.model.gpt import GPT
+from jaxgpt.modules import by_module
+from jaxgpt.params import with_params
+from jaxgpt.train.step.batch import Batch, micro_batches
+from jaxgpt.train.step.optimizer import norm
+
+Metrics = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class State:
+    """All that changes in training, and the frozen parameters beside it."""
+
+    step: Any
+    """Optimizer steps that were made, int32."""
+    trainable: dict[str, Any]
+    frozen: dict[str, Any]
+    opt_state: Any
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.trainable | self.frozen
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Rates:
+    """Learning rates: arguments of the step, so that others need no other program."""
+
+    peak: Float[Array, ""]
+    """What the schedule's 1 stands for."""
+    factors: dict[str, Float[Array, ""]]
+    """What each trainable parameter's is multiplied by."""
+
+
+def state_shapes(
+    trainable: dict[str, Any], frozen: dict[str, Any], tx: optax.GradientTransformation, mesh: Mesh
+) -> State:
+    """The shapes of a state and where they lie: moments with their parameters, numbers on every device."""
+    everywhere = NamedSharding(mesh, P())
+
+    def place(path, leaf):
+        name = getattr(path[-1], "key", None)
+        return shape_at(leaf, trainable[name].sharding if name in trainable else everywhere)
+
+    opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, trainable))
+    trainable, frozen = ({name: shape_at(p, p.sharding) for name, p in part.items()} for part in (trainable, frozen))
+    return State(jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), trainable, frozen, opt_state)
+
+
+def init_state(
+    trainable: dict[str, Array], frozen: dict[str, Array], tx: optax.GradientTransformation, mesh: Mesh
+) -> State:
+    """The state before the first step; each moment is born where its parameter lies."""
+    shapes = state_shapes(trainable, frozen, tx, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, shapes.opt_state)
+    step = everywhere(np.int32(0), mesh)
+    return State(step, trainable, frozen, jax.jit(tx.init, out_shardings=places)(trainable))
+
+
+def shape_at(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    """An array's shape and dtype, in a place."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimises, and how it goes about it."""
+
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+    """Parts of a batch that are differentiated one after the other: the memory of one, the gradient of all."""
+    remat: bool = False
+
+    def loss_and_grads(
+        self, model: GPT, state: State, batch: Batch, key: Array | None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The mean loss of all tokens that count in the batch, and its gradient for what trains."""
+        weights = batch.weights
+        if weights is None:
+            weights = jnp.ones(batch.tokens[:, 1:].shape, jnp.float32)
+        total = jnp.maximum(weights.sum(), 1)
+
+        def loss_of(trainable, part, key):
+            losses = next_token_loss(
+                with_params(model, trainable | state.frozen), part.tokens, segments=part.segments,
+                dropout_key=key, label_smoothing=self.label_smoothing, remat=self.remat,
+            )  # fmt: skip
+            return jnp.sum(losses * part.weights) / total
+
+        batch = Batch(batch.tokens, weights, batch.segments)
+        if self.accumulate == 1:
+            return jax.value_and_grad(loss_of)(state.trainable, batch, key)
+
+        def add(sums, part):
+            i, part = part
+            part_key = None if key is None else jax.random.fold_in(key, i)
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss_of)(state.trainable, part, part_key)), None
+
+        zeros = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.trainable)
+        parts = jnp.arange(self.accumulate), micro_batches(batch, self.accumulate)
+        return jax.lax.scan(add, zeros, parts)[0]
+
+
+def make_train_step(
+    model: GPT,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    seed: int,
+    places: State | None = None,
+    objective: Objective = Objective(),
+) -> jax.stages.Wrapped:
+    """The step; only the trainable parameters are differentiated, so that XLA drops the backward pass of the rest.
+
+    Args:
+        tx: updates at a peak learning rate of 1, which the step's `Rates` multiply.
+        places: the state's shardings, which it keeps.
+    """
+    config = model.config
+    has_dropout = max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0
+
+    def train_step(state: State, batch: Batch, rates: Rates) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if has_dropout else None
+        loss, grads = objective.loss_and_grads(model, state, batch, key)
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        updates = {name: update * (rates.peak * rates.factors[name]) for name, update in updates.items()}
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics = {
+            "loss": loss,
+            "lr": rates.peak * schedule(state.step),
+            "grad_norm": norm(grads),
+            "updates": update_ratios(updates, state.trainable),  # unlike a lax.cond, it fuses, and costs nothing
+        }
+        return State(state.step + 1, trainable, state.frozen, opt_state), metrics
+
+    return jax.jit(train_step, donate_argnames="state", out_shardings=places and (places, places.step))
+
+
+def update_ratios(updates: dict[str, Array], trainable: dict[str, Array]) -> dict[str, Array]:
+    """By module, the norm of an update over the norm of the weights that it changes."""
+    return {
+        module: norm({name: updates[name] for name in of}) / norm(of) for module, of in by_module(trainable).items()
+    }
+
+
+def make_eval_step(model: GPT) -> jax.stages.Wrapped:
+    """The sum of the losses of a batch's tokens, each times its weight, and the sum of the weights."""
+
+    def eval_step(params: dict[str, Array], batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        losses = next_token_loss(with_params(model, params), batch.tokens, segments=batch.segments)
+        return jnp.sum(losses * batch.weights), jnp.sum(batch.weights)
+
+    return jax.jit(eval_step)

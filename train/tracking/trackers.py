@@ -1,0 +1,175 @@
+"""Experiment trackers of a run, each in a process of its own: whatever happens there, training goes on."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.convert.errors import InputError
+from jaxgpt.train.config import plain
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.tracking.worker import DROPPED, TITLES
+
+CLOSE_SECONDS = 20.0
+"""Longest that the end of a run waits for trackers to send what they still hold."""
+
+MOST_UNSENT = 1_000_000
+"""Bytes that are kept for a tracker that does not read; beyond them it is dropped."""
+
+PIECE = 4096
+"""Bytes in one write, which a pipe takes as a whole or not at all."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuses trackers whose packages are not installed."""
+    missing = [name for name in names if not _installed("tensorboardX" if name == "tensorboard" else name)]
+    if missing:
+        raise InputError(f"--track: {missing[0]} is not installed: pip install {' '.join(missing)}")
+    if "mlflow" in names and "MLFLOW_TRACKING_URI" not in os.environ and not _installed("sqlalchemy"):
+        raise InputError(
+            "--track: mlflow-skinny has no database of its own: pip install mlflow, or set MLFLOW_TRACKING_URI to a "
+            "server's address"
+        )
+
+
+class Trackers:
+    """What is told to each tracker; an error there is one line on standard error, and that tracker's end."""
+
+    def __init__(self, names: Sequence[str], folder: Path, settings: Settings, facts: dict[str, Any], first: int):
+        self._pipes: dict[str, _Pipe] = {}
+        for name in dict.fromkeys(names):
+            try:
+                self._pipes[name] = _Pipe(name)
+            except OSError as error:
+                _warn(name, error)
+        start = {
+            "folder": str(folder.absolute()),
+            "id": _stored_id(folder / "trackers.json") if names else None,
+            "config": {"settings": plain(settings), **facts},
+            "first": first,
+            "close_seconds": CLOSE_SECONDS,
+        }
+        self._send(start)
+
+    def log(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Numbers of a step, without those that are None; a NaN or an infinity is sent as such. Never waits."""
+        if known := {name: float(value) for name, value in values.items() if value is not None}:
+            self._send({"step": step, "values": known})
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """A text, such as a sample; never waits."""
+        self._send({"step": step, "name": name, "text": text})
+
+    def close(self, finished: bool) -> None:
+        """Waits until everything is sent, at most `CLOSE_SECONDS`; `finished` is False where a resume will go on."""
+        latest = time.monotonic() + CLOSE_SECONDS
+        self._send({"finished": finished})
+        for name, pipe in self._pipes.items():
+            if reason := pipe.close(latest):
+                _warn(name, reason)
+        for name, pipe in self._pipes.items():
+            if reason := pipe.wait(latest + 2):  # it gives up by itself before that
+                _warn(name, reason)
+        self._pipes.clear()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        line = (json.dumps(message, default=str) + "\n").encode()
+        for name, pipe in list(self._pipes.items()):
+            reason = pipe.send(line)
+            if pipe.process.returncode is not None:
+                del self._pipes[name]
+            if reason:
+                _warn(name, reason)
+
+
+class _Pipe:
+    """A tracker's process, no part of the terminal's (Ctrl-C reaches training alone), and the way to it.
+
+    What its methods return is why the tracker is lost, or nothing.
+    """
+
+    def __init__(self, name: str):
+        path = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "jaxgpt.train.tracking.worker", name],
+            stdin=subprocess.PIPE, stdout=2, stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
+        )  # fmt: skip
+        assert self.process.stdin
+        self._input, self._unsent = self.process.stdin, b""
+        os.set_blocking(self._input.fileno(), False)
+
+    def send(self, line: bytes = b"") -> str | None:
+        """Never blocks: the other end reads all the time, also while a server does not answer."""
+        self._unsent += line
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[os.write(self._input.fileno(), self._unsent[:PIECE]) :]
+        except BlockingIOError:
+            return self._kill("it reads nothing") if len(self._unsent) > MOST_UNSENT else None
+        except OSError as error:
+            self._unsent = b""
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.5)  # its end of the pipe is closed, and it is about to end
+            return self._kill(str(error))
+        return None
+
+    def close(self, latest: float) -> str | None:
+        """The end of what is sent."""
+        reason = None
+        while self._unsent and not reason and time.monotonic() < latest:
+            time.sleep(0.02)
+            reason = self.send()
+        self._input.close()
+        return reason
+
+    def wait(self, latest: float) -> str | None:
+        """Until it has ended, or else it is ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(max(0.0, latest - time.monotonic()))
+        return self._kill("it did not end")
+
+    def _kill(self, reason: str) -> str | None:
+        """Ends it, with what it has started; why, unless it has ended well or with a warning of its own."""
+        code = self.process.poll()
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            self._input.close()
+        self.process.wait()
+        if code in (0, DROPPED):
+            return None
+        return reason if code is None else f"its process ended with {code}"
+
+
+def _stored_id(path: Path) -> str:
+    """What trackers know this run by, the same after a resume."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if re.fullmatch(r"[0-9a-f]{16}", stored := json.loads(path.read_text("utf-8"))["id"]):
+            return stored
+    new, temporary = uuid.uuid4().hex[:16], path.with_suffix(".tmp")
+    try:
+        temporary.write_text(json.dumps({"id": new}) + "\n", "utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        print(f"train: warning: {path}: {error}; a resumed run will be another one for trackers", file=sys.stderr)
+    return new
+
+
+def _installed(package: str) -> bool:
+    """Whether it can be imported; a mere folder of that name, as W&B leaves behind, is no package."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def _warn(name: str, reason: object) -> None:
+    print(f"train: warning: {TITLES[name]} is dropped: {reason}; training goes on", file=sys.stderr, flush=True)
