@@ -23,7 +23,7 @@ from jaxgpt.train.loop import batches_of
 from jaxgpt.train.run.folder import Run
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.setup import prepare
-from jaxgpt.train.step.phases import Phases
+from jaxgpt.train.step.phases import PhaseCompiler
 
 
 def conversations(path: Path) -> str:
@@ -62,7 +62,7 @@ def main() -> None:
         for name, data in (("text", None), ("conversations", conversations(Path(folder) / "chat.jsonl"))):
             settings = Settings(data=data, cache=Path(folder) / "cache", steps=arguments.steps + 2)
             setup, params = prepare(settings, Run(Path(folder) / name))
-            phases = Phases(setup)
+            phases = PhaseCompiler(setup)
             state, program = phases.begin(phases.init(params), 0)
             waits, steps = [], []
             batches = batches_of(setup, 0)

@@ -15,11 +15,11 @@ import jaxgpt
 from jaxgpt.mesh import batch_sharding, make_mesh, shardings
 from jaxgpt.model.gpt import abstract
 from jaxgpt.params import count_params, named_params
-from jaxgpt.train.distributed import on_devices, own_rows
+from jaxgpt.train.distributed import local_rows, to_devices
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.phases import Phases
-from jaxgpt.train.step.spec import make_recipe
+from jaxgpt.train.step.phases import PhaseCompiler
+from jaxgpt.train.step.spec import make_step_spec
 
 
 def start(model: jaxgpt.GPT) -> dict[str, np.ndarray]:
@@ -45,14 +45,14 @@ def main() -> None:
         freeze=case["freeze"], batch_size=case["batch"], context=case["context"], dtype="bfloat16", lr=6e-4
     )
     mesh, model = make_mesh(devices=jax.devices()[:1]), abstract(config, dtype=jnp.bfloat16)
-    recipe = make_recipe(settings, mesh, model, steps=10_000, packed=False)
-    phases, place, B = Phases(recipe), batch_sharding(mesh), case["batch"]
-    own, rows, weights = own_rows(place, B), batches(case), np.ones((B, case["context"]), np.float32)
+    spec = make_step_spec(settings, mesh, model, steps=10_000, packed=False)
+    phases, place, B = PhaseCompiler(spec), batch_sharding(mesh), case["batch"]
+    own, rows, weights = local_rows(place, B), batches(case), np.ones((B, case["context"]), np.float32)
     state = phases.init(jax.device_put(start(model), shardings(named_params(model), mesh)))
     jax.block_until_ready(state)
 
     def send() -> Batch:
-        return Batch(**on_devices({"tokens": next(rows), "weights": weights}, own, place, B))
+        return Batch(**to_devices({"tokens": next(rows), "weights": weights}, own, place, B))
 
     began = time.perf_counter()
     state, program = phases.begin(state, 0)

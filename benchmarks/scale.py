@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from jaxgpt.train.compile_only.chips import GIB
 from jaxgpt.train.compile_only.collectives import KINDS
-from jaxgpt.train.compile_only.command import make_recipe_of_shapes
+from jaxgpt.train.compile_only.command import make_spec_of_shapes
 from jaxgpt.train.compile_only.compile_step import compile_step
-from jaxgpt.train.compile_only.step_time import forecast, held, traffic_of
-from jaxgpt.train.compile_only.topology import find_slice
+from jaxgpt.train.compile_only.step_time import estimate_step_time, held, traffic_of
+from jaxgpt.train.compile_only.topology import find_topology
 from jaxgpt.train.settings import Settings
 
 SLICES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
@@ -31,28 +31,28 @@ def main() -> None:
     print("| chips | mesh | state | peak | temporaries | " + " | ".join(KINDS) + " | step, estimated | compiled in |")
     print("|---:|---|" + "---:|" * (len(KINDS) + 5))
     for name in arguments.topology:
-        slice = find_slice(name)
+        slice = find_topology(name)
         settings = Settings(
             model=arguments.model, topology=name, mesh=arguments.mesh, dtype="bfloat16", dropout=0.0,
             remat=arguments.remat, batch_size=arguments.rows * slice.n_chips,
         )  # fmt: skip
-        recipe = make_recipe_of_shapes(settings, slice)
-        compiled = compile_step(recipe)
-        mesh = " x ".join(str(size) for size in recipe.mesh.shape.values())
-        state = held(recipe.state(recipe.plan.phases[-1].start)) / GIB
+        spec = make_spec_of_shapes(settings, slice)
+        compiled = compile_step(spec)
+        mesh = " x ".join(str(size) for size in spec.mesh.shape.values())
+        state = held(spec.state(spec.plan.phases[-1].start)) / GIB
         if compiled.program is None:
             print(f"| {slice.n_chips} | {mesh} | {state:.2f} GiB | {compiled.refusal} |", flush=True)
             continue
-        sent = traffic_of(recipe, compiled.program)
+        sent = traffic_of(spec, compiled.program)
         columns = [
             str(slice.n_chips), mesh, f"{state:.2f} GiB", f"{compiled.peak / GIB:.2f} GiB",
             f"{compiled.memory.temp_size_in_bytes / GIB:.2f} GiB",
             *(f"{sent[kind].bytes / 1e6:,.0f} MB" if sent[kind].count else "" for kind in KINDS),
-            f"{forecast(recipe, slice, compiled.program).seconds * 1000:,.0f} ms", f"{compiled.seconds:.0f} s",
+            f"{estimate_step_time(spec, slice, compiled.program).seconds * 1000:,.0f} ms", f"{compiled.seconds:.0f} s",
         ]  # fmt: skip
         print(f"| {' | '.join(columns)} |", flush=True)
     remat = ", remat" * arguments.remat
-    print(f"\n{arguments.model}, {arguments.rows} sequences of {recipe.context} tokens on each chip, bfloat16{remat}")
+    print(f"\n{arguments.model}, {arguments.rows} sequences of {spec.context} tokens on each chip, bfloat16{remat}")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; jax {version('jax')}, libtpu {libtpu()}")
 
 

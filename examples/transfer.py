@@ -26,7 +26,7 @@ from jaxgpt.train.data.rows import Windows
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch
 from jaxgpt.train.step.optimizer import make_optimizer, schedule
-from jaxgpt.train.step.step import Rates, State, init_state, make_eval_step, make_train_step
+from jaxgpt.train.step.step import Rates, TrainState, init_state, make_eval_step, make_train_step
 
 BATCH, CONTEXT, PEAK, EVERY = 8, 128, 1e-3, 10
 WAYS = {"from scratch": "full", "full": "full", "first6": "first6", "gradual": "gradual", "head": "head"}
@@ -87,7 +87,7 @@ class Bench:
         if state is None:
             state = init_state(trainable, frozen, tx, make_mesh())
         else:
-            state = State(state.step, trainable, frozen, freeze.thaw(tx, trainable, state.opt_state))
+            state = TrainState(state.step, trainable, frozen, freeze.thaw(tx, trainable, state.opt_state))
         return state, self.compiled[plan.text, step]
 
 

@@ -142,7 +142,7 @@ def exchange_columns(x: jax.Array) -> jax.Array:
     return jax.shard_map(swap, in_specs=P("data", None, "fsdp"), out_specs=P(ROWS), check_vma=False)(x)
 
 
-def everywhere(value: Any, mesh: Mesh) -> jax.Array:
+def replicated(value: Any, mesh: Mesh) -> jax.Array:
     """A number, the same in all processes, on every device."""
     value = np.asarray(value)
     return jax.make_array_from_callback(value.shape, NamedSharding(mesh, P()), lambda _: value)

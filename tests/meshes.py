@@ -11,12 +11,12 @@ import numpy as np
 import jaxgpt
 from jaxgpt import named_params
 from jaxgpt.mesh import batch_sharding, make_mesh, shardings
-from jaxgpt.train.distributed import on_devices, own_rows
+from jaxgpt.train.distributed import local_rows, to_devices
 from jaxgpt.train.settings import Settings
-from jaxgpt.train.signals import Stop
+from jaxgpt.train.signals import StopSignals
 from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.phases import Phases
-from jaxgpt.train.step.spec import make_recipe
+from jaxgpt.train.step.phases import PhaseCompiler
+from jaxgpt.train.step.spec import make_step_spec
 
 MESHES = ("one", "data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2")
 STRATEGIES = {"full": 3, "first6": 7, "gradual:head@0,last1@4,full@7": 3}
@@ -44,19 +44,19 @@ def run(text: str, strategy: str) -> tuple[list[float], dict[str, np.ndarray], l
     settings = Settings(freeze=strategy, batch_size=B, lr=2e-5, weight_decay=0.1, seed=3)
     config = replace(CONFIG, n_layer=STRATEGIES[strategy])
     shapes, before = jaxgpt.model.gpt.abstract(config), start(config)
-    recipe = make_recipe(settings, mesh, shapes, steps=STEPS, packed=False)
+    spec = make_step_spec(settings, mesh, shapes, steps=STEPS, packed=False)
     params = jax.device_put(before, shardings(named_params(shapes), mesh))
-    phases, place = Phases(recipe), batch_sharding(mesh)
+    phases, place = PhaseCompiler(spec), batch_sharding(mesh)
     state, program = phases.begin(phases.init(params), 0)
-    own, losses, draw = own_rows(place, B), [], np.random.default_rng(1)
+    own, losses, draw = local_rows(place, B), [], np.random.default_rng(1)
     for step in range(STEPS):
-        if recipe.plan.at(step) > recipe.plan.phases.index(program.phase):
-            state, program = phases.enter_next(state, Stop())
+        if spec.plan.at(step) > spec.plan.phases.index(program.phase):
+            state, program = phases.enter_next(state, StopSignals())
         rows = {
             "tokens": draw.integers(0, 96, (B, 25)).astype(np.int32),
             "weights": draw.integers(0, 2, (B, 24)).astype(np.float32),
         }
-        state, metrics = program.step(state, Batch(**on_devices(rows, own, place, B)), program.rates)
+        state, metrics = program.step(state, Batch(**to_devices(rows, own, place, B)), program.rates)
         losses.append(float(metrics["loss"]))
     after = {name: np.asarray(p) for name, p in state.params.items()}
     changed = [name for name in before if after[name].tobytes() != before[name].tobytes()]

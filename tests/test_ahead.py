@@ -29,14 +29,14 @@ from jaxgpt.train.compile_only.flops import step_flops
 from jaxgpt.train.compile_only.hlo import elements, parse, size
 from jaxgpt.train.compile_only.step_time import held, trains
 from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.spec import Recipe, make_recipe
+from jaxgpt.train.step.spec import StepSpec, make_step_spec
 
 CONFIG = jaxgpt.GPTConfig(n_embd=256, n_layer=3, n_head=4, n_inner=1024, vocab_size=2048, n_positions=128)
 
 
-def recipe_of(config=CONFIG, **flags) -> Recipe:
+def recipe_of(config=CONFIG, **flags) -> StepSpec:
     settings = Settings(**{"batch_size": 4, **flags})
-    return make_recipe(settings, make_mesh(), abstract(config, dtype=jnp.float32), steps=150, packed=False)
+    return make_step_spec(settings, make_mesh(), abstract(config, dtype=jnp.float32), steps=150, packed=False)
 
 
 def sizes_of(config) -> dict[str, int]:
@@ -58,10 +58,10 @@ def sizes_of(config) -> dict[str, int]:
 )  # fmt: skip
 def test_flops_are_what_xla_counts_in_products(freeze, untied, remat):
     """Its count of the program before it optimises it; the 1 % above ours is softmax, GELU, LayerNorm and AdamW."""
-    recipe = recipe_of(replace(CONFIG, tie_word_embeddings=not untied), freeze=freeze, remat=remat)
+    spec = recipe_of(replace(CONFIG, tie_word_embeddings=not untied), freeze=freeze, remat=remat)
     with jax.numpy_dtype_promotion("standard"):  # Optax is not strict
-        theirs = recipe.lower(recipe.plan.phases[-1]).cost_analysis()["flops"]
-    ours = step_flops(recipe.model.config, trains(recipe), (4, 128), remat=remat)
+        theirs = spec.lower(spec.plan.phases[-1]).cost_analysis()["flops"]
+    ours = step_flops(spec.model.config, trains(spec), (4, 128), remat=remat)
     assert 1 < theirs / ours.hardware < 1.03
     assert ours.model == ours.hardware or remat
 
@@ -235,7 +235,7 @@ def test_a_device_is_known_by_its_kind(kind, name):
 
 
 def test_the_largest_batch_follows_from_shallow_models():
-    recipe = recipe_of(replace(CONFIG, n_layer=7), freeze="first2", batch_size=8, accumulate=2)
+    spec = recipe_of(replace(CONFIG, n_layer=7), freeze="first2", batch_size=8, accumulate=2)
     asked = []
 
     def peak(shallow):
@@ -243,23 +243,23 @@ def test_the_largest_batch_follows_from_shallow_models():
         asked.append((n, B))
         return held(shallow.state(0)) + 1000 + 200 * n + 30 * B + 4 * n * B
 
-    room = measure(recipe, peak)
+    room = measure(spec, peak)
     assert asked == [(1, 4), (1, 8), (2, 4), (2, 8)]
-    assert room.needs(60) == pytest.approx(held(recipe.state(0)) + 1000 + 200 * 5 + 30 * 60 + 4 * 5 * 60)
+    assert room.needs(60) == pytest.approx(held(spec.state(0)) + 1000 + 200 * 5 + 30 * 60 + 4 * 5 * 60)
     assert room.largest(room.needs(60)) == 60
     assert room.largest(room.needs(60) - 1) == 58
     assert room.largest(0) == 0
-    assert measure(recipe, lambda shallow: None) is None
+    assert measure(spec, lambda shallow: None) is None
 
 
 @pytest.mark.parametrize(
     ("freeze", "blocks"), [("full", 3), ("first2", 1), ("last3", 3), ("embeddings", 3), ("gradual", 3)]
 )
 def test_a_shallow_model_trains_what_the_whole_one_does(freeze, blocks):
-    recipe = recipe_of(freeze=freeze)
-    assert differentiated(recipe) == blocks
-    shallow = trains(with_blocks(recipe, 1, 8))
-    whole = trains(recipe)
+    spec = recipe_of(freeze=freeze)
+    assert differentiated(spec) == blocks
+    shallow = trains(with_blocks(spec, 1, 8))
+    whole = trains(spec)
     assert {name for name in shallow if not name.startswith("blocks.")} == {
         name for name in whole if not name.startswith("blocks.")
     }

@@ -22,8 +22,8 @@ from jaxgpt.model.attention import attention
 from jaxgpt.model.cache import empty_cache
 from jaxgpt.model.gpt import abstract
 from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.phases import Phases
-from jaxgpt.train.step.spec import make_recipe
+from jaxgpt.train.step.phases import PhaseCompiler
+from jaxgpt.train.step.spec import make_step_spec
 from jaxgpt.train.step.step import Rates, make_train_step
 
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
@@ -107,13 +107,13 @@ def test_a_training_step_on_one_gpu_has_one_kernel_forward_and_one_backward_for_
     mesh = make_mesh(devices=jax.devices()[:1])
     model, settings = abstract(config, dtype=jnp.bfloat16), Settings(freeze="first1", batch_size=4, dtype="bfloat16")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        recipe = make_recipe(settings, mesh, model, steps=10, packed=packed)
-        params = {name: jnp.zeros(p.shape, p.dtype) for name, p in recipe.params.items()}
-        state = Phases(recipe).init(params)
-        step = make_train_step(recipe.model, recipe.optimizer(state.trainable, 0), recipe.schedule, 0)
+        spec = make_step_spec(settings, mesh, model, steps=10, packed=packed)
+        params = {name: jnp.zeros(p.shape, p.dtype) for name, p in spec.params.items()}
+        state = PhaseCompiler(spec).init(params)
+        step = make_train_step(spec.model, spec.optimizer(state.trainable, 0), spec.schedule, 0)
         rates = Rates(jnp.float32(1), {name: jnp.float32(1) for name in state.trainable})
         with jax.set_mesh(mesh):
-            text = step.trace(state, recipe.batch, rates).lower(lowering_platforms=("cuda",)).as_text()
+            text = step.trace(state, spec.batch, rates).lower(lowering_platforms=("cuda",)).as_text()
     found = kernels(text)
     # of the frozen block only the forward pass is left
     assert found.count(MASKED_FORWARD if packed else FORWARD) == 3

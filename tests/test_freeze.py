@@ -17,7 +17,7 @@ from jaxgpt.model.gpt import abstract
 from jaxgpt.params import match
 from jaxgpt.train.step.batch import Batch
 from jaxgpt.train.step.optimizer import make_optimizer, schedule
-from jaxgpt.train.step.step import Rates, State, init_state, make_train_step
+from jaxgpt.train.step.step import Rates, TrainState, init_state, make_train_step
 
 TIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}))
 UNTIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}), tie_word_embeddings=False)
@@ -172,7 +172,7 @@ def test_frozen_is_free_first6_of_the_bundled_shape_takes_at_most_0_72_of_the_fl
         trainable, frozen = plan.partition(named_params(model))
         tx = make_optimizer(plan, trainable, optax.constant_schedule(1.0), weight_decay=0.1, clip=1.0)
         step = make_train_step(model, tx, optax.constant_schedule(1.0), seed=0)
-        state = State(jax.ShapeDtypeStruct((), jnp.int32), trainable, frozen, jax.eval_shape(tx.init, trainable))
+        state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), trainable, frozen, jax.eval_shape(tx.init, trainable))
         tokens = Batch(jax.ShapeDtypeStruct((4, 257), jnp.int32))
         compiled = step.lower(state, tokens, rates_of(trainable, 1e-3)).compile()
         flops[text] = compiled.cost_analysis()["flops"]

@@ -18,7 +18,7 @@ from jaxgpt.model.gpt import abstract
 from jaxgpt.modules import by_module, shares
 from jaxgpt.train.step.batch import Batch
 from jaxgpt.train.step.optimizer import B1, B2, EPSILON, make_optimizer, rate_factors, schedule
-from jaxgpt.train.step.step import Rates, State, init_state, make_train_step
+from jaxgpt.train.step.step import Rates, TrainState, init_state, make_train_step
 
 TIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}))
 UNTIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}), tie_word_embeddings=False)
@@ -286,7 +286,7 @@ def test_update_ratios_are_those_of_the_update_and_nothing_is_said_of_frozen_mod
     state, metrics = make_train_step(model, tx, rate, seed=0)(
         init_state(trainable, frozen, tx, make_mesh()), Batch(random_tokens((2, 17))), rates
     )
-    assert isinstance(state, State)
+    assert isinstance(state, TrainState)
     assert set(metrics["updates"]) == {"blocks.2", "ln_f"}
     for module, names in by_module(before).items():
         old = np.concatenate([before[name].ravel() for name in names])

@@ -18,7 +18,7 @@ from runs import QUICK, arrays, metrics
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.source import complete_steps
 from jaxgpt.train.distributed import connect, is_one_of_several
-from jaxgpt.train.failures import trouble
+from jaxgpt.train.failures import describe_failure
 from jaxgpt.train.settings import Settings
 
 PROGRAM = """
@@ -166,14 +166,14 @@ def test_a_process_that_is_told_otherwise_ends_the_run_before_it_begins(small, t
 )
 def test_what_devices_and_others_do_is_said_in_a_line(monkeypatch, message, n, code, said):
     monkeypatch.setattr(jax, "process_count", lambda: n)
-    text, found = trouble(jax.errors.JaxRuntimeError(message))
+    text, found = describe_failure(jax.errors.JaxRuntimeError(message))
     assert found == code
     assert re.search(said, text)
     assert "\n" not in text
 
 
 def test_an_error_of_ours_is_no_trouble_of_the_devices():
-    assert trouble(RuntimeError("dictionary changed size during iteration")) is None
+    assert describe_failure(RuntimeError("dictionary changed size during iteration")) is None
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +226,9 @@ import jaxgpt
 from jaxgpt import convert
 from jaxgpt import loading
 from jaxgpt.mesh import make_mesh
-from jaxgpt.train.distributed import connect, own_rows
+from jaxgpt.train.distributed import connect, local_rows
 from jaxgpt.train.settings import Settings
-from jaxgpt.train.failures import trouble
+from jaxgpt.train.failures import describe_failure
 port, index, folder, text = sys.argv[1:]
 connect(Settings(coordinator=f"127.0.0.1:{port}", processes=2, process=int(index)))
 pages, original = set(), loading._aligned

@@ -21,9 +21,9 @@ def events(monkeypatch) -> list[tuple[str, int]]:
     found, made = [], {"batch": 0, "step": 0}
     of_step: dict[int, int] = {}
     array = type(jnp.zeros(()))
-    on_devices, compile_program, value = (
-        jaxgpt.train.loop.on_devices,
-        jaxgpt.train.step.phases.Phases._compile,
+    to_devices, compile_program, value = (
+        jaxgpt.train.loop.to_devices,
+        jaxgpt.train.step.phases.PhaseCompiler._compile,
         array._value,
     )
 
@@ -34,7 +34,7 @@ def events(monkeypatch) -> list[tuple[str, int]]:
 
     def watched_batch(*args):
         counted("batch")
-        return on_devices(*args)
+        return to_devices(*args)
 
     def watched_compile(self, index):
         program = compile_program(self, index)
@@ -54,8 +54,8 @@ def events(monkeypatch) -> list[tuple[str, int]]:
         return value.fget(self)
 
     kept: list = []
-    monkeypatch.setattr(jaxgpt.train.loop, "on_devices", watched_batch)
-    monkeypatch.setattr(jaxgpt.train.step.phases.Phases, "_compile", watched_compile)
+    monkeypatch.setattr(jaxgpt.train.loop, "to_devices", watched_batch)
+    monkeypatch.setattr(jaxgpt.train.step.phases.PhaseCompiler, "_compile", watched_compile)
     monkeypatch.setattr(array, "_value", property(watched_value))
     return found
 

@@ -20,7 +20,7 @@ from jaxgpt.convert.source import complete_steps
 from jaxgpt.train.config import as_flags, plain, with_config
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch, micro_batches
-from jaxgpt.train.step.step import Objective, State
+from jaxgpt.train.step.step import Objective, TrainState
 
 BASE = (
     "--freeze=first1", "--steps=4", "--batch-size=8", "--eval-every=2", "--checkpoint-every=4", "--log-every=1",
@@ -82,7 +82,7 @@ def test_gradients_are_accumulated_for_what_trains_only_and_weigh_tokens_not_par
     config = jaxgpt.GPTConfig(vocab_size=50, n_positions=16, n_embd=8, n_layer=2, n_head=2, n_inner=16)
     model = jaxgpt.GPT(config, rngs=jaxgpt.model.gpt.nnx.Rngs(0))
     trainable, frozen = jaxgpt.freeze.parse("last1", config).partition(named_params(model))
-    state = State(jnp.int32(0), trainable, frozen, None)
+    state = TrainState(jnp.int32(0), trainable, frozen, None)
     weights = np.ones((8, 12), np.float32)
     weights[1::2, 3:] = 0  # every other part counts far fewer tokens
     batch = Batch(random_tokens((8, 13), 50), weights)

@@ -60,7 +60,7 @@ def compile(self, index):
     print("compiling", flush=True)
     ctypes.PyDLL(None).sleep(1)  # holds the GIL, too
     ctypes.CDLL(None).sleep(25)
-jaxgpt.train.step.phases.Phases._compile = compile
+jaxgpt.train.step.phases.PhaseCompiler._compile = compile
 """
 LOADING = """
 import jaxgpt.train.setup
@@ -101,12 +101,12 @@ def make(model):
 jaxgpt.train.report.console.make_eval_step = make
 calls = []
 import jaxgpt.train.loop
-evaluate = jaxgpt.train.loop.Steps._evaluate
+evaluate = jaxgpt.train.loop.TrainLoop._evaluate
 def say(self):
     print("evaluating", self.step, flush=True)
     calls.append(1)
     evaluate(self)
-jaxgpt.train.loop.Steps._evaluate = say
+jaxgpt.train.loop.TrainLoop._evaluate = say
 """
 
 
@@ -121,24 +121,24 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(flags, tmp_p
     assert all(line["eval_loss"] is None or line["step"] == 0 for line in metrics(tmp_path / "r"))
     call("train", *flags, "--resume")
     assert_same_run(tmp_path / "r", tmp_path / "whole", 9)
-    standing = [
-        json.loads((tmp_path / name / "checkpoints" / "9" / "standing" / "metadata").read_text())
+    eval_state = [
+        json.loads((tmp_path / name / "checkpoints" / "9" / "eval_state" / "metadata").read_text())
         for name in ("r", "whole")
     ]
-    assert standing[0] == standing[1]
-    assert standing[0]["best_step"] in (4, 8, 9)
+    assert eval_state[0] == eval_state[1]
+    assert eval_state[0]["best_step"] in (4, 8, 9)
 
 
 SLOW_THAW = """
 import jaxgpt.train.step.phases, threading
-real = jaxgpt.train.step.phases.Phases._compile
+real = jaxgpt.train.step.phases.PhaseCompiler._compile
 def compile(self, index):
     if index:
         print("compiling ahead", flush=True)
         import ctypes
         ctypes.CDLL(None).sleep(40)
     return real(self, index)
-jaxgpt.train.step.phases.Phases._compile = compile
+jaxgpt.train.step.phases.PhaseCompiler._compile = compile
 """
 
 
@@ -171,10 +171,10 @@ def test_a_second_signal_ends_at_once(flags, tmp_path):
 
 
 def test_handlers_are_given_back(monkeypatch):
-    from jaxgpt.train.signals import Stop
+    from jaxgpt.train.signals import StopSignals
 
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with Stop() as stop:
+    with StopSignals() as stop:
         stop.at_once = False
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested.wait(5)

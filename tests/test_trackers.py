@@ -32,7 +32,9 @@ def new_run(tmp_path, monkeypatch):
     run.folder.mkdir()
 
     def start(*names: str, first: int = 0) -> Trackers:
-        return Trackers(names, run.folder, Settings(lr=0.5), {"data": {"source": "a book"}, "phases": [{"start": 0}]}, first)
+        return Trackers(
+            names, run.folder, Settings(lr=0.5), {"data": {"source": "a book"}, "phases": [{"start": 0}]}, first
+        )
 
     return run, start
 

@@ -13,7 +13,7 @@ import tyro
 from jaxgpt.convert.errors import InputError, one_clear_line
 from jaxgpt.train.config import with_config
 from jaxgpt.train.settings import Settings
-from jaxgpt.train.signals import Stop
+from jaxgpt.train.signals import StopSignals
 
 
 def main() -> None:
@@ -32,15 +32,15 @@ def main() -> None:
             from jaxgpt.train.compile_only.command import compile_only
 
             sys.exit(compile_only(settings))
-        with Stop() as stop:
+        with StopSignals() as stop:
             # after the flags are read: --help answers without the second that importing JAX takes
-            from jaxgpt.train.failures import trouble
+            from jaxgpt.train.failures import describe_failure
             from jaxgpt.train.finetune import train
 
             try:
                 sys.exit(train(settings, stop))
             except (RuntimeError, InputError) as error:
-                if (found := trouble(error)) is None:
+                if (found := describe_failure(error)) is None:
                     raise
                 print(f"train: {found[0]}", file=sys.stderr)
                 stop.leave(found[1])

@@ -61,7 +61,7 @@ def connect(settings: Settings) -> None:
     if address is None and not is_one_of_several(os.environ):
         return
     print("waiting for the other processes of the run, at most five minutes", flush=True)
-    # JAX would take SIGTERM for itself; a signal is agreed upon after each step
+    # JAX would take SIGTERM for itself; a signal is agree_on_step upon after each step
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -71,7 +71,9 @@ def connect(settings: Settings) -> None:
     except (RuntimeError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise InputError(f"--coordinator={address}: {why} (is that port free, and can it be reached?)") from None
-    check_same({f"--{name.replace('_', '-')}": value for name, value in plain(settings).items() if name not in OWN})
+    check_processes_agree(
+        {f"--{name.replace('_', '-')}": value for name, value in plain(settings).items() if name not in OWN}
+    )
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the first one's lines are everybody's
 
@@ -81,7 +83,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def any_of(flag: bool) -> Any:
+def any_process(flag: bool) -> Any:
     """Whether the flag is set in any process: on its way, so that `bool` of it waits. All of them must ask."""
     if jax.process_count() == 1:
         return flag
@@ -94,7 +96,7 @@ def any_of(flag: bool) -> Any:
 _any = jax.jit(lambda flags: flags.any())
 
 
-def check_same(what: Mapping[str, Any]) -> None:
+def check_processes_agree(what: Mapping[str, Any]) -> None:
     """Refuses what is not the same in all processes, which would train on without a word. All of them must ask.
 
     Raises:
@@ -106,12 +108,12 @@ def check_same(what: Mapping[str, Any]) -> None:
     text = np.frombuffer(json.dumps(own).encode().ljust(LONGEST), np.uint8)
     theirs = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())
     others = [f"{name} is {own[name]} here and {theirs[name]} there" for name in own if own[name] != theirs[name]]
-    if bool(any_of(bool(others))):
+    if bool(any_process(bool(others))):
         told = f"other than process 0, {'; '.join(others)}" if others else "another process was told otherwise"
         raise InputError(f"process {jax.process_index()}: {told}; all of them need the same flags and data")
 
 
-def agreed(step: int | None) -> int | None:
+def agree_on_step(step: int | None) -> int | None:
     """The first process's step: a folder that all share may look older to others. All of them must ask."""
     if jax.process_count() == 1:
         return step
@@ -131,13 +133,13 @@ def disconnect() -> None:
         jax.distributed.shutdown()
 
 
-def own_rows(place: NamedSharding, n: int) -> Int[np.ndarray, " own"]:
+def local_rows(place: NamedSharding, n: int) -> Int[np.ndarray, " own"]:
     """Which of a batch's `n` rows this process's devices hold, ascending."""
     slices = place.addressable_devices_indices_map((n,)).values()
     return np.unique(np.concatenate([np.arange(n)[index] for index in slices]))
 
 
-def on_devices(rows: dict[str, np.ndarray], own: Int[np.ndarray, " own"], place: NamedSharding, n: int) -> Any:
+def to_devices(rows: dict[str, np.ndarray], own: Int[np.ndarray, " own"], place: NamedSharding, n: int) -> Any:
     """The arrays of a batch of `n` rows, of which each process has its own."""
 
     def array(of: np.ndarray) -> jax.Array:

@@ -11,7 +11,7 @@ MISTAKE = 2
 """Exit code of a run that can't be made as it was asked for."""
 
 
-def trouble(error: RuntimeError | InputError) -> tuple[str, int] | None:
+def describe_failure(error: RuntimeError | InputError) -> tuple[str, int] | None:
     """What to say of an error of JAX's runtime, or in one of several processes, and the exit code; None of others."""
     if isinstance(error, InputError):
         if jax.process_count() == 1:

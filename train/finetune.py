@@ -5,19 +5,19 @@ import sys
 import time
 
 from jaxgpt.convert.errors import InputError, what_failed
-from jaxgpt.train.distributed import agreed, connect, disconnect, wait_for_all
+from jaxgpt.train.distributed import agree_on_step, connect, disconnect, wait_for_all
 from jaxgpt.train.diverged import Diverged, explain
-from jaxgpt.train.loop import Steps, is_done
+from jaxgpt.train.loop import TrainLoop, is_done
 from jaxgpt.train.report.console import Evaluation, draw_new_rows, outcome, sample, sanity_checks, written
 from jaxgpt.train.report.page import write_report
 from jaxgpt.train.run.checkpoints import Checkpoints
-from jaxgpt.train.run.eval_state import Standing
+from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.run.folder import Run
 from jaxgpt.train.run.logs import Log
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.setup import prepare
-from jaxgpt.train.signals import STOPPED, Stop
-from jaxgpt.train.step.phases import Phases
+from jaxgpt.train.signals import STOPPED, StopSignals
+from jaxgpt.train.step.phases import PhaseCompiler
 from jaxgpt.train.tracking.trackers import Trackers
 
 LOST = 74
@@ -27,22 +27,22 @@ DIVERGED = 1
 """Exit code of a run whose loss was no number any more."""
 
 
-def train(settings: Settings, stop: Stop) -> int:
+def train(settings: Settings, stop: StopSignals) -> int:
     """Runs until the last step, a signal or a loss that is no number, and returns the exit code."""
     connect(settings)
     run = Run(settings.out.expanduser())
     setup, params = prepare(settings, run)
-    phases, facts = Phases(setup), setup.facts
+    phases, facts = PhaseCompiler(setup), setup.facts
 
     # go on from the newest complete checkpoint, or begin
-    first = agreed(run.last_step if settings.resume or settings.resume_anyway else None)
+    first = agree_on_step(run.last_step if settings.resume or settings.resume_anyway else None)
     changes = [] if first is None else run.changes(settings, facts)
     if first is None:
-        state, standing = phases.init(params), Standing()
+        state, eval_state = phases.init(params), EvalState()
     else:
         checkpoints = Checkpoints(run.checkpoints, settings.keep)
         # written by the phase of the last step that was made, also when the next step begins another
-        state, standing = checkpoints.restore(first, setup.state(max(first - 1, 0)), setup.model.config)
+        state, eval_state = checkpoints.restore(first, setup.state(max(first - 1, 0)), setup.model.config)
     del params
 
     # look before the first step
@@ -52,12 +52,12 @@ def train(settings: Settings, stop: Stop) -> int:
         raise InputError(f"the loss on held-out text is {before}: see python -m jaxgpt check {settings.model}")
     facts["sanity"] = sanity_checks(setup, first or 0, before)
     print(facts["sanity"])
-    if first is not None and standing.unevaluated is None and is_done(setup, first, standing):
+    if first is not None and eval_state.pending_metrics is None and is_done(setup, first, eval_state):
         if not run.report.exists():  # a kill came between the last checkpoint and the page
             Log(run).sample(first, sample(setup, state))
             _report(run)
-        use = written(run, standing.best_step, setup.is_chat)
-        print(f"\n{run.folder} is finished: {outcome(setup, run, first, standing)}\n{use}")
+        use = written(run, eval_state.best_step, setup.is_chat)
+        print(f"\n{run.folder} is finished: {outcome(setup, run, first, eval_state)}\n{use}")
         return 0
     text = sample(setup, state) if first is None else ""
     began = time.time()
@@ -68,28 +68,28 @@ def train(settings: Settings, stop: Stop) -> int:
     stop.at_once = False
     tracked = settings.track if run.writes else ()
     if first is None:
-        first, standing = 0, Standing(0, before)
+        first, eval_state = 0, EvalState(0, before)
         run.start(settings, facts)
         wait_for_all("the folder is there")
         log = Log(run, trackers := Trackers(tracked, run.folder, settings, facts, first))
-        log.metrics(0, None, before, None, program.trainable)
+        log.metrics(0, None, before, None, program.n_trainable)
         log.sample(0, text)
         checkpoints = Checkpoints(run.checkpoints, settings.keep)
         if setup.added:
             draw_new_rows(setup, state, run)
     else:
         log = Log(run, trackers := Trackers(tracked, run.folder, settings, facts, first))
-        log.truncate(first, standing.unevaluated is None)
+        log.truncate(first, eval_state.pending_metrics is None)
         if run.writes:
             run.report.unlink(missing_ok=True)  # it would tell of less
         if changes:
             run.note_changes(settings, facts, first, changes)
     run.save_tokenizer(setup.tokenizer)
 
-    steps = Steps(setup, stop, phases, evaluation, log, checkpoints, state, program, standing, first)
+    steps = TrainLoop(setup, stop, phases, evaluation, log, checkpoints, state, program, eval_state, first)
     del state  # the first step donates it
     try:
-        if standing.unevaluated is not None:
+        if eval_state.pending_metrics is not None:
             steps.make_up(before)
         if not steps.done:
             steps.run()
@@ -123,8 +123,8 @@ def train(settings: Settings, stop: Stop) -> int:
     if run.writes:
         print(f"\n{run.samples.read_text('utf-8')}")
     seconds = time.time() - began
-    print(f"{steps.step - first} steps in {seconds:.0f} s: {outcome(setup, run, steps.step, steps.standing, before)}")
-    print(written(run, steps.standing.best_step, setup.is_chat))
+    print(f"{steps.step - first} steps in {seconds:.0f} s: {outcome(setup, run, steps.step, steps.eval_state, before)}")
+    print(written(run, steps.eval_state.best_step, setup.is_chat))
     return 0
 
 

@@ -9,39 +9,39 @@ import jax
 
 from jaxgpt.mesh import batch_sharding
 from jaxgpt.train.data.load import train_batches
-from jaxgpt.train.distributed import any_of, on_devices, own_rows
+from jaxgpt.train.distributed import any_process, local_rows, to_devices
 from jaxgpt.train.diverged import check_finite
 from jaxgpt.train.progress import Progress
 from jaxgpt.train.report.console import Evaluation
 from jaxgpt.train.run.checkpoints import Checkpoints
-from jaxgpt.train.run.eval_state import Standing
+from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.run.logs import Log
 from jaxgpt.train.setup import Setup
-from jaxgpt.train.signals import Stop
+from jaxgpt.train.signals import StopSignals
 from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.phases import Phases, Program
-from jaxgpt.train.step.step import State
+from jaxgpt.train.step.phases import CompiledPhase, PhaseCompiler
+from jaxgpt.train.step.step import TrainState
 
 
-class Steps:
+class TrainLoop:
     """What changes from step to step."""
 
     def __init__(
         self,
         setup: Setup,
-        stop: Stop,
-        phases: Phases,
+        stop: StopSignals,
+        phases: PhaseCompiler,
         evaluation: Evaluation,
         log: Log,
         checkpoints: Checkpoints,
-        state: State,
-        program: Program,
-        standing: Standing,
+        state: TrainState,
+        program: CompiledPhase,
+        eval_state: EvalState,
         first: int,
     ):
         self._setup, self._stop, self._phases, self._evaluation = setup, stop, phases, evaluation
         self._log, self._checkpoints, self._program = log, checkpoints, program
-        self.state, self.standing, self.step = state, standing, first
+        self.state, self.eval_state, self.step = state, eval_state, first
         settings = setup.settings
         self._progress = Progress(first, setup.steps, settings.batch_size * setup.context)
         self._under_way: tuple[int, int, dict[str, Any]] | None = None
@@ -52,7 +52,7 @@ class Steps:
     @property
     def done(self) -> bool:
         """Whether the run needs no further step."""
-        return is_done(self._setup, self.step, self.standing)
+        return is_done(self._setup, self.step, self.eval_state)
 
     @property
     def _stopping(self) -> bool:
@@ -75,14 +75,14 @@ class Steps:
             batch = next(batches, None)
             self.step += 1
             self._settle(before)
-            metrics["stop"] = any_of(self._stop.requested.is_set())
-            self._under_way = self.step, self._program.trainable, metrics
+            metrics["stop"] = any_process(self._stop.requested.is_set())
+            self._under_way = self.step, self._program.n_trainable, metrics
             if self.step % settings.eval_every == 0 or self.step == setup.steps:
                 self._evaluate()
             last = self.done or self._stopping
-            if last or self.step % settings.checkpoint_every == 0 or self.standing.best_step == self.step:
+            if last or self.step % settings.checkpoint_every == 0 or self.eval_state.best_step == self.step:
                 self._settle(self._under_way)
-                self._checkpoints.save(self.state, setup.model.config, self.standing)
+                self._checkpoints.save(self.state, setup.model.config, self.eval_state)
             if last:
                 break
         self._checkpoints.wait()
@@ -90,13 +90,13 @@ class Steps:
 
     def make_up(self, eval_loss: float) -> None:
         """The evaluation of the first step's checkpoint, which a signal had cut off."""
-        metrics = dict(self.standing.unevaluated or {})
+        metrics = dict(self.eval_state.pending_metrics or {})
         self._take(metrics, int(metrics.pop("trainable")), eval_loss)
 
     def _take(self, metrics: dict[str, float], trainable: int, eval_loss: float) -> None:
         check_finite(self.step, {"the evaluation loss": eval_loss})
-        self.standing = self.standing.after(self.step, eval_loss)
-        self._checkpoints.best = self.standing.best_step
+        self.eval_state = self.eval_state.after(self.step, eval_loss)
+        self._checkpoints.best = self.eval_state.best_step
         self._write(self.step, trainable, metrics, eval_loss)
 
     def _thaw(self) -> bool:
@@ -108,10 +108,10 @@ class Steps:
         entered = self._phases.enter_next(self.state, self._stop)
         self._progress.go_on()
         if entered is None:
-            self._checkpoints.save(self.state, self._setup.model.config, self.standing)
+            self._checkpoints.save(self.state, self._setup.model.config, self.eval_state)
             return False
         self.state, self._program = entered
-        name, trainable = self._program.phase.name, self._program.trainable
+        name, trainable = self._program.phase.name, self._program.n_trainable
         self._progress.say(f"step {self.step + 1}: {name} thaws, {trainable:,} parameters train")
         return True
 
@@ -126,7 +126,7 @@ class Steps:
         self._progress.go_on()
         if eval_loss is None:
             self._told = True
-            self.standing = replace(self.standing, unevaluated=metrics | {"trainable": trainable})
+            self.eval_state = replace(self.eval_state, pending_metrics=metrics | {"trainable": trainable})
         else:
             self._take(metrics, trainable, eval_loss)
 
@@ -160,14 +160,14 @@ def batches_of(setup: Setup, step: int) -> Iterator[Batch]:
     """Batches on their devices, from that of the step after `step` on: the position in the data is the step."""
     settings, place = setup.settings, batch_sharding(setup.mesh)
     n = settings.batch_size
-    own = own_rows(place, n)
+    own = local_rows(place, n)
     batches = train_batches(setup.data.train.rows, n, settings.seed, own)
     options = grain.ReadOptions(num_threads=settings.workers, prefetch_buffer_size=8)
     for batch in batches[step : setup.steps].to_iter_dataset(options):
-        yield Batch(**on_devices(batch, own, place, n))
+        yield Batch(**to_devices(batch, own, place, n))
 
 
-def is_done(setup: Setup, step: int, standing: Standing) -> bool:
+def is_done(setup: Setup, step: int, eval_state: EvalState) -> bool:
     """Whether a run has made all its steps, or waited long enough for a better evaluation."""
     patience = setup.settings.patience
-    return step >= setup.steps or (patience is not None and standing.waited >= patience)
+    return step >= setup.steps or (patience is not None and eval_state.evals_since_best >= patience)

@@ -20,16 +20,16 @@ from jaxgpt.params import count_params, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, check_vocabulary
 from jaxgpt.train.bounds import check_numbers
 from jaxgpt.train.data.load import Data, find_source, load_data, look_for
-from jaxgpt.train.distributed import check_same
+from jaxgpt.train.distributed import check_processes_agree
 from jaxgpt.train.run.folder import IDENTITY, Run
 from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.spec import STEPS, Recipe, batch_shapes, make_recipe
+from jaxgpt.train.step.spec import STEPS, StepSpec, batch_shapes, make_step_spec
 from jaxgpt.train.tracking.trackers import check_trackers
 from jaxgpt.vocab import mark_padding, rebuilt, row_multiple
 
 
 @dataclass(frozen=True)
-class Setup(Recipe):
+class Setup(StepSpec):
     """What `prepare` makes of the settings."""
 
     tokenizer: Any
@@ -103,7 +103,7 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, dict[str, jax.Array]]:
     batch_shapes(settings, mesh, config.n_positions, packed=False)  # before the model is read
     model, tokenizer, added = load_model(settings, mesh)
     data = load_data(settings, tokenizer, settings.context or config.n_positions)
-    check_same({what: data.facts[name] for name, what in IDENTITY.items()})
+    check_processes_agree({what: data.facts[name] for name, what in IDENTITY.items()})
     for part in (data.train, data.held_out):
         check_vocabulary(tokenizer, model.config, part.corpus.tokens)
     prompt = first_words(settings.prompt, tokenizer, data)
@@ -114,12 +114,12 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, dict[str, jax.Array]]:
     if settings.epochs is not None:
         steps = max(1, math.ceil(settings.epochs * epoch_steps))
     packed = "segments" in data.train.rows[0]
-    recipe = make_recipe(settings, mesh, model, steps=steps, packed=packed, epoch_steps=epoch_steps)
+    spec = make_step_spec(settings, mesh, model, steps=steps, packed=packed, epoch_steps=epoch_steps)
     params = named_params(model)
-    trains = recipe.plan.partition(params, steps)[0]
+    trains = spec.plan.partition(params, steps)[0]
     kept = settings.keep + 2  # and the best, and the one that is being written
     check_space(run.checkpoints, kept * sum(p.nbytes for p in (*params.values(), *trains.values(), *trains.values())))
-    return Setup(**vars(recipe), tokenizer=tokenizer, added=added, data=data, prompt=prompt), params
+    return Setup(**vars(spec), tokenizer=tokenizer, added=added, data=data, prompt=prompt), params
 
 
 def first_words(prompt: str | None, tokenizer: Any, data: Data) -> list[int]:

@@ -12,7 +12,7 @@ STOPPED = 75
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stop:
+class StopSignals:
     """Within it the first signal asks the program to stop, and a second one ends it.
 
     A handler of Python's runs in the main thread, once that is back from whatever it has called (XLA compiles for
@@ -25,7 +25,7 @@ class Stop:
         self.at_once = True
         """Nothing would be lost: the first signal ends the program, too."""
 
-    def __enter__(self) -> "Stop":
+    def __enter__(self) -> "StopSignals":
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._old_handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}

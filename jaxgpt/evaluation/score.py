@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxgpt.arguments import check_ids
 from jaxgpt.convert.errors import InputError
 from jaxgpt.loss import mask_padding
-from jaxgpt.model.capture import NOTHING
+from jaxgpt.model.capture import NO_CONTEXT
 from jaxgpt.model.gpt import GPT
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -70,7 +70,7 @@ def _score(
     Each of K continuations is predicted at the end of a row, and fills the last of its P targets.
     """
     last = jnp.arange(targets.shape[1])[None]
-    x = model.hidden(tokens, jnp.arange(tokens.shape[1])[None], NOTHING)
+    x = model.hidden(tokens, jnp.arange(tokens.shape[1])[None], NO_CONTEXT)
     places = jnp.maximum(ends[:, None] - targets.shape[1] + last, 0)
     logits = mask_padding(model.logits(jnp.take_along_axis(x, places[:, :, None], axis=1)), model.config)
     total, best = jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -70,7 +70,7 @@ class Pass:
         return partial(self.note, name) if self.capture is not None and self.capture.wants(name) else None
 
 
-NOTHING = Pass()
+NO_CONTEXT = Pass()
 
 
 def make_capture(pattern: str) -> Capture:

@@ -19,7 +19,7 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.mesh import constrain
 from jaxgpt.model.attention import attend, attention
 from jaxgpt.model.cache import Cache
-from jaxgpt.model.capture import NOTHING, Pass, make_capture
+from jaxgpt.model.capture import NO_CONTEXT, Pass, make_capture
 from jaxgpt.model.dropout import Keys, dropout
 from jaxgpt.model.layers import embed, layer_norm, make_linear
 from jaxgpt.model.segments import positions
@@ -170,7 +170,7 @@ class GPT(nnx.Module):
             x = constrain(jax.checkpoint(partial(block, run=run))(x) if run.remat else block(x, run))
         return x
 
-    def logits(self, x: Float[Array, "B T D"], run: Pass = NOTHING) -> Float[Array, "B T V"]:
+    def logits(self, x: Float[Array, "B T D"], run: Pass = NO_CONTEXT) -> Float[Array, "B T V"]:
         """What a residual stream says of the next token: that after the last block, or an earlier one as a lens."""
         x = run.note("ln_f", self.ln_f(x))
         rows = x.astype(self.dtype).reshape(-1, self.config.n_embd)

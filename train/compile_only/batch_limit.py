@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from jaxgpt.mesh import batch_shards
 from jaxgpt.model.gpt import abstract
 from jaxgpt.train.compile_only.step_time import held, trains
-from jaxgpt.train.step.spec import Recipe, make_recipe
+from jaxgpt.train.step.spec import StepSpec, make_step_spec
 
 BLOCKS, ROWS = (1, 2), (2, 4)
 """Depths and sequences (on each device, in each part of `--accumulate`) of the shallow models."""
 
-Peak = Callable[[Recipe], float | None]
+Peak = Callable[[StepSpec], float | None]
 """Bytes in use on a device at the worst moment of a step of the last phase; None where it does not fit."""
 
 
 @dataclass(frozen=True)
-class Room:
+class MemoryModel:
     """How the memory of a step grows with its batch."""
 
     unit: int
@@ -42,39 +42,39 @@ class Room:
         return max(0, math.floor((usable - self.state - self.fixed) / self.growing)) * self.unit
 
 
-def measure(recipe: Recipe, peak: Peak) -> Room | None:
+def measure(spec: StepSpec, peak: Peak) -> MemoryModel | None:
     """Compiles the shallow models; None where they don't tell, because one does not fit."""
-    unit = batch_shards(recipe.mesh) * recipe.settings.accumulate
-    depth = differentiated(recipe)
+    unit = batch_shards(spec.mesh) * spec.settings.accumulate
+    depth = differentiated(spec)
     beside: dict[tuple[int, int], float] = {}
     for n in BLOCKS:
         for rows in ROWS:
-            shallow = with_blocks(recipe, n, unit * rows)
+            shallow = with_blocks(spec, n, unit * rows)
             if (found := peak(shallow)) is None:
                 return None
             beside[n, rows] = found - state_bytes(shallow)
     few, many = (beside[1, rows] + (depth - 1) * (beside[2, rows] - beside[1, rows]) for rows in ROWS)
     growing = (many - few) / (ROWS[1] - ROWS[0])
-    return Room(unit, state_bytes(recipe), few - growing * ROWS[0], growing)
+    return MemoryModel(unit, state_bytes(spec), few - growing * ROWS[0], growing)
 
 
-def differentiated(recipe: Recipe) -> int:
+def differentiated(spec: StepSpec) -> int:
     """Number of blocks whose backward pass is run: from the lowest that trains on."""
-    names = trains(recipe)
+    names = trains(spec)
     if any(name.startswith(("tok_emb.", "pos_emb.")) for name in names):
-        return recipe.model.config.n_layer
+        return spec.model.config.n_layer
     blocks = [int(name.split(".")[1]) for name in names if name.startswith("blocks.")]
-    return recipe.model.config.n_layer - min(blocks, default=recipe.model.config.n_layer)
+    return spec.model.config.n_layer - min(blocks, default=spec.model.config.n_layer)
 
 
-def state_bytes(recipe: Recipe) -> int:
+def state_bytes(spec: StepSpec) -> int:
     """What a device holds of the state in the last phase."""
-    return held(recipe.state(recipe.plan.phases[-1].start))
+    return held(spec.state(spec.plan.phases[-1].start))
 
 
-def with_blocks(recipe: Recipe, n: int, batch: int) -> Recipe:
-    """The recipe of a model of the uppermost n blocks, of which the same trains, for another batch."""
-    config = recipe.model.config
+def with_blocks(spec: StepSpec, n: int, batch: int) -> StepSpec:
+    """The specification of a model of the uppermost n blocks, of which the same trains, for another batch."""
+    config = spec.model.config
     dropped = config.n_layer - n
 
     def lowered(name: str) -> str | None:
@@ -83,10 +83,10 @@ def with_blocks(recipe: Recipe, n: int, batch: int) -> Recipe:
         _, i, rest = name.split(".", 2)
         return f"blocks.{int(i) - dropped}.{rest}" if int(i) >= dropped else None
 
-    names = [name.replace(".", r"\.") for name in map(lowered, trains(recipe)) if name]
+    names = [name.replace(".", r"\.") for name in map(lowered, trains(spec)) if name]
     settings = replace(
-        recipe.settings, freeze=f"regex:{'|'.join(names)}", batch_size=batch, layer_lr_decay=1.0, lr_scale=()
+        spec.settings, freeze=f"regex:{'|'.join(names)}", batch_size=batch, layer_lr_decay=1.0, lr_scale=()
     )
-    model = abstract(replace(config, n_layer=n), dtype=recipe.model.dtype)
-    packed = recipe.batch.segments is not None
-    return make_recipe(settings, recipe.mesh, model, steps=recipe.steps, packed=packed)
+    model = abstract(replace(config, n_layer=n), dtype=spec.model.dtype)
+    packed = spec.batch.segments is not None
+    return make_step_spec(settings, spec.mesh, model, steps=spec.steps, packed=packed)

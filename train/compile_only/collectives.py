@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from jaxgpt.train.compile_only.hlo import Instruction, Program, elements, size
+from jaxgpt.train.compile_only.hlo import HloModule, Instruction, elements, size
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -25,7 +25,7 @@ class Traffic:
     or exchanged, and twice that of what is reduced for all."""
 
 
-def collectives(program: Program, n_devices: int) -> dict[str, Traffic]:
+def collectives(program: HloModule, n_devices: int) -> dict[str, Traffic]:
     """What each kind of collective sends in a run of a program.
 
     Args:

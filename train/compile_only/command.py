@@ -22,11 +22,11 @@ from jaxgpt.model.gpt import abstract
 from jaxgpt.train.bounds import check_numbers
 from jaxgpt.train.compile_only.batch_limit import measure
 from jaxgpt.train.compile_only.compile_step import compile_step
-from jaxgpt.train.compile_only.step_time import forecast
+from jaxgpt.train.compile_only.step_time import estimate_step_time
 from jaxgpt.train.compile_only.summary import statement
-from jaxgpt.train.compile_only.topology import Slice, find_slice
+from jaxgpt.train.compile_only.topology import Topology, find_topology
 from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.spec import STEPS, Recipe, make_recipe
+from jaxgpt.train.step.spec import STEPS, StepSpec, make_step_spec
 from jaxgpt.vocab import row_multiple
 
 DOES_NOT_FIT = 1
@@ -36,26 +36,26 @@ DOES_NOT_FIT = 1
 def compile_only(settings: Settings) -> int:
     """Compiles the step of the last phase, in which most trains, says what came of it, and returns the exit code."""
     check_numbers(settings)
-    slice = find_slice(settings.topology)
-    recipe = make_recipe_of_shapes(settings, slice)
+    slice = find_topology(settings.topology)
+    spec = make_spec_of_shapes(settings, slice)
     with ThreadPoolExecutor(2) as pool:  # one core compiles the step, the other the shallow models
-        measured = pool.submit(measure, recipe, lambda shallow: compile_step(shallow).peak) if slice.usable else None
-        compiled = compile_step(recipe)
+        measured = pool.submit(measure, spec, lambda shallow: compile_step(shallow).peak) if slice.usable else None
+        compiled = compile_step(spec)
         room = measured.result() if measured else None
     fits = compiled.peak is not None and (slice.usable is None or compiled.peak <= slice.usable)
-    guess = forecast(recipe, slice, compiled.program) if compiled.program and slice.chip else None
-    print(statement(recipe, slice, compiled, guess, room, fits=fits))
+    guess = estimate_step_time(spec, slice, compiled.program) if compiled.program and slice.chip else None
+    print(statement(spec, slice, compiled, guess, room, fits=fits))
     return 0 if fits else DOES_NOT_FIT
 
 
-def make_recipe_of_shapes(settings: Settings, slice: Slice) -> Recipe:
-    """The recipe of the run that the settings describe, as far as it can be known without its data."""
+def make_spec_of_shapes(settings: Settings, slice: Topology) -> StepSpec:
+    """The specification of the run that the settings describe, as far as it can be known without its data."""
     config = config_of(settings.model)
     mesh = make_mesh(settings.mesh, devices=slice.devices, width=config.n_embd)
     model = abstract(as_trained(config, settings, mesh), dtype=jnp.dtype(settings.dtype))
     if re.search(r"@[\d.]+ep", settings.freeze):
         raise InputError(f"--freeze={settings.freeze}: the data are not read here; say when in steps or percent")
-    return make_recipe(settings, mesh, model, steps=settings.steps or STEPS, packed=settings.rows == "packed")
+    return make_step_spec(settings, mesh, model, steps=settings.steps or STEPS, packed=settings.rows == "packed")
 
 
 def config_of(model: str) -> jaxgpt.GPTConfig:

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from jaxgpt.convert.errors import InputError
-from jaxgpt.train.compile_only.hlo import Program, parse
-from jaxgpt.train.step.spec import Recipe
+from jaxgpt.train.compile_only.hlo import HloModule, parse
+from jaxgpt.train.step.spec import StepSpec
 
 LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
 """Of XLA's TPU compiler. The step of gpt2 then takes it a sixth of the time, needs 6 % more memory on v5e:2x2, and has
@@ -25,7 +25,7 @@ class Compiled:
     """JAX's `CompiledMemoryStats`, of one device; None where the step does not fit."""
     refusal: str | None
     """Why it does not fit, in the compiler's words."""
-    program: Program | None
+    program: HloModule | None
 
     @property
     def peak(self) -> int | None:
@@ -33,14 +33,14 @@ class Compiled:
         return self.memory and self.memory.peak_memory_in_bytes
 
 
-def compile_step(recipe: Recipe) -> Compiled:
+def compile_step(spec: StepSpec) -> Compiled:
     """Compiles the step of the last phase.
 
     Raises:
         InputError: the compiler refuses it for another reason than its memory.
     """
-    began, lowered = time.perf_counter(), recipe.lower(recipe.plan.phases[-1])
-    options: Any = LEAST_EFFORT if recipe.mesh.devices.flat[0].platform == "tpu" else None
+    began, lowered = time.perf_counter(), spec.lower(spec.plan.phases[-1])
+    options: Any = LEAST_EFFORT if spec.mesh.devices.flat[0].platform == "tpu" else None
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:

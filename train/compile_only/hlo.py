@@ -53,7 +53,7 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Program:
+class HloModule:
     """A parsed text."""
 
     computations: dict[str, list[Instruction]]
@@ -103,7 +103,7 @@ def _added(body: dict[str, Instruction], name: str) -> int:
     return total
 
 
-def parse(text: str) -> Program:
+def parse(text: str) -> HloModule:
     """The program of `compiled.as_text()`."""
     computations: dict[str, list[Instruction]] = {}
     entry = ""
@@ -118,7 +118,7 @@ def parse(text: str) -> Program:
                 root, name, shape, operation, rest = found.groups()
                 known = int(trips[1]) if trips else None
                 here.append(Instruction(name, shape, operation, rest, bool(root), known))
-    return Program(computations, entry)
+    return HloModule(computations, entry)
 
 
 def elements(shape: str) -> list[str]:

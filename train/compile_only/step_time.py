@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from jaxgpt.train.compile_only.collectives import Traffic, collectives
 from jaxgpt.train.compile_only.flops import Flops, passes, step_flops
-from jaxgpt.train.compile_only.hlo import Program
-from jaxgpt.train.compile_only.topology import Slice
-from jaxgpt.train.step.spec import Recipe
+from jaxgpt.train.compile_only.hlo import HloModule
+from jaxgpt.train.compile_only.topology import Topology
+from jaxgpt.train.step.spec import StepSpec
 
 MATRIX_UNITS, MEMORY, LINKS = 0.5, 0.8, 0.5
 """Fractions of a chip's peak that a step is assumed to reach while it does nothing else. Large models train at 0.4 to
@@ -19,7 +19,7 @@ links."""
 
 
 @dataclass(frozen=True)
-class Forecast:
+class StepTime:
     """Of one step."""
 
     compute: float
@@ -38,20 +38,20 @@ class Forecast:
         return max(("compute", "memory", "interconnect"), key=lambda name: getattr(self, name))
 
 
-def trains(recipe: Recipe) -> dict[str, jax.ShapeDtypeStruct]:
+def trains(spec: StepSpec) -> dict[str, jax.ShapeDtypeStruct]:
     """What trains in the last phase."""
-    return recipe.state(recipe.plan.phases[-1].start).trainable
+    return spec.state(spec.plan.phases[-1].start).trainable
 
 
-def flops_of(recipe: Recipe) -> Flops:
+def flops_of(spec: StepSpec) -> Flops:
     """Of a step of the last phase, over all chips."""
-    batch = recipe.settings.batch_size, recipe.context
-    return step_flops(recipe.model.config, trains(recipe), batch, remat=recipe.settings.remat)
+    batch = spec.settings.batch_size, spec.context
+    return step_flops(spec.model.config, trains(spec), batch, remat=spec.settings.remat)
 
 
-def traffic_of(recipe: Recipe, program: Program) -> dict[str, Traffic]:
+def traffic_of(spec: StepSpec, program: HloModule) -> dict[str, Traffic]:
     """Of a step, by kind of collective."""
-    return collectives(program, recipe.mesh.size)
+    return collectives(program, spec.mesh.size)
 
 
 def held(tree: object) -> int:
@@ -60,29 +60,29 @@ def held(tree: object) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def moved(recipe: Recipe) -> float:
-    """Bytes that a step moves from and to a device's memory, if nothing but products and AdamW moved any.
+def bytes_moved(spec: StepSpec) -> float:
+    """Bytes that a step moves from and to a device's memory, if nothing but products and AdamW bytes_moved any.
 
     Each product reads and writes its activations and reads its whole kernel in each part of the batch; AdamW reads and
     writes what trains, with its moments. What lies between is fused with them.
     """
-    settings, config, mesh = recipe.settings, recipe.model.config, recipe.mesh
+    settings, config, mesh = spec.settings, spec.model.config, spec.mesh
     width, total = jnp.dtype(settings.dtype).itemsize, 0.0
-    state = recipe.state(recipe.plan.phases[-1].start)
-    batch = settings.batch_size, recipe.context
+    state = spec.state(spec.plan.phases[-1].start)
+    batch = settings.batch_size, spec.context
     for product, gradients, again in passes(config, state.trainable, batch, remat=settings.remat):
         kernels = settings.accumulate * product.kernel / mesh.shape["tensor"]
         total += (1 + gradients + again) * width * (product.activations / mesh.size + kernels)
     return total + 2 * held((state.trainable, state.opt_state))
 
 
-def forecast(recipe: Recipe, slice: Slice, program: Program) -> Forecast:
+def estimate_step_time(spec: StepSpec, slice: Topology, program: HloModule) -> StepTime:
     """For a slice whose chip is known."""
     chip = slice.chip
     assert chip is not None
-    sent = sum(kind.bytes for kind in traffic_of(recipe, program).values())
-    return Forecast(
-        compute=flops_of(recipe).hardware / slice.n_chips / (MATRIX_UNITS * chip.flops),
-        memory=moved(recipe) / (MEMORY * chip.bandwidth / chip.cores),
+    sent = sum(kind.bytes for kind in traffic_of(spec, program).values())
+    return StepTime(
+        compute=flops_of(spec).hardware / slice.n_chips / (MATRIX_UNITS * chip.flops),
+        memory=bytes_moved(spec) / (MEMORY * chip.bandwidth / chip.cores),
         interconnect=sent / (LINKS * chip.links / chip.cores),
     )

@@ -1,30 +1,30 @@
 """What `--compile-only` says, as text."""
 
 from jaxgpt.params import count_params
-from jaxgpt.train.compile_only.batch_limit import Room
+from jaxgpt.train.compile_only.batch_limit import MemoryModel
 from jaxgpt.train.compile_only.chips import GIB
 from jaxgpt.train.compile_only.compile_step import Compiled
-from jaxgpt.train.compile_only.step_time import LINKS, MATRIX_UNITS, MEMORY, Forecast, flops_of, traffic_of
-from jaxgpt.train.compile_only.topology import Slice
-from jaxgpt.train.step.spec import Recipe
+from jaxgpt.train.compile_only.step_time import LINKS, MATRIX_UNITS, MEMORY, StepTime, flops_of, traffic_of
+from jaxgpt.train.compile_only.topology import Topology
+from jaxgpt.train.step.spec import StepSpec
 
 
 def statement(
-    recipe: Recipe, slice: Slice, compiled: Compiled, guess: Forecast | None, room: Room | None, *, fits: bool
+    spec: StepSpec, slice: Topology, compiled: Compiled, guess: StepTime | None, room: MemoryModel | None, *, fits: bool
 ) -> str:
     """All of it."""
-    least = ", with the least effort" * (recipe.mesh.devices.flat[0].platform == "tpu")
+    least = ", with the least effort" * (spec.mesh.devices.flat[0].platform == "tpu")
     parts = [
-        ("program", program(recipe)),
-        ("slice", [where(recipe, slice)]),
+        ("program", program(spec)),
+        ("slice", [where(spec, slice)]),
         ("compiled", [f"in {compiled.seconds:.0f} s{least}"]),
         ("memory", memory(slice, compiled, fits)),
-        ("FLOPs", flops(recipe)),
+        ("FLOPs", flops(spec)),
     ]
     if compiled.program:
-        parts.append(("sent", collectives(recipe, compiled)))
+        parts.append(("sent", collectives(spec, compiled)))
     if guess:
-        parts.append(("time", time(recipe, slice, guess)))
+        parts.append(("time", time(spec, slice, guess)))
     if room and slice.usable:
         parts.append(("largest", largest(slice, room)))
     lines = []
@@ -33,30 +33,30 @@ def statement(
     return "\n".join(lines)
 
 
-def program(recipe: Recipe) -> list[str]:
+def program(spec: StepSpec) -> list[str]:
     """The model, what trains, and a step."""
-    config, settings, plan = recipe.model.config, recipe.settings, recipe.plan
-    trains = recipe.state(plan.phases[-1].start).trainable
+    config, settings, plan = spec.model.config, spec.settings, spec.plan
+    trains = spec.state(plan.phases[-1].start).trainable
     phases = f"; the last of {len(plan.phases)} phases" * (len(plan.phases) > 1)
     how = [settings.dtype, *["remat"] * settings.remat]
     how += [f"in {settings.accumulate} parts"] * (settings.accumulate > 1)
     how += [f"dropout {config.attn_pdrop:g}"] * (config.attn_pdrop > 0)
     return [
         f"{settings.model}: {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, vocabulary "
-        f"{config.vocab_size:,}; {count_params(recipe.params):,} parameters",
+        f"{config.vocab_size:,}; {count_params(spec.params):,} parameters",
         f"--freeze={plan.text}: {count_params(trains):,} train{phases}",
-        f"{settings.batch_size:,} sequences of {recipe.context:,} tokens a step, {', '.join(how)}",
+        f"{settings.batch_size:,} sequences of {spec.context:,} tokens a step, {', '.join(how)}",
     ]
 
 
-def where(recipe: Recipe, slice: Slice) -> str:
+def where(spec: StepSpec, slice: Topology) -> str:
     """The devices and the mesh over them."""
-    mesh = ", ".join(f"{axis}={size}" for axis, size in recipe.mesh.shape.items())
+    mesh = ", ".join(f"{axis}={size}" for axis, size in spec.mesh.shape.items())
     cores = f" of {slice.chip.cores} devices each" if slice.chip and slice.chip.cores > 1 else ""
     return f"{slice.name}: {slice.n_chips:,} chip{'s' * (slice.n_chips > 1)}{cores}; mesh {mesh}"
 
 
-def memory(slice: Slice, compiled: Compiled, fits: bool) -> list[str]:
+def memory(slice: Topology, compiled: Compiled, fits: bool) -> list[str]:
     """On each device."""
     room = f" of {gib(slice.usable)} that a program is given" if slice.usable else ""
     if compiled.memory is None:
@@ -70,17 +70,17 @@ def memory(slice: Slice, compiled: Compiled, fits: bool) -> list[str]:
     ]
 
 
-def flops(recipe: Recipe) -> list[str]:
+def flops(spec: StepSpec) -> list[str]:
     """Of a step, over all chips."""
-    found = flops_of(recipe)
+    found = flops_of(spec)
     again = f"; {tera(found.hardware)} hardware: blocks computed again {tera(found.again)}" if found.again else ""
     return [f"{tera(found.model)} model a step: forward {tera(found.forward)}, backward {tera(found.backward)}{again}"]
 
 
-def collectives(recipe: Recipe, compiled: Compiled) -> list[str]:
+def collectives(spec: StepSpec, compiled: Compiled) -> list[str]:
     """By each device in a step."""
     assert compiled.program is not None
-    found = traffic_of(recipe, compiled.program)
+    found = traffic_of(spec, compiled.program)
     lines = [
         f"{kind:<20}{traffic.count:>6,} x  {traffic.bytes / 1e6:>10,.1f} MB"
         for kind, traffic in found.items()
@@ -89,12 +89,12 @@ def collectives(recipe: Recipe, compiled: Compiled) -> list[str]:
     return [*lines, f"{'in all':<29}{sum(t.bytes for t in found.values()) / 1e6:>10,.1f} MB a step from each device"]
 
 
-def time(recipe: Recipe, slice: Slice, guess: Forecast) -> list[str]:
+def time(spec: StepSpec, slice: Topology, guess: StepTime) -> list[str]:
     """An estimate, and what it assumes."""
-    tokens = recipe.settings.batch_size * recipe.context / guess.seconds
+    tokens = spec.settings.batch_size * spec.context / guess.seconds
     chip = slice.chip
     assert chip is not None
-    mfu = flops_of(recipe).model / slice.n_chips / chip.flops / guess.seconds
+    mfu = flops_of(spec).model / slice.n_chips / chip.flops / guess.seconds
     return [
         f"about {ms(guess.seconds)} a step, {tokens:,.0f} tokens/s, {mfu:.0%} of the peak (MFU): an "
         f"estimate, bound by {guess.bound}",
@@ -104,7 +104,7 @@ def time(recipe: Recipe, slice: Slice, guess: Forecast) -> list[str]:
     ]
 
 
-def largest(slice: Slice, room: Room) -> list[str]:
+def largest(slice: Topology, room: MemoryModel) -> list[str]:
     """The largest batch."""
     assert slice.usable is not None
     batch = room.largest(slice.usable)

@@ -26,7 +26,7 @@ QUIET = {
 
 
 @dataclass(frozen=True)
-class Slice:
+class Topology:
     """Chips that a program is compiled for."""
 
     name: str
@@ -45,7 +45,7 @@ class Slice:
         return self.chip.usable / self.chip.cores if self.chip else None
 
 
-def find_slice(name: str | None) -> Slice:
+def find_topology(name: str | None) -> Topology:
     """The slice that `--topology` names; this machine's own devices without a name.
 
     Raises:
@@ -53,16 +53,16 @@ def find_slice(name: str | None) -> Slice:
     """
     if name is None:
         devices = jax.devices()
-        return Slice(f"this machine's {devices[0].device_kind}", devices, chip_of(devices[0]))
+        return Topology(f"this machine's {devices[0].device_kind}", devices, chip_of(devices[0]))
     chips = {f"{chip.name}:{size}": chip for chip in CHIPS for size in chip.slices}
     gpus = re.fullmatch(r"(h100):(?:([1-9]\d{0,3})x)?([1-8])", name)
     if gpus:
         gpu = next(chip for chip in CHIPS if chip.name == gpus[1])
-        return Slice(name, _gpus(name, gpu.name, f"1x{gpus[2] or 1}x{gpus[3]}"), gpu)
+        return Topology(name, _gpus(name, gpu.name, f"1x{gpus[2] or 1}x{gpus[3]}"), gpu)
     if (chip := chips.get(name)) is None:
         known = "; ".join(f"{chip.name}:{{{','.join(chip.slices)}}}" for chip in CHIPS if chip.slices)
         raise InputError(f"--topology: {name!r} is none of {known}; h100:GPUS or h100:HOSTSxGPUS")
-    return Slice(name, _tpus(name, chip), chip)
+    return Topology(name, _tpus(name, chip), chip)
 
 
 def _tpus(name: str, chip: Chip) -> Sequence[Any]:

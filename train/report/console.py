@@ -10,15 +10,15 @@ from jaxgpt.mesh import batch_sharding, to_host
 from jaxgpt.model.gpt import abstract
 from jaxgpt.params import count_params, with_params
 from jaxgpt.train.data.load import eval_batches
-from jaxgpt.train.distributed import any_of, is_first, on_devices, own_rows
+from jaxgpt.train.distributed import any_process, is_first, local_rows, to_devices
 from jaxgpt.train.report import plots
-from jaxgpt.train.run.eval_state import Standing
+from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.run.folder import Run
 from jaxgpt.train.run.run_json import read_lines
 from jaxgpt.train.setup import Setup
-from jaxgpt.train.signals import Stop
+from jaxgpt.train.signals import StopSignals
 from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.step import State, make_eval_step
+from jaxgpt.train.step.step import TrainState, make_eval_step
 
 SAMPLE_TOKENS = 120
 
@@ -29,22 +29,22 @@ class Evaluation:
     def __init__(self, setup: Setup):
         self._setup, self._step = setup, make_eval_step(setup.model)
 
-    def loss(self, state: State, stop: Stop) -> float | None:
+    def loss(self, state: TrainState, stop: StopSignals) -> float | None:
         """Mean loss of the held-out tokens that count, in nats; None if a signal came before it was known."""
         setup, nats, tokens = self._setup, 0.0, 0.0
         n = setup.settings.batch_size // setup.settings.accumulate  # what is known to fit
         place = batch_sharding(setup.mesh)
-        own = own_rows(place, n)
+        own = local_rows(place, n)
         for rows in eval_batches(setup.data.held_out.rows, n, own):
-            if any_of(stop.requested.is_set()):
+            if any_process(stop.requested.is_set()):
                 return None
             with jax.set_mesh(setup.mesh):
-                more = self._step(state.params, Batch(**on_devices(rows, own, place, n)))
+                more = self._step(state.params, Batch(**to_devices(rows, own, place, n)))
             nats, tokens = nats + float(more[0]), tokens + float(more[1])
         return nats / tokens
 
 
-def sample(setup: Setup, state: State) -> str:
+def sample(setup: Setup, state: TrainState) -> str:
     """A text that begins with the prompt."""
     model, settings = with_params(setup.model, state.params), setup.settings
     room = min(SAMPLE_TOKENS, model.config.n_positions - len(setup.prompt))
@@ -85,7 +85,7 @@ loss        {loss:.3f} nats {per}; a blind guess has ln(V) = {uniform:.3f}: {ver
 {setup.plan.describe(params, config)}{notes}"""
 
 
-def draw_new_rows(setup: Setup, state: State, run: Run) -> None:
+def draw_new_rows(setup: Setup, state: TrainState, run: Run) -> None:
     """The picture of the token embedding before and after tokens were added."""
     rows, new = to_host(state.params["tok_emb.embedding"]), setup.added
     end = setup.model.config.n_tokens
@@ -93,18 +93,20 @@ def draw_new_rows(setup: Setup, state: State, run: Run) -> None:
         plots.save(plots.embedding_rows(rows[: end - len(new)], rows[:end], new), run.plots / "embedding.png")
 
 
-def outcome(setup: Setup, run: Run, step: int, standing: Standing, before: float | None = None) -> str:
+def outcome(setup: Setup, run: Run, step: int, eval_state: EvalState, before: float | None = None) -> str:
     """How a run ended: its last evaluation and the best one, and where that lies."""
     text = f"all {setup.steps} steps are made" if step == setup.steps else f"no better evaluation after step {step}"
     evaluations = [line for line in read_lines(run.metrics) if line["eval_loss"] is not None]
     if before is not None and evaluations:
         text = f"evaluation loss {before:.3f} -> {evaluations[-1]['eval_loss']:.3f}"
-        text += f"; stopped early, after {standing.waited} evaluations without a better one" * (step < setup.steps)
-    if standing.best_step == 0 and step:
+        text += f"; stopped early, after {eval_state.evals_since_best} evaluations without a better one" * (
+            step < setup.steps
+        )
+    if eval_state.best_step == 0 and step:
         text += "\nno evaluation was better than the one before training: a smaller --lr may help"
-    elif standing.best_step not in (None, step):
-        best = run.checkpoints / str(standing.best_step)
-        text += f"\nbest: {standing.best_loss:.3f} at step {standing.best_step}, {best}"
+    elif eval_state.best_step not in (None, step):
+        best = run.checkpoints / str(eval_state.best_step)
+        text += f"\nbest: {eval_state.best_loss:.3f} at step {eval_state.best_step}, {best}"
     return text
 
 

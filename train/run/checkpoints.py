@@ -13,10 +13,10 @@ from orbax import checkpoint as ocp
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import orbax
-from jaxgpt.mesh import everywhere
+from jaxgpt.mesh import replicated
 from jaxgpt.params import by_path
-from jaxgpt.train.run.eval_state import Standing
-from jaxgpt.train.step.step import State
+from jaxgpt.train.run.eval_state import EvalState
+from jaxgpt.train.step.step import TrainState
 from jaxgpt.vocab import fill_padding
 
 
@@ -51,7 +51,7 @@ class Checkpoints:
     def best(self, step: int | None) -> None:
         self._best.step = step
 
-    def save(self, state: State, config: GPTConfig, standing: Standing) -> None:
+    def save(self, state: TrainState, config: GPTConfig, eval_state: EvalState) -> None:
         """Starts to write a checkpoint; the state may be donated right after.
 
         Raises:
@@ -60,18 +60,18 @@ class Checkpoints:
         step, run = int(state.step), self._folder.parent
         if not any(run.iterdir()):  # Orbax would make it anew, and the rest of the run would not be there
             raise FileNotFoundError(errno.ENOENT, "the folder of the run is empty", str(run))
-        self.best = standing.best_step
+        self.best = eval_state.best_step
         if step in self._manager.all_steps():
             return
         moments = ocp.args.StandardSave(by_path(state.opt_state))
         with orbax.full_disk_as_os_error():
             items = orbax.items(state.params, config) | {
                 "opt_state": moments,
-                "standing": ocp.args.JsonSave(standing.as_json()),
+                "eval_state": ocp.args.JsonSave(eval_state.as_json()),
             }
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def restore(self, step: int, shapes: State, config: GPTConfig) -> tuple[State, Standing]:
+    def restore(self, step: int, shapes: TrainState, config: GPTConfig) -> tuple[TrainState, EvalState]:
         """The state of a step and how the run stood, whatever devices and processes wrote it.
 
         Args:
@@ -85,14 +85,15 @@ class Checkpoints:
         if (written.dims | {"V": written.n_tokens}) != (config.dims | {"V": config.n_tokens}):
             raise InputError(f"--resume: checkpoint {self._folder / str(step)} is of a model of another shape")
         other_rows = written.vocab_size != config.vocab_size
+        item = "eval_state" if (self._folder / str(step) / "eval_state").exists() else "standing"  # of version 0.1
         arguments = ocp.args.Composite(
             params=ocp.args.StandardRestore(shapes.params, strict=not other_rows),
             opt_state=ocp.args.StandardRestore(by_path(shapes.opt_state), strict=not other_rows),
-            standing=ocp.args.JsonRestore(),
+            **{item: ocp.args.JsonRestore()},
         )
         try:
             restored = self._manager.restore(step, args=arguments)
-            standing = Standing.from_json(restored["standing"])
+            eval_state = EvalState.from_json(restored[item])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"--resume: checkpoint {self._folder / str(step)} is damaged ({orbax.brief(error)}); "
@@ -101,14 +102,14 @@ class Checkpoints:
         params, moments = restored["params"], restored["opt_state"]
         if other_rows:
             params = fill_padding(params, config)
-        state = State(
-            everywhere(np.int32(step), shapes.step.sharding.mesh),
+        state = TrainState(
+            replicated(np.int32(step), shapes.step.sharding.mesh),
             {name: params[name] for name in shapes.trainable},
             {name: params[name] for name in shapes.frozen},
             jax.tree.unflatten(jax.tree.structure(shapes.opt_state), [moments[k] for k in by_path(shapes.opt_state)]),
         )
-        self.best = standing.best_step
-        return state, standing
+        self.best = eval_state.best_step
+        return state, eval_state
 
     def wait(self) -> None:
         """Until all is on disk; raises what went wrong in the background."""

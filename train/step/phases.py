@@ -9,20 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt import freeze
-from jaxgpt.mesh import everywhere
+from jaxgpt.mesh import replicated
 from jaxgpt.params import count_params
-from jaxgpt.train.distributed import any_of
-from jaxgpt.train.signals import Stop
-from jaxgpt.train.step.spec import Recipe
-from jaxgpt.train.step.step import Rates, State, init_state
+from jaxgpt.train.distributed import any_process
+from jaxgpt.train.signals import StopSignals
+from jaxgpt.train.step.spec import StepSpec
+from jaxgpt.train.step.step import Rates, TrainState, init_state
 
 
 @dataclass(frozen=True)
-class Program:
+class CompiledPhase:
     """What runs in a phase."""
 
     phase: freeze.Phase
-    trainable: int
+    n_trainable: int
     """Number of parameters that train."""
     step: jax.stages.Compiled
     """From state, batch and rates to state and metrics."""
@@ -31,28 +31,28 @@ class Program:
     """From the optimizer state of the phase before to that of this one; None in the first."""
 
 
-class Phases:
+class PhaseCompiler:
     """The programs of a run, one after the other."""
 
-    def __init__(self, recipe: Recipe):
-        self._recipe = recipe
+    def __init__(self, spec: StepSpec):
+        self._spec = spec
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self._next: Future[Program] | None = None
+        self._next: Future[CompiledPhase] | None = None
 
-    def init(self, params: dict[str, jax.Array]) -> State:
+    def init(self, params: dict[str, jax.Array]) -> TrainState:
         """The state before the first step."""
-        trainable, frozen = self._recipe.plan.partition(params)
-        return init_state(trainable, frozen, self._recipe.optimizer(trainable, 0), self._recipe.mesh)
+        trainable, frozen = self._spec.plan.partition(params)
+        return init_state(trainable, frozen, self._spec.optimizer(trainable, 0), self._spec.mesh)
 
-    def begin(self, state: State, step: int) -> tuple[State, Program]:
+    def begin(self, state: TrainState, step: int) -> tuple[TrainState, CompiledPhase]:
         """The program of the step after `step`, compiled here and now, and the state, which may thaw just then."""
-        plan = self._recipe.plan
+        plan = self._spec.plan
         index, before = plan.at(step), plan.at(max(step - 1, 0))
         program = self._compile(index)
         self._compile_ahead(index + 1)
         return (self._enter(state, program) if before < index else state), program
 
-    def enter_next(self, state: State, stop: Stop) -> tuple[State, Program] | None:
+    def enter_next(self, state: TrainState, stop: StopSignals) -> tuple[TrainState, CompiledPhase] | None:
         """Thaws what the next phase names, with its program, which is waited for; alone, not after a signal."""
         assert self._next is not None
         alone = jax.process_count() == 1
@@ -60,16 +60,16 @@ class Phases:
             if alone and stop.requested.is_set():
                 return None
             time.sleep(0.05)
-        if any_of(stop.requested.is_set()):
+        if any_process(stop.requested.is_set()):
             return None
         program = self._next.result()
-        self._compile_ahead(self._recipe.plan.phases.index(program.phase) + 1)
+        self._compile_ahead(self._spec.plan.phases.index(program.phase) + 1)
         return self._enter(state, program), program
 
-    def _enter(self, state: State, program: Program) -> State:
+    def _enter(self, state: TrainState, program: CompiledPhase) -> TrainState:
         assert program.enter is not None
-        trainable, frozen = self._recipe.plan.partition(state.params, program.phase.start)
-        return State(state.step, trainable, frozen, program.enter(state.opt_state))
+        trainable, frozen = self._spec.plan.partition(state.params, program.phase.start)
+        return TrainState(state.step, trainable, frozen, program.enter(state.opt_state))
 
     @property
     def compiling(self) -> bool:
@@ -81,22 +81,22 @@ class Phases:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _compile_ahead(self, index: int) -> None:
-        more = index < len(self._recipe.plan.phases)
+        more = index < len(self._spec.plan.phases)
         self._next = self._pool.submit(self._compile, index) if more else None
 
-    def _compile(self, index: int) -> Program:
-        recipe, phase = self._recipe, self._recipe.plan.phases[index]
-        state = recipe.state(phase.start)
-        compiled, enter = recipe.lower(phase).compile(), None
-        factors = {name: everywhere(np.float32(recipe.rate_factors[name]), recipe.mesh) for name in state.trainable}
-        rates = Rates(everywhere(np.float32(recipe.peak_lr), recipe.mesh), factors)
+    def _compile(self, index: int) -> CompiledPhase:
+        spec, phase = self._spec, self._spec.plan.phases[index]
+        state = spec.state(phase.start)
+        compiled, enter = spec.lower(phase).compile(), None
+        factors = {name: replicated(np.float32(spec.rate_factors[name]), spec.mesh) for name in state.trainable}
+        rates = Rates(replicated(np.float32(spec.peak_lr), spec.mesh), factors)
         if index:
-            tx, places = recipe.optimizer(state.trainable, phase.start), jax.tree.map(lambda leaf: leaf.sharding, state)
+            tx, places = spec.optimizer(state.trainable, phase.start), jax.tree.map(lambda leaf: leaf.sharding, state)
 
             def thaw(opt_state):
                 return freeze.thaw(tx, jax.tree.map(jnp.zeros_like, state.trainable), opt_state)
 
-            before = recipe.state(recipe.plan.phases[index - 1].start).opt_state
+            before = spec.state(spec.plan.phases[index - 1].start).opt_state
             # donated: what trained stays where it is
             enter = jax.jit(thaw, donate_argnums=0, out_shardings=places.opt_state).lower(before).compile()
-        return Program(phase, count_params(state.trainable), compiled, rates, enter)
+        return CompiledPhase(phase, count_params(state.trainable), compiled, rates, enter)

@@ -17,20 +17,20 @@ from jaxgpt.params import named_params, with_params
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch
 from jaxgpt.train.step.optimizer import make_optimizer, rate_factors, schedule
-from jaxgpt.train.step.step import Objective, Rates, State, make_train_step, shape_at, state_shapes
+from jaxgpt.train.step.step import Objective, Rates, TrainState, make_train_step, shape_at, state_shapes
 
 STEPS = 150
 """Length of a run that says nothing else: the demo's, minutes on two cores."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What `Phases` compiles the steps of."""
+class StepSpec:
+    """What `PhaseCompiler` compiles the steps of."""
 
     settings: Settings
     mesh: Mesh
     model: jaxgpt.GPT
-    """Shapes, and where they lie: the values are in the `State`."""
+    """Shapes, and where they lie: the values are in the `TrainState`."""
     steps: int
     plan: freeze.Plan
     batch: Batch
@@ -66,7 +66,7 @@ class Recipe:
             step=step, thaw_warmup=max(1, round(self.steps * settings.thaw_warmup)),
         )  # fmt: skip
 
-    def state(self, step: int) -> State:
+    def state(self, step: int) -> TrainState:
         """What the state is in the phase of the step after `step`: shapes, and where they lie."""
         trainable, frozen = self.plan.partition(self.params, step)
         return state_shapes(trainable, frozen, self.optimizer(trainable, step), self.mesh)
@@ -81,10 +81,10 @@ class Recipe:
             return step.lower(state, self.batch, Rates(number, dict.fromkeys(state.trainable, number)))
 
 
-def make_recipe(
+def make_step_spec(
     settings: Settings, mesh: Mesh, model: jaxgpt.GPT, *, steps: int, packed: bool, epoch_steps: float | None = None
-) -> Recipe:
-    """The recipe of a run of so many steps.
+) -> StepSpec:
+    """The spec of a run of so many steps.
 
     Args:
         model: of arrays or shapes; they are to lie where the rules of `jaxgpt.mesh` say.
@@ -98,7 +98,7 @@ def make_recipe(
     places = shardings(params, mesh)
     plan = freeze.parse(settings.freeze, config, steps, epoch_steps=epoch_steps)
     trains = plan.partition(params, steps)[0]
-    return Recipe(
+    return StepSpec(
         settings=settings,
         mesh=mesh,
         model=with_params(model, {name: shape_at(p, places[name]) for name, p in params.items()}),

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxgpt.loss import next_token_loss
-from jaxgpt.mesh import everywhere
+from jaxgpt.mesh import replicated
 from jaxgpt.model.gpt import GPT
 from jaxgpt.modules import by_module
 from jaxgpt.params import with_params
@@ -24,7 +24,7 @@ Metrics = dict[str, Any]
 
 @jax.tree_util.register_dataclass
 @dataclass
-class State:
+class TrainState:
     """All that changes in training, and the frozen parameters beside it."""
 
     step: Any
@@ -51,27 +51,27 @@ class Rates:
 
 def state_shapes(
     trainable: dict[str, Any], frozen: dict[str, Any], tx: optax.GradientTransformation, mesh: Mesh
-) -> State:
+) -> TrainState:
     """The shapes of a state and where they lie: moments with their parameters, numbers on every device."""
-    everywhere = NamedSharding(mesh, P())
+    replicated = NamedSharding(mesh, P())
 
     def place(path, leaf):
         name = getattr(path[-1], "key", None)
-        return shape_at(leaf, trainable[name].sharding if name in trainable else everywhere)
+        return shape_at(leaf, trainable[name].sharding if name in trainable else replicated)
 
     opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, trainable))
     trainable, frozen = ({name: shape_at(p, p.sharding) for name, p in part.items()} for part in (trainable, frozen))
-    return State(jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), trainable, frozen, opt_state)
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), trainable, frozen, opt_state)
 
 
 def init_state(
     trainable: dict[str, Array], frozen: dict[str, Array], tx: optax.GradientTransformation, mesh: Mesh
-) -> State:
+) -> TrainState:
     """The state before the first step; each moment is born where its parameter lies."""
     shapes = state_shapes(trainable, frozen, tx, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, shapes.opt_state)
-    step = everywhere(np.int32(0), mesh)
-    return State(step, trainable, frozen, jax.jit(tx.init, out_shardings=places)(trainable))
+    step = replicated(np.int32(0), mesh)
+    return TrainState(step, trainable, frozen, jax.jit(tx.init, out_shardings=places)(trainable))
 
 
 def shape_at(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
@@ -89,7 +89,7 @@ class Objective:
     remat: bool = False
 
     def loss_and_grads(
-        self, model: GPT, state: State, batch: Batch, key: Array | None
+        self, model: GPT, state: TrainState, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The mean loss of all tokens that count in the batch, and its gradient for what trains."""
         weights = batch.weights
@@ -123,7 +123,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     seed: int,
-    places: State | None = None,
+    places: TrainState | None = None,
     objective: Objective = Objective(),
 ) -> jax.stages.Wrapped:
     """The step; only the trainable parameters are differentiated, so that XLA drops the backward pass of the rest.
@@ -135,7 +135,7 @@ def make_train_step(
     config = model.config
     has_dropout = max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0
 
-    def train_step(state: State, batch: Batch, rates: Rates) -> tuple[State, Metrics]:
+    def train_step(state: TrainState, batch: Batch, rates: Rates) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if has_dropout else None
         loss, grads = objective.loss_and_grads(model, state, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
@@ -147,7 +147,7 @@ def make_train_step(
             "grad_norm": norm(grads),
             "updates": update_ratios(updates, state.trainable),  # unlike a lax.cond, it fuses, and costs nothing
         }
-        return State(state.step + 1, trainable, state.frozen, opt_state), metrics
+        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 
     return jax.jit(train_step, donate_argnames="state", out_shardings=places and (places, places.step))
 
