@@ -3,8 +3,9 @@
 import contextlib
 import io
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 
 class InputError(ValueError):
@@ -12,8 +13,39 @@ class InputError(ValueError):
 
 
 @contextlib.contextmanager
-def one_clear_line(program: str) -> Iterator[None]:
-    """Ends a command line with a message and exit code 2 instead of a traceback, where the user can mend the cause."""
+def about(subject: str) -> Iterator[None]:
+    """Put the subject, such as `--data`, before the message of an InputError that is raised inside."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{subject}: {error}") from None
+
+
+def in_flags(message: str, flags: Collection[str]) -> str:
+    """Turn the arguments that a message of the library names into the flags of a command line.
+
+    `force=True` becomes `--force`, `tie=False` becomes `--no-tie`, `n_head=` and `n_head=5` become `--n-head=` and
+    `--n-head=5`. Only names in `flags` are turned.
+    """
+
+    def flag(found: re.Match) -> str:
+        name, value = found["name"], found["value"]
+        if name not in flags:
+            return found[0]
+        name = name.replace("_", "-")
+        return {"True": f"--{name}", "False": f"--no-{name}"}.get(value, f"--{name}={value}")
+
+    return re.sub(r"(?<![\w.-])(?P<name>[a-z][a-z0-9_]*)=(?P<value>True|False|[^\s=(),;`']*)", flag, message)
+
+
+@contextlib.contextmanager
+def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
+    """End a command with one message and exit code 2, and no traceback, where the user can mend the cause.
+
+    Args:
+        program: what the message begins with.
+        flags: the command's flags, by the names of their fields; see `in_flags`.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a letter is no reason to stop
     try:
@@ -26,7 +58,7 @@ def one_clear_line(program: str) -> Iterator[None]:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)
     except InputError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {in_flags(str(error), flags)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         print(f"{program}: {what_failed(error)}", file=sys.stderr)
@@ -34,5 +66,5 @@ def one_clear_line(program: str) -> Iterator[None]:
 
 
 def what_failed(error: OSError) -> str:
-    """The file and what the operating system says of it."""
+    """Return the file and what the operating system says of it."""
     return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)

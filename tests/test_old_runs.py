@@ -27,6 +27,5 @@ def test_an_old_run_goes_on_as_it_would_have(old_run):
     assert "2 steps in " in done.stdout
     expected = [json.loads(line) for line in (OLD / "expected_metrics.jsonl").read_text().splitlines()]
     for ours, theirs in zip(metrics(old_run), expected, strict=True):
-        assert ours == pytest.approx(
-            {name: theirs[name] for name in ours}, rel=1e-5
-        )  # another optimisation level of XLA
+        for name, value in ours.items():  # tests have another optimisation level of XLA
+            assert value == theirs[name] or value == pytest.approx(theirs[name], rel=1e-5), name

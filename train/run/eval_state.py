@@ -4,7 +4,6 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-
 OLD_NAMES = {"waited": "evals_since_best", "unevaluated": "pending_metrics"}
 """As checkpoints of version 0.1 call two of the fields."""
 
