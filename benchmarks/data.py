@@ -18,7 +18,7 @@ from pathlib import Path
 import grain
 import jax
 
-from jaxgpt.train.data.load import train_batches
+from jaxgpt.train.data.device_batches import train_batches
 from jaxgpt.train.loop import batches_of
 from jaxgpt.train.run.folder import Run
 from jaxgpt.train.settings import Settings

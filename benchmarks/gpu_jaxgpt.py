@@ -15,7 +15,7 @@ import jaxgpt
 from jaxgpt.mesh import batch_sharding, make_mesh, shardings
 from jaxgpt.model.gpt import abstract
 from jaxgpt.params import count_params, named_params
-from jaxgpt.train.distributed import local_rows, to_devices
+from jaxgpt.train.data.device_batches import local_rows, to_devices
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch
 from jaxgpt.train.step.phases import PhaseCompiler

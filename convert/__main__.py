@@ -1,63 +1,87 @@
-"""python -m convert SRC: inspect a checkpoint. python -m convert SRC DST --to=hf: convert it."""
+"""jaxgpt convert SRC: inspect a checkpoint. jaxgpt convert SRC DST --to=hf: convert it. Also python -m convert."""
 
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from jaxgpt.convert.checkpoint import Checkpoint, read
+from jaxgpt.convert.command_line.console import show
+from jaxgpt.convert.command_line.flags import flag, flags_of
+from jaxgpt.convert.command_line.help import Help
+from jaxgpt.convert.command_line.parser import Parser
 from jaxgpt.convert.dialect import HEAD
 from jaxgpt.convert.errors import one_clear_line
+from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.convert.export import write
 from jaxgpt.convert.source import tokenizer_files
 
-DESCRIPTION = """Inspects a GPT-2 checkpoint, or converts it between PyTorch's world and JAX's.
-
-  python -m convert gpt2                         what is in it, and how every name maps
-  python -m convert gpt2 gpt2-orbax --to=orbax   to an Orbax checkpoint, for JAX
-  python -m convert runs/demo out --to=hf        a training run's newest checkpoint, for transformers"""
-
 
 @dataclass(frozen=True)
-class Command:
-    """A conversion; see `DESCRIPTION`."""
+class ConvertCommand:
+    """What `jaxgpt convert` is told."""
 
-    src: Annotated[str, tyro.conf.Positional]
-    """A Hugging Face folder, a .safetensors file, an Orbax checkpoint, a training run, or a hub name such as gpt2."""
-    dst: Annotated[Path | None, tyro.conf.Positional] = None
-    """The folder to write; without it SRC is only inspected."""
-    to: Literal["orbax", "hf", "nanogpt", "lesson"] = "orbax"
-    """Form of DST: an Orbax folder; a Hugging Face folder (config.json and safetensors); nanoGPT's ckpt.pt; or the
-    lesson's state dict, a .pt file."""
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Type of the numbers in DST; None keeps SRC's."""
-    shard_size: str = "5GB"
-    """Largest safetensors file in DST, in bytes (KB, MB, GB are powers of ten); more is split into shards."""
-    dialect: str | None = None
-    """How SRC names and lays out its tensors: hf, dialogpt, nanogpt, mingpt, old-mingpt, linear, lesson, llmc or
-    jaxgpt; None: recognised."""
-    n_head: int | None = None
-    """Number of attention heads; needed for a bare state dict, whose shapes do not tell."""
-    activation: str | None = None
-    """gelu_new (GPT-2's tanh form), gelu (exact), relu, silu or tanh; needed where neither config nor dialect tells."""
-    force: bool = False
-    """Replace DST if it exists and holds a checkpoint."""
+    src: str = flag(
+        help="A Hugging Face folder, a .safetensors, .pt or .bin file, an Orbax checkpoint, a training run, or a hub "
+        "name such as gpt2.", metavar="SRC", positional=True,
+    )  # fmt: skip
+    dst: Path | None = flag(
+        None, "The folder or file to write. Without it SRC is only inspected.", metavar="[DST]", positional=True
+    )
+    to: Literal["orbax", "hf", "nanogpt", "lesson"] = flag(
+        "orbax", "The form of DST. orbax: a folder for JAX. hf: a Hugging Face folder (config.json and safetensors). "
+        "nanogpt: nanoGPT's ckpt.pt. lesson: the lesson's state dict, a .pt file.",
+    )  # fmt: skip
+    dtype: Literal["float32", "float16", "bfloat16"] | None = flag(
+        None, "The type of the numbers in DST.", default_text="that of SRC"
+    )
+    shard_size: str = flag(
+        "5GB", "The largest safetensors file in DST, in bytes (KB, MB, GB are powers of ten). More is split into "
+        "shards.", metavar="SIZE",
+    )  # fmt: skip
+    dialect: str | None = flag(
+        None, "How SRC names and lays out its tensors: hf, dialogpt, nanogpt, mingpt, old-mingpt, linear, lesson, "
+        "llmc or jaxgpt.", metavar="NAME", default_text="recognised",
+    )  # fmt: skip
+    n_head: int | None = flag(
+        None, "The number of attention heads. A bare state dict needs it: its shapes do not tell.", metavar="N", low=1,
+        high=2**31,
+    )  # fmt: skip
+    activation: str | None = flag(
+        None, "gelu_new (GPT-2's tanh form), gelu (exact), relu, silu or tanh. Needed where neither config nor dialect "
+        "tells.", metavar="NAME",
+    )  # fmt: skip
+    force: bool = flag(False, "Replace DST if it exists and holds a checkpoint.")
 
 
-def main() -> None:
-    """Reads the command line; a mistake of the user's is one message and exit code 2."""
-    with one_clear_line("convert"):
-        flags = tyro.conf.FlagCreatePairsOff
-        run(tyro.cli(Command, prog="python -m convert", description=DESCRIPTION, config=(flags,)))
+HELP = Help(
+    program="jaxgpt convert",
+    summary="Inspect a GPT-2 checkpoint, or convert it between PyTorch's world and JAX's.",
+    examples=(
+        ("gpt2", "what is in it, and how every name maps"),
+        ("gpt2 gpt2-orbax --to=orbax", "to Orbax, for JAX"),
+        ("runs/demo out --to=hf", "a run's newest checkpoint, for transformers"),
+    ),
+)
+
+PARSER = Parser(ConvertCommand, HELP)
 
 
-def run(command: Command) -> None:
-    """Inspects or converts."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command line, and return its exit code; a mistake of the user's is one message and exit code 2."""
+    with one_clear_line("convert", flags_of(ConvertCommand)):
+        command: ConvertCommand = PARSER.parse(sys.argv[1:] if arguments is None else arguments)
+        run(command)
+    return ExitCode.OK
+
+
+def run(command: ConvertCommand) -> None:
+    """Inspect or convert."""
     checkpoint = read(command.src, dialect=command.dialect, n_head=command.n_head, activation=command.activation)
     if command.dst is None:
-        print(describe(checkpoint))
+        show(describe(checkpoint))
         return
     write(
         command.dst,
@@ -74,7 +98,7 @@ def run(command: Command) -> None:
 
 
 def describe(checkpoint: Checkpoint) -> str:
-    """The mapping as a table, and what was found out about the checkpoint."""
+    """Return the mapping as a table, and what was found out about the checkpoint."""
     config, dialect = checkpoint.config, checkpoint.dialect
     theirs = {dialect.bare(name): name for name in checkpoint.tensors}
     head = dialect.row(HEAD).names[0]

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
-from jaxgpt.train.data.load import eval_batches, load_data, train_batches
+from jaxgpt.train.data.device_batches import eval_batches, train_batches
+from jaxgpt.train.data.load import load_data
 from jaxgpt.train.data.rows import Windows
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch

@@ -17,7 +17,7 @@ from jaxgpt.vocab import pad_vocab
 
 
 def from_pretrained(
-    source: str | Path,
+    source: str | Path | convert.Checkpoint,
     *,
     dialect: str | None = None,
     n_head: int | None = None,
@@ -30,7 +30,8 @@ def from_pretrained(
 
     Args:
         source: `"tiny"` (bundled), a Hugging Face folder, a `.safetensors`, `.pt` or `.bin` file, an Orbax checkpoint,
-            a training run (its newest checkpoint), or a hub name such as `"gpt2"` or `"gpt2@main"`.
+            a training run (its newest checkpoint), or a hub name such as `"gpt2"` or `"gpt2@main"`; or a
+            checkpoint that `convert.read` has opened.
         dialect: how its tensors are named and laid out; recognised by default.
         n_head: the number of heads, which a bare state dict does not tell.
         activation: the activation function, where neither config nor dialect tells it.
@@ -42,7 +43,10 @@ def from_pretrained(
     Raises:
         InputError: a ValueError that lists what is missing, left over or of another shape.
     """
-    checkpoint = convert.read(source, dialect=dialect, n_head=n_head, activation=activation)
+    if isinstance(source, convert.Checkpoint):
+        checkpoint = source
+    else:
+        checkpoint = convert.read(source, dialect=dialect, n_head=n_head, activation=activation)
     param_dtype = np.dtype(param_dtype or jnp.float32)
     model = abstract(checkpoint.config, dtype=dtype or param_dtype, param_dtype=param_dtype)
     model = with_params(model, to_jax(checkpoint, param_dtype, mesh))

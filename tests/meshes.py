@@ -11,7 +11,7 @@ import numpy as np
 import jaxgpt
 from jaxgpt import named_params
 from jaxgpt.mesh import batch_sharding, make_mesh, shardings
-from jaxgpt.train.distributed import local_rows, to_devices
+from jaxgpt.train.data.device_batches import local_rows, to_devices
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.signals import StopSignals
 from jaxgpt.train.step.batch import Batch

@@ -12,7 +12,8 @@ import pytest
 import jaxgpt
 from jaxgpt.chat import prepare_chat
 from jaxgpt.convert.errors import InputError
-from jaxgpt.train.data.load import eval_batches, load_data, row_order, train_batches
+from jaxgpt.train.data.device_batches import eval_batches, row_order, train_batches
+from jaxgpt.train.data.load import load_data
 from jaxgpt.train.data.packing import make_pieces, pack
 from jaxgpt.train.data.rows import Windows
 from jaxgpt.train.settings import Settings

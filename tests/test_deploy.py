@@ -22,10 +22,10 @@ import pytest
 import tyro
 import yaml
 from conftest import ROOT
+from jaxgpt.train.config import with_config
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 from pydantic import ValidationError
 
-from jaxgpt.train.config import with_config
 from jaxgpt.train.failures import MISTAKE
 from jaxgpt.train.finetune import DIVERGED, LOST
 from jaxgpt.train.settings import Settings

@@ -226,7 +226,8 @@ import jaxgpt
 from jaxgpt import convert
 from jaxgpt import loading
 from jaxgpt.mesh import make_mesh
-from jaxgpt.train.distributed import connect, local_rows
+from jaxgpt.train.data.device_batches import local_rows
+from jaxgpt.train.distributed import connect
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.failures import describe_failure
 port, index, folder, text = sys.argv[1:]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import call, random_tokens
+from jaxgpt.train.config import as_flags, plain, with_config
 from runs import arrays, metrics
 
 import jaxgpt
@@ -17,7 +18,6 @@ import jaxgpt.train.loop as train_steps
 from jaxgpt import named_params
 from jaxgpt.convert.mapping import same
 from jaxgpt.convert.source import complete_steps
-from jaxgpt.train.config import as_flags, plain, with_config
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch, micro_batches
 from jaxgpt.train.step.step import Objective, TrainState

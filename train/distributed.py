@@ -1,4 +1,4 @@
-"""Several processes of one run: how they find each other, share its rows, and agree.
+"""Several processes of one run: how they find each other, and agree.
 
 All of them run the same program over one mesh; the first one alone writes text.
 """
@@ -15,20 +15,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Int
 
+from jaxgpt.convert.command_line.flags import spelled
 from jaxgpt.convert.errors import InputError
-from jaxgpt.train.config import plain
-from jaxgpt.train.settings import Settings
+from jaxgpt.train.settings import Settings, to_json, trait
 
 LOST_SECONDS = 30
 """How long a process may be silent until the others give up; JAX's own default is 100."""
 
 LONGEST = 2**16
-"""Bytes of what processes tell each other of their settings."""
-
-OWN = ("process", "coordinator", "cache", "workers", "config")
-"""Settings that each process may have of its own."""
+"""Bytes in which processes tell each other their settings."""
 
 SEVERAL = {
     "JAX_COORDINATOR_ADDRESS": lambda value: bool(value),
@@ -40,12 +36,12 @@ SEVERAL = {
 
 
 def is_one_of_several(environment: Mapping[str, str]) -> bool:
-    """Whether the environment says that there are other processes of the same run."""
+    """Tell whether the environment says that there are other processes of the same run."""
     return any(says(environment[name]) for name, says in SEVERAL.items() if name in environment)
 
 
 def connect(settings: Settings) -> None:
-    """Joins the other processes of the run, if there are any; before anything else of JAX.
+    """Join the other processes of the run, if there are any; before anything else of JAX.
 
     Raises:
         InputError: the flags contradict each other, or the others can't be reached.
@@ -71,25 +67,24 @@ def connect(settings: Settings) -> None:
     except (RuntimeError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise InputError(f"--coordinator={address}: {why} (is that port free, and can it be reached?)") from None
-    check_processes_agree(
-        {f"--{name.replace('_', '-')}": value for name, value in plain(settings).items() if name not in OWN}
-    )
+    is_own = trait("is_per_process")
+    check_processes_agree({spelled(name): value for name, value in to_json(settings).items() if not is_own[name]})
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the first one's lines are everybody's
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes text."""
+    """Tell whether this is the process that writes text."""
     return jax.process_index() == 0
 
 
 def any_process(flag: bool) -> Any:
-    """Whether the flag is set in any process: on its way, so that `bool` of it waits. All of them must ask."""
+    """Return whether the flag is set in any process, on its way: `bool` of it waits. All processes must ask."""
     if jax.process_count() == 1:
         return flag
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
-    place = NamedSharding(mesh, P("all"))
-    flags = jax.make_array_from_callback((jax.device_count(),), place, lambda index: np.asarray([flag]))
+    sharding = NamedSharding(mesh, P("all"))
+    flags = jax.make_array_from_callback((jax.device_count(),), sharding, lambda index: np.asarray([flag]))
     return _any(flags)
 
 
@@ -97,10 +92,10 @@ _any = jax.jit(lambda flags: flags.any())
 
 
 def check_processes_agree(what: Mapping[str, Any]) -> None:
-    """Refuses what is not the same in all processes, which would train on without a word. All of them must ask.
+    """Refuse what differs between processes, which would train on without a word. All processes must ask.
 
     Raises:
-        InputError: in all of them; in those that differ from the first it says in what.
+        InputError: in all of them; those that differ from the first say in what.
     """
     if jax.process_count() == 1:
         return
@@ -109,12 +104,12 @@ def check_processes_agree(what: Mapping[str, Any]) -> None:
     theirs = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())
     others = [f"{name} is {own[name]} here and {theirs[name]} there" for name in own if own[name] != theirs[name]]
     if bool(any_process(bool(others))):
-        told = f"other than process 0, {'; '.join(others)}" if others else "another process was told otherwise"
-        raise InputError(f"process {jax.process_index()}: {told}; all of them need the same flags and data")
+        differs = f"differs from process 0: {'; '.join(others)}" if others else "another process differs"
+        raise InputError(f"process {jax.process_index()}: {differs}; all processes need the same flags and data")
 
 
 def agree_on_step(step: int | None) -> int | None:
-    """The first process's step: a folder that all share may look older to others. All of them must ask."""
+    """Return the first process's step: a shared folder may look older to others. All processes must ask."""
     if jax.process_count() == 1:
         return step
     found = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
@@ -122,30 +117,12 @@ def agree_on_step(step: int | None) -> int | None:
 
 
 def wait_for_all(name: str) -> None:
-    """Until every process has come here."""
+    """Wait until every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def disconnect() -> None:
-    """Leaves together with the others, where the program ends without its usual cleaning up."""
+    """Leave together with the others, where the program ends without its usual cleaning up."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()
-
-
-def local_rows(place: NamedSharding, n: int) -> Int[np.ndarray, " own"]:
-    """Which of a batch's `n` rows this process's devices hold, ascending."""
-    slices = place.addressable_devices_indices_map((n,)).values()
-    return np.unique(np.concatenate([np.arange(n)[index] for index in slices]))
-
-
-def to_devices(rows: dict[str, np.ndarray], own: Int[np.ndarray, " own"], place: NamedSharding, n: int) -> Any:
-    """The arrays of a batch of `n` rows, of which each process has its own."""
-
-    def array(of: np.ndarray) -> jax.Array:
-        def part(index: Any) -> np.ndarray:
-            return of[np.searchsorted(own, np.arange(n)[index[0]])]
-
-        return jax.make_array_from_callback((n, *of.shape[1:]), place, part)
-
-    return {name: array(of) for name, of in rows.items()}

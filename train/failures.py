@@ -1,29 +1,64 @@
-"""What devices and other processes may do to a run: a sentence and an exit code for it."""
+"""What may end a run: a sentence and an exit code for it."""
 
+import math
 import time
+from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 
 from jaxgpt.convert.errors import InputError
-from jaxgpt.train.signals import STOPPED
+from jaxgpt.convert.exit_codes import ExitCode
+from jaxgpt.train.data.device_batches import row_order
+from jaxgpt.train.setup import TrainingInputs
 
-MISTAKE = 2
-"""Exit code of a run that can't be made as it was asked for."""
+SHOWN = 8
+"""Origins of texts that are named."""
 
 
-def describe_failure(error: RuntimeError | InputError) -> tuple[str, int] | None:
-    """What to say of an error of JAX's runtime, or in one of several processes, and the exit code; None of others."""
+class NonFiniteLoss(ArithmeticError):
+    """Training can't go on from here: a loss or a norm is NaN or infinite."""
+
+    def __init__(self, step: int, name: str, value: float):
+        super().__init__(f"{name} is {value} at step {step}")
+        self.step, self.name = step, name
+
+
+def check_finite(step: int, metrics: Mapping[str, float]) -> None:
+    """Raise NonFiniteLoss for the first number that is NaN or infinite."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NonFiniteLoss(step, name, value)
+
+
+def explain_non_finite(error: NonFiniteLoss, inputs: TrainingInputs, last_good: Path | None) -> str:
+    """Return what happened, what the batch of that step was made of, and what is left."""
+    size, rows = inputs.settings.batch_size, inputs.data.train
+    order = row_order(rows.rows, inputs.settings.seed)
+    origins = [origin for i in range(size * (error.step - 1), size * error.step) for origin in rows.origins(order[i])]
+    named = list(dict.fromkeys(origins))
+    more = f" and {len(named) - SHOWN:,} more" if len(named) > SHOWN else ""
+    good = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint from before"
+    return (
+        f"{error}: training stops here. The texts of that step's batch: {'; '.join(named[:SHOWN])}{more}. {good}. "
+        "Try a smaller --lr or a longer --warmup; if one text is broken, take it out"
+    )
+
+
+def describe_failure(error: RuntimeError | InputError) -> tuple[str, ExitCode] | None:
+    """Return what to say of an error of JAX's runtime, or in one of several processes; None for other errors."""
     if isinstance(error, InputError):
         if jax.process_count() == 1:
             return None
         if jax.process_index() == 0:
             time.sleep(2)  # the others end with it, and may have a mistake of their own to tell
-        return str(error), MISTAKE
-    what = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
-    if "RESOURCE_EXHAUSTED" in what or "out of memory" in what.lower():
+        return str(error), ExitCode.MISTAKE
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    if "RESOURCE_EXHAUSTED" in reason or "out of memory" in reason.lower():
         advice = "a smaller --batch-size or --context, --accumulate=2, --remat, --dtype=bfloat16 or more devices help"
-        return f"the step does not fit into the memory of the devices ({what}): {advice}", MISTAKE
+        return f"the step does not fit into the memory of the devices ({reason}): {advice}", ExitCode.MISTAKE
     if jax.process_count() > 1:
-        lost = f"process {jax.process_index()} has lost the others ({what})"
-        return f"{lost}; the same commands with --resume go on from the newest checkpoint, if there is one", STOPPED
+        lost = f"process {jax.process_index()} has lost the others ({reason})"
+        goes_on = "the same commands with --resume go on from the newest checkpoint, if there is one"
+        return f"{lost}; {goes_on}", ExitCode.STOPPED
     return None

@@ -3,131 +3,160 @@
 import math
 import sys
 import time
+from dataclasses import asdict, replace
 
+from jaxgpt.compile_cache import use_compile_cache
+from jaxgpt.convert.command_line.console import busy, show
 from jaxgpt.convert.errors import InputError, what_failed
+from jaxgpt.convert.exit_codes import ExitCode
+from jaxgpt.train.command import command_of, resume_command
 from jaxgpt.train.distributed import agree_on_step, connect, disconnect, wait_for_all
-from jaxgpt.train.diverged import Diverged, explain
+from jaxgpt.train.evaluation import Evaluator, sample
+from jaxgpt.train.failures import NonFiniteLoss, explain_non_finite
 from jaxgpt.train.loop import TrainLoop, is_done
-from jaxgpt.train.report.console import Evaluation, draw_new_rows, outcome, sample, sanity_checks, written
+from jaxgpt.train.report.console import draw_new_rows, how_to_use, outcome, sanity_checks
 from jaxgpt.train.report.page import write_report
 from jaxgpt.train.run.checkpoints import Checkpoints
 from jaxgpt.train.run.eval_state import EvalState
-from jaxgpt.train.run.folder import Run
-from jaxgpt.train.run.logs import Log
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.setup import prepare
-from jaxgpt.train.signals import STOPPED, StopSignals
+from jaxgpt.train.run.folder import RunFolder
+from jaxgpt.train.run.logs import RunLog
+from jaxgpt.train.run.run_json import RunInfo
+from jaxgpt.train.settings import Settings, to_json
+from jaxgpt.train.setup import TrainingInputs, prepare
+from jaxgpt.train.signals import StopSignals
 from jaxgpt.train.step.phases import PhaseCompiler
 from jaxgpt.train.tracking.trackers import Trackers
 
-LOST = 74
-"""Exit code of a run whose folder can't be written any more (EX_IOERR of sysexits.h)."""
-
-DIVERGED = 1
-"""Exit code of a run whose loss was no number any more."""
-
 
 def train(settings: Settings, stop: StopSignals) -> int:
-    """Runs until the last step, a signal or a loss that is no number, and returns the exit code."""
+    """Train until the last step, a signal or a non-finite loss, and return the exit code."""
     connect(settings)
-    run = Run(settings.out.expanduser())
-    setup, params = prepare(settings, run)
-    phases, facts = PhaseCompiler(setup), setup.facts
+    use_compile_cache(settings.compile_cache)
+    run = RunFolder(settings.out.expanduser())
+    inputs, params = prepare(settings, run)
+    compiler, info = PhaseCompiler(inputs.spec), describe_run(inputs)
 
     # go on from the newest complete checkpoint, or begin
-    first = agree_on_step(run.last_step if settings.resume or settings.resume_anyway else None)
-    changes = [] if first is None else run.changes(settings, facts)
+    resumes = settings.resume or settings.resume_anyway
+    first = agree_on_step(run.last_step if resumes else None)
+    changes = [] if first is None else run.changes(settings, info)
+    stop.go_on = "" if first is None else resume_command(settings, run.read().settings)
     if first is None:
-        state, eval_state = phases.init(params), EvalState()
+        state, eval_state = compiler.init(params), EvalState()
     else:
         checkpoints = Checkpoints(run.checkpoints, settings.keep)
         # written by the phase of the last step that was made, also when the next step begins another
-        state, eval_state = checkpoints.restore(first, setup.state(max(first - 1, 0)), setup.model.config)
+        shapes = inputs.spec.state(max(first - 1, 0))
+        with busy(f"loading the checkpoint of step {first}"):
+            state, eval_state = checkpoints.restore(first, shapes, inputs.spec.model.config)
     del params
 
     # look before the first step
-    evaluation = Evaluation(setup)
-    before = evaluation.loss(state, stop)
+    evaluator = Evaluator(inputs)
+    before = evaluator.loss(state, stop)
     if before is None or not math.isfinite(before):
-        raise InputError(f"the loss on held-out text is {before}: see python -m jaxgpt check {settings.model}")
-    facts["sanity"] = sanity_checks(setup, first or 0, before)
-    print(facts["sanity"])
-    if first is not None and eval_state.pending_metrics is None and is_done(setup, first, eval_state):
+        raise InputError(f"the loss on held-out text is {before}: see jaxgpt check {settings.model}")
+    info = replace(info, sanity=sanity_checks(inputs, first or 0, before))
+    show(info.sanity)
+    if first is not None and eval_state.pending_metrics is None and is_done(inputs, first, eval_state):
         if not run.report.exists():  # a kill came between the last checkpoint and the page
-            Log(run).sample(first, sample(setup, state))
-            _report(run)
-        use = written(run, eval_state.best_step, setup.is_chat)
-        print(f"\n{run.folder} is finished: {outcome(setup, run, first, eval_state)}\n{use}")
-        return 0
-    text = sample(setup, state) if first is None else ""
+            RunLog(run).sample(first, sample(inputs, state))
+            _write_report(run)
+        use = how_to_use(run, eval_state.best_step, inputs.is_chat)
+        show(f"\n{run.folder} is finished: {outcome(inputs, run, first, eval_state)}\n{use}")
+        return ExitCode.OK
+    text = sample(inputs, state) if first is None else ""
     began = time.time()
-    state, program = phases.begin(state, first or 0)
+    with busy("compiling the step"):
+        state, phase = compiler.begin(state, first or 0)
     print(f"\nthe step is compiled, in {time.time() - began:.0f} s", flush=True)
 
     # all went well so far: the first files
-    stop.at_once = False
-    tracked = settings.track if run.writes else ()
+    stop.exits_at_once = False
+    tracked = settings.track if run.is_writer else ()
     if first is None:
         first, eval_state = 0, EvalState(0, before)
-        run.start(settings, facts)
+        run.start(info)
         wait_for_all("the folder is there")
-        log = Log(run, trackers := Trackers(tracked, run.folder, settings, facts, first))
-        log.metrics(0, None, before, None, program.n_trainable)
+        trackers = Trackers(tracked, run.folder, asdict(info), first)
+        log = RunLog(run, trackers)
+        log.metrics(0, None, before, None, phase.n_trainable)
         log.sample(0, text)
         checkpoints = Checkpoints(run.checkpoints, settings.keep)
-        if setup.added:
-            draw_new_rows(setup, state, run)
+        if inputs.added:
+            draw_new_rows(inputs, state, run)
     else:
-        log = Log(run, trackers := Trackers(tracked, run.folder, settings, facts, first))
+        trackers = Trackers(tracked, run.folder, asdict(info), first)
+        log = RunLog(run, trackers)
         log.truncate(first, eval_state.pending_metrics is None)
-        if run.writes:
+        if run.is_writer:
             run.report.unlink(missing_ok=True)  # it would tell of less
         if changes:
-            run.note_changes(settings, facts, first, changes)
-    run.save_tokenizer(setup.tokenizer)
+            run.note_changes(info, first, changes)
+    run.save_tokenizer(inputs.tokenizer)
+    stop.go_on = resume_command(settings, to_json(settings) if not resumes else run.read().settings)
 
-    steps = TrainLoop(setup, stop, phases, evaluation, log, checkpoints, state, program, eval_state, first)
+    loop = TrainLoop(
+        inputs, stop, compiler, evaluator, log, checkpoints, state, phase, eval_state, first, before
+    )  # fmt: skip
     del state  # the first step donates it
     try:
         if eval_state.pending_metrics is not None:
-            steps.make_up(before)
-        if not steps.done:
-            steps.run()
-    except Diverged as error:
+            loop.finish_evaluation(before)
+        if not loop.is_done:
+            loop.run()
+    except NonFiniteLoss as error:
         checkpoints.wait()
         last_good = run.checkpoints / str(run.last_step) if run.last_step is not None else None
-        _report(run)
+        _write_report(run)
         trackers.close(finished=True)
-        print(f"train: {explain(error, setup, last_good)}", file=sys.stderr)
-        return DIVERGED
+        show(f"train: {explain_non_finite(error, inputs, last_good)}", sys.stderr)
+        return ExitCode.FAILED
     except OSError as error:
         good = f"the newest checkpoint is that of step {run.last_step}" if run.last_step else "there is no checkpoint"
-        print(f"train: {what_failed(error)}: stopped after step {steps.step}; {good}", file=sys.stderr)
-        stop.leave(LOST)
+        show(f"train: {what_failed(error)}: stopped after step {loop.step}; {good}", sys.stderr)
+        stop.leave(ExitCode.DISK)
     finally:
-        phases.close()
+        compiler.close()
     checkpoints.close()
-    if not steps.done:
+    if not loop.is_done:
         trackers.close(finished=False)
-        print(f"stopped at step {steps.step}, which is saved; the same command with --resume goes on", flush=True)
-        if phases.compiling:
+        print(f"stopped at step {loop.step}, which is saved; to go on:\n  {stop.go_on}", flush=True)
+        if compiler.is_compiling:
             disconnect()
-            stop.leave(STOPPED)
-        return STOPPED
+            stop.leave(ExitCode.STOPPED)
+        return ExitCode.STOPPED
 
     # all is saved
-    stop.at_once = True
-    log.sample(steps.step, sample(setup, steps.state))
+    stop.exits_at_once = True
+    log.sample(loop.step, sample(inputs, loop.state))
     trackers.close(finished=True)
-    _report(run)
-    if run.writes:
-        print(f"\n{run.samples.read_text('utf-8')}")
+    _write_report(run)
+    if run.is_writer:
+        show(f"\n{run.samples.read_text('utf-8')}")
     seconds = time.time() - began
-    print(f"{steps.step - first} steps in {seconds:.0f} s: {outcome(setup, run, steps.step, steps.eval_state, before)}")
-    print(written(run, steps.eval_state.best_step, setup.is_chat))
-    return 0
+    ended = outcome(inputs, run, loop.step, loop.eval_state, before)
+    show(f"{loop.step - first} steps in {seconds:.0f} s: {ended}")
+    show(how_to_use(run, loop.eval_state.best_step, inputs.is_chat))
+    return ExitCode.OK
 
 
-def _report(run: Run) -> None:
-    if run.writes:
-        write_report(run.folder)
+def describe_run(inputs: TrainingInputs) -> RunInfo:
+    """Return what run.json says of a run."""
+    settings, phases = inputs.settings, inputs.phases
+    n_all = sum(p.size for p in inputs.spec.params.values())
+    return RunInfo(
+        settings=to_json(settings),
+        command=command_of(settings),
+        resolved=inputs.resolved,
+        steps=inputs.spec.steps,
+        data=inputs.data.info,
+        parameters={"all": n_all, "trainable": phases[-1].trainable},
+        phases=phases,
+    )
+
+
+def _write_report(run: RunFolder) -> None:
+    if run.is_writer:
+        with busy("writing report.html"):
+            write_report(run.folder)

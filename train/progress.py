@@ -5,56 +5,71 @@ import time
 
 from tqdm import tqdm
 
+from jaxgpt.convert.command_line.console import columns, wrapped
 from jaxgpt.train.distributed import is_first
 
 
-class Progress:
-    """Counts steps and tokens, and shows the loss, the speed and the time that is left."""
+class ProgressBar:
+    """Counts steps and tokens, and shows the loss, the speed and the time that is left.
 
-    def __init__(self, start: int, steps: int, tokens_per_step: int):
-        self._steps, self._tokens_per_step = steps, tokens_per_step
-        self._terminal = sys.stderr.isatty() and is_first()
+    Args:
+        start: steps that are made.
+        evaluated: the newest evaluation: its step and its loss.
+    """
+
+    def __init__(self, start: int, n_steps: int, tokens_per_step: int, evaluated: tuple[int, float]):
+        self._n_steps, self._tokens_per_step = n_steps, tokens_per_step
+        self._is_terminal = sys.stderr.isatty() and is_first()
         self._bar = tqdm(
-            total=steps, initial=start, unit="step", disable=not self._terminal, dynamic_ncols=True, smoothing=0.1
+            total=n_steps, initial=start, unit="step", disable=not self._is_terminal, dynamic_ncols=True, smoothing=0.1
         )
-        self._eval_loss = float("nan")
-        self._marked, self._step, self._paused = time.perf_counter(), start, 0.0
+        self._evaluated, self._loss = evaluated, float("nan")
+        self._since, self._step, self._paused = time.perf_counter(), start, 0.0
 
     def advance(self, loss: float) -> None:
-        """One step was made."""
-        self._bar.set_postfix_str(f"loss {loss:.3f}, eval loss {self._eval_loss:.3f}", refresh=False)
+        """Count one step."""
+        self._loss = loss
+        self._show()
         self._bar.update()
 
+    def evaluated(self, step: int, loss: float) -> None:
+        """Show an evaluation from now on."""
+        self._evaluated = step, loss
+        self._show()
+
+    def _show(self) -> None:
+        step, eval_loss = self._evaluated
+        training = "" if self._loss != self._loss else f"loss {self._loss:.3f}, "
+        self._bar.set_postfix_str(f"{training}eval loss {eval_loss:.3f} at step {step}", refresh=False)
+
     def pause(self) -> None:
-        """What follows is no training, and not counted as such."""
+        """Leave out of the speed what follows, which is no training."""
         self._paused = time.perf_counter()
 
     def go_on(self) -> None:
-        """Training goes on."""
-        self._marked += time.perf_counter() - self._paused
+        """Count time as training again."""
+        self._since += time.perf_counter() - self._paused
 
-    def mark(self, step: int) -> float:
-        """Training tokens per second since the last mark."""
+    def speed(self, step: int) -> float:
+        """Return the training tokens per second since the last call."""
         now = time.perf_counter()
-        speed = (step - self._step) * self._tokens_per_step / max(now - self._marked, 1e-9)
-        self._marked, self._step = now, step
+        speed = (step - self._step) * self._tokens_per_step / max(now - self._since, 1e-9)
+        self._since, self._step = now, step
         return speed
 
-    def logged(self, step: int, loss: float, eval_loss: float | None, speed: float) -> None:
-        """A line of metrics was written: in a log it is shown; a terminal has the bar, and gets evaluations only."""
-        if eval_loss is not None:
-            self._eval_loss = eval_loss
-        if not self._terminal or eval_loss is not None:
-            left = (self._steps - step) * self._tokens_per_step / max(speed, 1e-9)
+    def line(self, step: int, loss: float, eval_loss: float | None, speed: float) -> None:
+        """Print a line of metrics: all of them in a log; on a terminal, which has the bar, only evaluations."""
+        if not self._is_terminal or eval_loss is not None:
+            seconds_left = (self._n_steps - step) * self._tokens_per_step / max(speed, 1e-9)
             evaluated = "" if eval_loss is None else f"  eval loss {eval_loss:.4f}"
-            line = f"step {step:>{len(str(self._steps))}}/{self._steps}  loss {loss:.4f}{evaluated}"
-            self.say(f"{line}  {speed:,.0f} tokens/s  {left:.0f} s left")
+            line = f"step {step:>{len(str(self._n_steps))}}/{self._n_steps}  loss {loss:.4f}{evaluated}"
+            self.say(f"{line}  {speed:,.0f} tokens/s  {seconds_left:.0f} s left")
 
     def say(self, text: str) -> None:
-        """A line of its own."""
-        tqdm.write(text, file=sys.stdout)
+        """Print a line of its own."""
+        tqdm.write(wrapped(text, columns()), file=sys.stdout)
         sys.stdout.flush()
 
     def close(self) -> None:
-        """Ends the bar."""
+        """End the bar."""
         self._bar.close()

@@ -1,125 +1,296 @@
-"""What a training run is told: every flag of `python -m train`."""
+"""The settings of a training run: every flag of `jaxgpt train`, described once."""
 
+import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from jaxgpt.convert.command_line.flags import Flag, defaults_of, flag, flags_of, from_json, spelled, values_of
+from jaxgpt.convert.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting(Flag):
+    """What is to be known of a setting beside what every flag has."""
+
+    may_change: bool = False
+    """Whether a run that is resumed may be given another value: it would be the same run nevertheless."""
+    is_repeated: bool = True
+    """Whether `--config` and `--resume` take it from an earlier run. What addresses machines, or permits destruction,
+    never is."""
+    is_per_process: bool = False
+    """Whether each process of a run may have its own."""
+
+
+def setting(default: Any, help: str, **about: Any) -> Any:
+    """Return a dataclass field that describes a setting."""
+    return flag(default, help, kind=Setting, **about)
+
+
+GROUPS = {
+    "model": "the checkpoint to start from, and its vocabulary",
+    "data": "what to train on, and what to hold out",
+    "freeze": "which parameters train, and from when on",
+    "length": "how long to train",
+    "optimizer": "AdamW, its learning rate, and regularisation",
+    "run": "the folder of the run, checkpoints, resuming, logs",
+    "devices": "number formats, memory, and how devices are arranged",
+    "processes": "runs in several processes",
+    "compile": "what a step will need, without training",
+}
+"""The groups of flags in the help, in order."""
+
+COUNT: dict[str, Any] = {"low": 1, "high": 10**9}
+TRACKERS = Literal["tensorboard", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Fine-tunes a GPT. `python -m train --freeze=first6` alone does so with a bundled model and text."""
+    """The settings of a training run; the defaults make a run of the bundled model on text that is on every machine."""
 
-    model: str = "tiny"
-    """Checkpoint to start from: `tiny` (bundled), a Hugging Face folder, a .safetensors, .pt or .bin file, an Orbax
-    checkpoint, another run's folder, or a hub name such as gpt2."""
-    tokenizer: str | None = None
-    """Where the tokenizer lies, if not with the model; same forms as --model."""
-    data: str | None = None
-    """What to train on: a file of text, .jsonl, .json or .parquet records (text; or conversations: messages, or
-    instruction, input and output), nanoGPT's .bin, any but that as .gz or .zst too; a folder of such files; a data set
-    saved by Hugging Face, hf:OWNER/NAME from its hub, or a URL such as gs://BUCKET/FILE. None: the Python language
-    reference that comes with Python."""
-    eval_data: str | None = None
-    """What to evaluate on, in the same forms; None: what --data itself holds out (val.bin, a split), or else its last
-    tenth, at most 65,536 tokens, on which the run is then not trained."""
-    cache: Path | None = None
-    """Folder in which texts are kept as tokens, by their contents; None: jaxgpt/tokens in $XDG_CACHE_HOME or
-    ~/.cache."""
-    rows: Literal["stream", "packed", "padded"] | None = None
-    """What a sequence holds: stream (texts one after the other, cut anywhere), packed (whole texts, as many as fit,
-    none of which sees another), padded (one whole text). None: packed for conversations, stream for other texts."""
-    train_on: Literal["assistant", "all"] = "assistant"
-    """What counts in the loss of conversations: what the assistant says, its end token included, or everything."""
-    freeze: str = "full"
-    """What trains: full; firstN (freezes the embeddings and the first N blocks); lastN, head, embeddings or
-    regex:PATTERN (train only what they name); gradual (a third of the steps each: head, then the last quarter of the
-    blocks too, then everything), or the same spelled out, with steps, percent or epochs, as in
-    gradual:head@0,last3@40%,full@2ep."""
-    untie_head: bool = False
-    """Give the head a matrix of its own first, a copy of the token embedding that it is tied to in GPT-2."""
-    add_tokens: str | None = None
-    """New special tokens, joined by commas, as in '<|user|>,<|assistant|>'; their rows start at the mean of the others.
-    None: none."""
-    out: Path = Path("runs/demo")
-    """Folder of the run; one that holds a run already needs --resume or --force."""
-    steps: int | None = None
-    """Length of training, in optimizer steps. None: 150, or what --epochs comes to."""
-    epochs: float | None = None
-    """Length of training in passes over the data, instead of --steps."""
-    batch_size: int = 16
-    """Sequences in a step, over all devices."""
-    accumulate: int = 1
-    """Parts in which a step goes through its batch, one after the other: the same step with the memory of one part."""
-    context: int | None = None
-    """Tokens in a sequence; None: the model's whole context."""
-    lr: float | None = None
-    """Peak learning rate of AdamW; None: 0.128 / width, which is 1e-3 for the bundled model and 1.7e-4 for gpt2."""
-    layer_lr_decay: float = 1.0
-    """Each block trains at this times the rate of the block above it, and the embeddings (a tied head too) lowest."""
-    lr_scale: tuple[str, ...] = ()
-    """PATTERN=FACTOR, several if need be, of which the first that matches the whole name of a parameter counts: it
-    trains at so many times the rate, as in
-    'blocks\\.1\\d\\..*=2.0'."""
-    warmup: float = 0.1
-    """Fraction of the steps in which the learning rate rises from 0; a cosine then takes it to a tenth of the peak."""
-    thaw_warmup: float = 0.05
-    """Fraction of the steps in which the rate of layers that thaw in a later phase rises to that of the others."""
-    weight_decay: float = 0.1
-    """Decoupled decay of matrices, per step and unit of learning rate; biases and LayerNorms never decay."""
-    clip: float = 1.0
-    """Largest global norm of the trainable gradients; larger ones are scaled down to it."""
-    dropout: float | None = None
-    """Probability with which training drops each number (embeddings, attention, residual); None: as the checkpoint's
-    config says, which is 0.1 for gpt2."""
-    label_smoothing: float = 0.0
-    """Share of each target that is spread over all tokens in training; evaluation has none."""
-    seed: int = 0
-    """Of the data's order, of dropout and of the text samples."""
-    eval_every: int = 50
-    """Steps between evaluations on the held-out text, which also happens before the first and after the last step."""
-    patience: int | None = None
-    """Stop early, after so many evaluations in a row that were no better than the best; None: never."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints; the last step always writes one, and so does each evaluation that is the best yet."""
-    log_every: int = 10
-    """Steps between lines of metrics.jsonl, which has one for every evaluation too."""
-    keep: int = 3
-    """Number of newest checkpoints that stay on disk, beside the one with the best evaluation."""
-    resume: bool = False
-    """Go on from the newest complete checkpoint in --out; starts fresh where nothing is. A run that Ctrl-C or SIGTERM
-    stopped has saved its last step, and exited with 75."""
-    resume_anyway: bool = False
-    """Go on as --resume does, also where data, tokenizer or settings are others than the run was started with."""
-    force: bool = False
-    """Delete the run that --out holds and start over."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What matrix products compute in; the master weights are float32 either way."""
-    remat: bool = False
-    """Keep only what lies between blocks for the backward pass, and compute the rest again: less memory on a GPU or TPU
-    for a third more work. XLA's CPU backend keeps all the same."""
-    workers: int = 2
-    """Threads that prepare batches ahead of the step; the batches are the same for any number."""
-    mesh: str | None = None
-    """How all devices are arranged, as in data=2,fsdp=4: data splits the batch, fsdp the batch and the parameters,
-    tensor the heads, the MLP's hidden layer and the vocabulary. None: as many on fsdp as divide the model's width and
-    leave each 32 of it, the rest on data."""
-    coordinator: str | None = None
-    """Of a run in several processes (hosts), where they meet: auto (TPU pods, SLURM, Kubernetes and Open MPI tell), or
-    HOST:PORT of the first one, with --processes and --process. None: auto where the environment says that there are
-    several, otherwise one process. All of them are given the same flags, data, and folder."""
-    processes: int | None = None
-    """With --coordinator=HOST:PORT: how many processes there are in all."""
-    process: int | None = None
-    """With --coordinator=HOST:PORT: which of them this is, from 0."""
-    topology: str | None = None
-    """A slice of TPUs that need not be there, such as v5e:4x4, with --compile-only; None: this machine's devices."""
-    compile_only: bool = False
-    """Compile the training step, say what it needs (memory, FLOPs, collectives, an estimated time, the largest batch),
-    and write and read nothing; published models are known by name. Exit code 1 if it does not fit."""
-    prompt: str | None = None
-    """Beginning of the text samples that are written before and after training; None: The, or a question if the data
-    are conversations."""
-    config: Path | None = None
-    """The run.json of an earlier run, whose settings are those of this one where no flag says otherwise."""
-    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """Trackers that are told numbers and samples while the run goes on, one or several; they never stop it."""
+    model: str = setting(
+        "tiny", "The checkpoint to start from: a Hugging Face folder, a .safetensors, .pt or .bin file, an Orbax "
+        "checkpoint, the folder of a run, or a hub name such as gpt2.", metavar="MODEL", group="model", common=True,
+        brief="Where to start: a folder, a file, a run, or a hub name such as gpt2",
+        default_text="tiny, the bundled model",
+    )  # fmt: skip
+    tokenizer: str | None = setting(
+        None, "The tokenizer, in the same forms as --model.", metavar="MODEL", group="model",
+        default_text="the one beside the model",
+    )  # fmt: skip
+    untie_head: bool = setting(
+        False, "Give the output head a matrix of its own first: a copy of the token embedding, to which GPT-2 ties it.",
+        group="model",
+    )  # fmt: skip
+    add_tokens: str | None = setting(
+        None, "New special tokens, joined by commas, as in '<|user|>,<|assistant|>'. Their rows start at the mean of "
+        "the others.", metavar="TOKENS", group="model", default_text="none",
+    )  # fmt: skip
+    data: str | None = setting(
+        None, "What to train on: a file of text; .jsonl, .json or .parquet records with a text or a conversation "
+        "(messages; or instruction, input and output); nanoGPT's .bin. All but .bin may also be .gz or .zst. Or a "
+        "folder of such files, a data set that Hugging Face's datasets saved, hf:OWNER/NAME from its hub, or a URL "
+        "such as gs://BUCKET/FILE.", metavar="PATH", group="data", common=True,
+        brief="A text, .jsonl or .parquet, a folder, hf:OWNER/NAME, gs://…", default_text="Python's own reference",
+    )  # fmt: skip
+    eval_data: str | None = setting(
+        None, "What to evaluate on, in the same forms.", metavar="PATH", group="data",
+        default_text="what --data itself holds out, or else its last tenth, at most 65,536 tokens",
+    )  # fmt: skip
+    rows: Literal["stream", "packed", "padded"] | None = setting(
+        None, "What a sequence holds. stream: texts one after the other, cut anywhere. packed: as many whole texts as "
+        "fit, none of which sees another. padded: one whole text.", group="data",
+        default_text="packed for conversations, stream for other texts",
+    )  # fmt: skip
+    train_on: Literal["assistant", "all"] = setting(
+        "assistant", "Which tokens of a conversation count in the loss: what the assistant says, with its end token, "
+        "or all.", group="data",
+    )  # fmt: skip
+    context: int | None = setting(
+        None, "Tokens in a sequence.", metavar="N", group="data", default_text="the model's whole context",
+        **COUNT,
+    )  # fmt: skip
+    workers: int = setting(
+        2, "Threads that prepare batches ahead of the step. The batches are the same for any number.", metavar="N",
+        group="data", may_change=True, is_per_process=True, **COUNT,
+    )  # fmt: skip
+    cache: Path | None = setting(
+        None, "The folder that keeps texts as tokens, by their contents.", metavar="PATH", group="data",
+        default_text="jaxgpt/tokens in $XDG_CACHE_HOME or ~/.cache", may_change=True, is_per_process=True,
+    )  # fmt: skip
+    freeze: str = setting(
+        "full", "Which parameters train. full: all. firstN: all but the embeddings and the first N blocks, as in "
+        "first6. lastN, head, embeddings, regex:PATTERN: only what they name. gradual: the head first, then the last "
+        "quarter of the blocks too, then all, a third of the steps each; or spelled out, with steps, percent or "
+        "epochs, as in gradual:head@0,last3@40%,full@2ep.", metavar="STRATEGY", group="freeze", common=True,
+        brief="What trains: full, firstN (freezes N), lastN, head, embeddings, regex:PATTERN or gradual",
+    )  # fmt: skip
+    layer_lr_decay: float = setting(
+        1.0, "Each block trains at this times the rate of the block above it; embeddings, and a tied head with them, "
+        "at the lowest rate.", metavar="FACTOR", group="freeze", low=0, above=True, high=1,
+    )  # fmt: skip
+    lr_scale: tuple[str, ...] = setting(
+        (), r"Multiplies the rate of the parameters whose whole name matches PATTERN, as in 'blocks\.1\d\..*=2.0'. "
+        "The first PATTERN that matches a name counts.", metavar="PATTERN=FACTOR", group="freeze",
+    )  # fmt: skip
+    thaw_warmup: float = setting(
+        0.05, "The fraction of the steps in which the rate of layers that thaw in a later phase rises to that of the "
+        "others.", metavar="FRACTION", group="freeze", low=0, high=1,
+    )  # fmt: skip
+    steps: int | None = setting(
+        None, "Length of training, in optimizer steps.", metavar="N", group="length", common=True,
+        brief="Optimizer steps", default_text="150, or what --epochs comes to",
+        **COUNT,
+    )  # fmt: skip
+    epochs: float | None = setting(
+        None, "Length of training in passes over the data, instead of --steps.", metavar="N", group="length",
+        low=0, above=True, high=10**6,
+    )  # fmt: skip
+    patience: int | None = setting(
+        None, "Stop early, after this many evaluations in a row that were no better than the best.", metavar="N",
+        group="length", default_text="never", **COUNT,
+    )  # fmt: skip
+    batch_size: int = setting(
+        16, "Sequences in a step, over all devices.", metavar="N", group="length", common=True, **COUNT
+    )
+    accumulate: int = setting(
+        1, "Parts in which a step goes through its batch, one after the other: the same step with the memory of one "
+        "part.", metavar="N", group="length", **COUNT,
+    )  # fmt: skip
+    lr: float | None = setting(
+        None, "The peak learning rate of AdamW: by default 1e-3 for the bundled model and 1.7e-4 for gpt2.",
+        metavar="RATE", group="optimizer", common=True,
+        brief="Peak learning rate",
+        default_text="0.128 / width", low=0, above=True, high=10,
+    )  # fmt: skip
+    warmup: float = setting(
+        0.1, "The fraction of the steps in which the learning rate rises to its peak. A cosine then takes it down to a "
+        "tenth of that.", metavar="FRACTION", group="optimizer", low=0, high=1,
+    )  # fmt: skip
+    weight_decay: float = setting(
+        0.1, "Decoupled decay of matrices, per step and unit of learning rate. Biases and LayerNorms never decay.",
+        metavar="RATE", group="optimizer", low=0, high=10,
+    )  # fmt: skip
+    clip: float = setting(
+        1.0, "The largest global norm of the trainable gradients. Larger ones are scaled down to it.", metavar="NORM",
+        group="optimizer", low=0, above=True,
+    )  # fmt: skip
+    dropout: float | None = setting(
+        None, "The probability with which training drops each number (embeddings, attention, residual).",
+        metavar="RATE", group="optimizer", default_text="the checkpoint's config, 0.1 for gpt2", low=0, high=0.99,
+    )  # fmt: skip
+    label_smoothing: float = setting(
+        0.0, "The share of each target that is spread over all tokens in training. Evaluation has none.",
+        metavar="FRACTION", group="optimizer", low=0, high=1,
+    )  # fmt: skip
+    seed: int = setting(
+        0, "Seed of the order of the data, of dropout, and of the text samples.", metavar="N", group="optimizer",
+        low=0, high=2**32 - 1,
+    )  # fmt: skip
+    out: Path = setting(
+        Path("runs/demo"), "The folder of the run. One that holds a run already needs --resume or --force.",
+        metavar="RUN", group="run", common=True, may_change=True, brief="The folder of the run",
+    )  # fmt: skip
+    resume: bool | str = setting(
+        False, "Go on from the newest complete checkpoint of RUN, or of --out, with the settings that it has. A run "
+        "that is not there yet starts.", metavar="RUN", group="run", common=True, may_change=True, is_repeated=False,
+        optional_value=True, brief="Go on with a run where it stopped, with the settings that it has",
+    )  # fmt: skip
+    resume_anyway: bool = setting(
+        False, "Go on as --resume does, also where data, tokenizer or settings differ from those of the run.",
+        group="run", may_change=True, is_repeated=False,
+    )  # fmt: skip
+    force: bool = setting(
+        False, "Delete the run that --out holds, and start over.", group="run", may_change=True, is_repeated=False
+    )
+    config: Path | None = setting(
+        None, "An earlier run, or its run.json: its settings are those of this run where no flag says otherwise.",
+        metavar="RUN", group="run", may_change=True, is_repeated=False, is_per_process=True,
+    )  # fmt: skip
+    eval_every: int = setting(
+        50, "Steps between evaluations on the held-out text. The first and the last step are evaluated anyway.",
+        metavar="N", group="run", **COUNT,
+    )  # fmt: skip
+    checkpoint_every: int = setting(
+        50, "Steps between checkpoints. The last step writes one anyway, as does each evaluation that is the best so "
+        "far.", metavar="N", group="run", may_change=True, **COUNT,
+    )  # fmt: skip
+    keep: int = setting(
+        3, "Number of newest checkpoints that stay on disk, beside the one with the best evaluation.", metavar="N",
+        group="run", may_change=True, **COUNT,
+    )  # fmt: skip
+    log_every: int = setting(
+        10, "Steps between lines on the screen. metrics.jsonl has every step.", metavar="N", group="run",
+        may_change=True, **COUNT,
+    )  # fmt: skip
+    prompt: str | None = setting(
+        None, "The beginning of the text samples that are written before and after training.", metavar="TEXT",
+        group="run", default_text="The, or the first held-out question of conversations",
+    )  # fmt: skip
+    track: tuple[TRACKERS, ...] = setting(
+        (), "Experiment trackers that receive numbers and samples while the run goes on. They never stop it.",
+        group="run", may_change=True,
+    )  # fmt: skip
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "The format in which matrix products are computed. Weights are kept in float32 either way.",
+        group="devices",
+    )  # fmt: skip
+    remat: bool = setting(
+        False, "Keep only what lies between blocks for the backward pass, and compute the rest again: less memory on a "
+        "GPU or TPU for a third more work. On a CPU XLA keeps everything nevertheless.", group="devices",
+    )  # fmt: skip
+    mesh: str | None = setting(
+        None, "How all devices are arranged, as in data=2,fsdp=4. data splits the batch; fsdp the batch and the "
+        "parameters; tensor the heads, the hidden layer of the MLP, and the vocabulary.", metavar="AXIS=N,…",
+        group="devices", may_change=True,
+        default_text="as many devices on fsdp as divide the model's width and leave each 32 of it, the rest on data",
+    )  # fmt: skip
+    compile_cache: bool = setting(
+        True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker.",
+        group="devices", may_change=True, is_per_process=True,
+    )  # fmt: skip
+    coordinator: str | None = setting(
+        None, "Where the processes of a run meet: auto (TPU pods, SLURM, Kubernetes and Open MPI tell), or HOST:PORT "
+        "of the first one, with --processes and --process. All processes get the same flags, data and folder.",
+        metavar="HOST:PORT", group="processes", may_change=True, is_repeated=False, is_per_process=True,
+        default_text="auto where the environment says that there are several processes, otherwise one process",
+    )  # fmt: skip
+    processes: int | None = setting(
+        None, "With --coordinator=HOST:PORT: how many processes there are in all.", metavar="N", group="processes",
+        may_change=True, is_repeated=False, low=1, high=10**6,
+    )  # fmt: skip
+    process: int | None = setting(
+        None, "With --coordinator=HOST:PORT: which of them this is, from 0.", metavar="N", group="processes",
+        may_change=True, is_repeated=False, is_per_process=True, low=0, high=10**6,
+    )  # fmt: skip
+    compile_only: bool = setting(
+        False, "Compile the training step, print what it needs (memory, FLOPs, collectives, an estimated time, the "
+        "largest batch), and write and read nothing. Published models are known by name. Exit code 1 if it does not "
+        "fit.", group="compile", is_repeated=False,
+    )  # fmt: skip
+    topology: str | None = setting(
+        None, "With --compile-only: a slice of TPUs that need not be there, such as v5e:4x4, or GPUs, h100:8.",
+        metavar="CHIPS", group="compile", is_repeated=False, default_text="this machine's devices",
+    )  # fmt: skip
+
+
+def trait(name: str) -> dict[str, bool]:
+    """Return one of the traits of a `Setting`, such as `may_change`, of every setting by its name."""
+    return {field: getattr(described, name) for field, described in flags_of(Settings).items()}
+
+
+def to_json(settings: Settings) -> dict[str, Any]:
+    """Return the settings by name, as JSON gives them back."""
+    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+
+
+def stored_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings out of a run.json that another run may take over, checked and of their own types, by name.
+
+    Raises:
+        InputError: some are unknown, of another type, or out of bounds.
+    """
+    values, flags = values_of(Settings), flags_of(Settings)
+    if unknown := stored.keys() - values.keys():
+        raise InputError(f"run.json holds settings that are unknown here: {', '.join(sorted(unknown))}")
+    is_repeated = trait("is_repeated")
+    taken = {name: value for name, value in stored.items() if is_repeated[name]}
+    return {name: from_json(name, value, flags[name], values[name]) for name, value in taken.items()}
+
+
+def changed_settings(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what is to be said of settings that a run had otherwise, and that make it another run."""
+    may_change, defaults = trait("may_change"), defaults_of(Settings)
+    return [
+        f"{spelled(name)} was {_said(earlier.get(name, defaults[name]))} and is {_said(value)}"
+        for name, value in now.items()
+        if not may_change[name] and value != earlier.get(name, defaults[name])
+    ]
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "nothing"
+    return "not given" if value is None else str(value)

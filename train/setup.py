@@ -1,7 +1,7 @@
 """Everything a run needs before its first step, and everything that can be refused before its first file."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -11,17 +11,21 @@ from jax.sharding import Mesh
 import jaxgpt
 from jaxgpt import convert
 from jaxgpt.chat import prepare_chat, render
+from jaxgpt.convert.command_line.console import busy
 from jaxgpt.convert.disk import check_space
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, about
+from jaxgpt.convert.source import resolve
+from jaxgpt.data.documents import Source
 from jaxgpt.data.sources import peek
 from jaxgpt.mesh import make_mesh, shardings
 from jaxgpt.modules import shares
 from jaxgpt.params import count_params, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, check_vocabulary
-from jaxgpt.train.bounds import check_numbers
-from jaxgpt.train.data.load import Data, find_source, load_data, look_for
+from jaxgpt.train.command import check_settings
+from jaxgpt.train.data.load import TrainingData, find_sources, load_data
 from jaxgpt.train.distributed import check_processes_agree
-from jaxgpt.train.run.folder import IDENTITY, Run
+from jaxgpt.train.run.folder import RunFolder
+from jaxgpt.train.run.run_json import IDENTITY, PhaseInfo
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.spec import STEPS, StepSpec, batch_shapes, make_step_spec
 from jaxgpt.train.tracking.trackers import check_trackers
@@ -29,81 +33,73 @@ from jaxgpt.vocab import mark_padding, rebuilt, row_multiple
 
 
 @dataclass(frozen=True)
-class Setup(StepSpec):
+class TrainingInputs:
     """What `prepare` makes of the settings."""
 
+    spec: StepSpec
     tokenizer: Any
     added: tuple[str, ...]
     """Tokens that were new to the model and its tokenizer."""
-    data: Data
+    data: TrainingData
     prompt: list[int]
     """What the text samples begin with."""
+
+    @property
+    def settings(self) -> Settings:
+        return self.spec.settings
 
     @property
     def is_chat(self) -> bool:
         return self.data.train.corpus.kind == "chat"
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What `run.json` says beside the settings."""
-        params, phases = self.params, []
-        for phase in self.plan.phases:
-            trainable = self.plan.partition(params, phase.start)[0]
-            phases.append(
-                {
-                    "start": phase.start,
-                    "name": phase.name,
-                    "trainable": count_params(trainable),
-                    "trains": shares(trainable, params),
-                }
-            )
+    def phases(self) -> tuple[PhaseInfo, ...]:
+        """The phases of the plan, as run.json has them."""
+        spec = self.spec
+        parts = [spec.plan.partition(spec.params, phase.start)[0] for phase in spec.plan.phases]
+        return tuple(
+            PhaseInfo(phase.start, phase.name, count_params(part), shares(part, spec.params))
+            for phase, part in zip(spec.plan.phases, parts, strict=True)
+        )
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What settings that may be left open came to, by name."""
+        spec, config = self.spec, self.spec.model.config
+        rates = sorted({config.embd_pdrop, config.attn_pdrop, config.resid_pdrop})
         return {
-            "steps": self.steps,
-            "data": self.data.facts,
-            "parameters": {"all": count_params(params), "trainable": phases[-1]["trainable"]},
-            "phases": phases,
+            "lr": spec.peak_lr,
+            "steps": spec.steps,
+            "context": spec.context,
+            "mesh": ",".join(f"{axis}={size}" for axis, size in spec.mesh.shape.items()),
+            "dropout": rates[0] if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}",
+            "rows": self.settings.rows or ("packed" if self.is_chat else "stream"),
+            "warmup_steps": spec.warmup_steps,
         }
 
 
-def load_model(settings: Settings, mesh: Mesh) -> tuple[jaxgpt.GPT, Any, tuple[str, ...]]:
-    """The model that training starts from, its tokenizer, and the tokens that are new to both."""
-    model = jaxgpt.from_pretrained(settings.model, mesh=mesh, dtype=settings.dtype)
-    tokenizer = jaxgpt.load_tokenizer(settings.tokenizer or settings.model)
-    check_vocabulary(tokenizer, model.config)
-    model = mark_padding(model, tokenizer)
-    if settings.dropout is not None:
-        p = settings.dropout
-        dropping = replace(model.config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
-        model = rebuilt(model, dropping, named_params(model))
-    if settings.untie_head:
-        model = jaxgpt.untie_head(model)
-    added = add_tokens(tokenizer, settings.add_tokens.split(",")) if settings.add_tokens is not None else ()
-    if peek(find_source(settings)) == "chat":
-        added += prepare_chat(tokenizer)
-    if added:
-        model = jaxgpt.resize_vocab(model, tokenizer, pad_multiple=row_multiple(mesh), seed=settings.seed)
-    params = named_params(model)
-    return with_params(model, jax.device_put(params, shardings(params, mesh))), tokenizer, added
-
-
-def prepare(settings: Settings, run: Run) -> tuple[Setup, dict[str, jax.Array]]:
-    """Loads model, tokenizer and text, and parses the plan; with the parameters before the first step.
+def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[str, jax.Array]]:
+    """Load model, tokenizer and text, and parse the plan; return them with the parameters before the first step.
 
     Raises:
         InputError: the first thing that does not fit.
     """
-    check_numbers(settings)
+    check_settings(settings)
     check_trackers(settings.track)
     run.check(settings)
-    for flag, source in (("--data", find_source(settings)), ("--eval-data", settings.eval_data)):
-        if source is not None:
-            look_for(flag, source)
-    config = convert.read(settings.model).config
-    mesh = make_mesh(settings.mesh, width=config.n_embd)
+    with busy("looking for the data"):
+        sources = find_sources(settings)
+    with busy(f"looking for {settings.model}"), about("--model"):
+        checkpoint = convert.read(resolve(settings.model))
+    config = checkpoint.config
+    with about("--mesh"):
+        mesh = make_mesh(settings.mesh, width=config.n_embd)
     batch_shapes(settings, mesh, config.n_positions, packed=False)  # before the model is read
-    model, tokenizer, added = load_model(settings, mesh)
-    data = load_data(settings, tokenizer, settings.context or config.n_positions)
-    check_processes_agree({what: data.facts[name] for name, what in IDENTITY.items()})
+    with busy(f"loading {settings.model}"):
+        model, tokenizer, added = load_model(settings, checkpoint, sources.train, mesh)
+    data = load_data(settings, tokenizer, settings.context or config.n_positions, sources)
+    info = asdict(data.info)
+    check_processes_agree({what: info[name] for name, what in IDENTITY.items()})
     for part in (data.train, data.held_out):
         check_vocabulary(tokenizer, model.config, part.corpus.tokens)
     prompt = first_words(settings.prompt, tokenizer, data)
@@ -113,17 +109,45 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, dict[str, jax.Array]]:
     steps = settings.steps or STEPS
     if settings.epochs is not None:
         steps = max(1, math.ceil(settings.epochs * epoch_steps))
-    packed = "segments" in data.train.rows[0]
-    spec = make_step_spec(settings, mesh, model, steps=steps, packed=packed, epoch_steps=epoch_steps)
+    is_packed = "segments" in data.train.rows[0]
+    spec = make_step_spec(settings, mesh, model, steps=steps, packed=is_packed, epoch_steps=epoch_steps)
     params = named_params(model)
-    trains = spec.plan.partition(params, steps)[0]
-    kept = settings.keep + 2  # and the best, and the one that is being written
-    check_space(run.checkpoints, kept * sum(p.nbytes for p in (*params.values(), *trains.values(), *trains.values())))
-    return Setup(**vars(spec), tokenizer=tokenizer, added=added, data=data, prompt=prompt), params
+    trainable = spec.plan.partition(params, steps)[0]
+    n_kept = settings.keep + 2  # and the best, and the one that is being written
+    moments = [*trainable.values(), *trainable.values()]
+    check_space(run.checkpoints, n_kept * sum(p.nbytes for p in (*params.values(), *moments)))
+    return TrainingInputs(spec, tokenizer, added, data, prompt), params
 
 
-def first_words(prompt: str | None, tokenizer: Any, data: Data) -> list[int]:
-    """What the text samples begin with: of conversations a question, by default the first that is held out."""
+def load_model(
+    settings: Settings, checkpoint: convert.Checkpoint, source: Source, mesh: Mesh
+) -> tuple[jaxgpt.GPT, Any, tuple[str, ...]]:
+    """Return the model that training starts from, its tokenizer, and the tokens that are new to both."""
+    with about("--mesh"):
+        model = jaxgpt.from_pretrained(checkpoint, mesh=mesh, dtype=settings.dtype)
+    tokenizer = jaxgpt.load_tokenizer(checkpoint.path if settings.tokenizer is None else settings.tokenizer)
+    check_vocabulary(tokenizer, model.config)
+    model = mark_padding(model, tokenizer)
+    if (p := settings.dropout) is not None:
+        config = replace(model.config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+        model = rebuilt(model, config, named_params(model))
+    if settings.untie_head:
+        model = jaxgpt.untie_head(model)
+    added: tuple[str, ...] = ()
+    if settings.add_tokens is not None:
+        with about("--add-tokens"):
+            added = add_tokens(tokenizer, settings.add_tokens.split(","))
+    with about("--data"):
+        if peek(source) == "chat":
+            added += prepare_chat(tokenizer)
+    if added:
+        model = jaxgpt.resize_vocab(model, tokenizer, pad_multiple=row_multiple(mesh), seed=settings.seed)
+    params = named_params(model)
+    return with_params(model, jax.device_put(params, shardings(params, mesh))), tokenizer, added
+
+
+def first_words(prompt: str | None, tokenizer: Any, data: TrainingData) -> list[int]:
+    """Return what the text samples begin with: of conversations a question, by default the first held-out one."""
     if data.train.corpus.kind != "chat":
         return tokenizer("The" if prompt is None else prompt)["input_ids"]
     if prompt is not None:

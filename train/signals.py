@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, noticed at once whatever the main thread is doing: computing, waiting or compiling."""
+"""SIGINT and SIGTERM, noticed at once whatever the main thread does: computing, waiting or compiling."""
 
 import os
 import signal
@@ -6,8 +6,7 @@ import sys
 import threading
 from typing import Any, NoReturn
 
-STOPPED = 75
-"""Exit code of a run that a signal stopped and that --resume finishes (EX_TEMPFAIL of sysexits.h)."""
+from jaxgpt.convert.exit_codes import ExitCode
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -22,8 +21,10 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.requested = threading.Event()
-        self.at_once = True
-        """Nothing would be lost: the first signal ends the program, too."""
+        self.exits_at_once = True
+        """Whether the first signal ends the program too, because nothing would be lost."""
+        self.go_on = ""
+        """The command that goes on with the run; empty while nothing is written."""
 
     def __enter__(self) -> "StopSignals":
         self._reader, self._writer = os.pipe()
@@ -40,23 +41,29 @@ class StopSignals:
         os.close(self._writer)  # which ends the thread
 
     def leave(self, code: int) -> NoReturn:
-        """Ends the program without waiting for threads, which may compile for minutes or hang on a lost disk."""
+        """End the program without waiting for threads, which may compile for minutes or hang on a lost disk."""
         _end("", code)
+
+    def _nothing_is_lost(self) -> str:
+        if not self.go_on:
+            return "stopped before the first step; nothing was written"
+        return f"stopped, and nothing is lost; to go on: {self.go_on}"
 
     def _watch(self) -> None:
         while number := os.read(self._reader, 1):
             if number[0] not in SIGNALS:
                 continue
-            if self.at_once:
-                _end("stopped, and nothing is lost: the same command with --resume goes on", STOPPED)
+            if self.exits_at_once:
+                _end(self._nothing_is_lost(), ExitCode.STOPPED)
             if self.requested.is_set():
-                _end("stopped at once; --resume goes on from the newest checkpoint", 128 + number[0])
+                _end(f"stopped at once; to go on from the newest checkpoint: {self.go_on}", 128 + number[0])
             self.requested.set()
             print("\nstopping after this step; once more: at once", file=sys.stderr, flush=True)
         os.close(self._reader)
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(message, end="\n" * bool(message), file=sys.__stdout__, flush=True)  # also where another process writes
+    if message:
+        print(message, file=sys.__stdout__, flush=True)  # also where another process writes
     sys.stderr.flush()
     os._exit(code)

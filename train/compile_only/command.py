@@ -15,11 +15,12 @@ from jax.sharding import Mesh
 import jaxgpt
 from jaxgpt import convert
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.convert.shapes import shape_of_published
 from jaxgpt.convert.source import BUNDLED
 from jaxgpt.mesh import make_mesh
 from jaxgpt.model.gpt import abstract
-from jaxgpt.train.bounds import check_numbers
+from jaxgpt.train.command import check_settings
 from jaxgpt.train.compile_only.batch_limit import measure
 from jaxgpt.train.compile_only.compile_step import compile_step
 from jaxgpt.train.compile_only.step_time import estimate_step_time
@@ -29,13 +30,10 @@ from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.spec import STEPS, StepSpec, make_step_spec
 from jaxgpt.vocab import row_multiple
 
-DOES_NOT_FIT = 1
-"""Exit code where the step needs more memory than a chip has."""
-
 
 def compile_only(settings: Settings) -> int:
     """Compiles the step of the last phase, in which most trains, says what came of it, and returns the exit code."""
-    check_numbers(settings)
+    check_settings(settings)
     slice = find_topology(settings.topology)
     spec = make_spec_of_shapes(settings, slice)
     with ThreadPoolExecutor(2) as pool:  # one core compiles the step, the other the shallow models
@@ -45,7 +43,7 @@ def compile_only(settings: Settings) -> int:
     fits = compiled.peak is not None and (slice.usable is None or compiled.peak <= slice.usable)
     guess = estimate_step_time(spec, slice, compiled.program) if compiled.program and slice.chip else None
     print(statement(spec, slice, compiled, guess, room, fits=fits))
-    return 0 if fits else DOES_NOT_FIT
+    return ExitCode.OK if fits else ExitCode.FAILED
 
 
 def make_spec_of_shapes(settings: Settings, slice: Topology) -> StepSpec:

@@ -1,27 +1,33 @@
-"""From a source to batches: tokenise, hold a part out, make rows of the rest, and let Grain shuffle them."""
+"""From sources to rows: tokenise, hold a part out, and make rows of the rest."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import grain
 import numpy as np
-from jaxtyping import Int
 
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, about
 from jaxgpt.data.corpus import Corpus, tokenise
 from jaxgpt.data.documents import Source, Texts
 from jaxgpt.data.sources import find
 from jaxgpt.train.data.packing import make_pieces, pack
-from jaxgpt.train.data.rows import Packed, Row, Rows, Windows
+from jaxgpt.train.data.rows import Packed, Rows, Windows
+from jaxgpt.train.run.run_json import DataInfo
 from jaxgpt.train.settings import Settings
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 65_536
-"""Fraction that is held out for evaluation, and the most tokens that are."""
+"""The fraction that is held out for evaluation, and the most tokens that are."""
 
 
 @dataclass(frozen=True)
-class Part:
+class Sources:
+    """What --data and --eval-data name, found once: where they are remote, each look takes a round trip."""
+
+    train: Source
+    held_out: Source | None = None
+
+
+@dataclass(frozen=True)
+class DataPart:
     """What training or evaluation sees."""
 
     corpus: Corpus
@@ -30,96 +36,107 @@ class Part:
     """What was cut or left out, and how full the rows are."""
 
     def origins(self, row: int) -> list[str]:
-        """Where the texts of a row come from."""
+        """Return where the texts of a row come from."""
         return [self.corpus.origin(position) for position in self.rows.begins(row)]
 
 
 @dataclass(frozen=True)
-class Data:
+class TrainingData:
     """Both parts."""
 
-    train: Part
-    held_out: Part
-    facts: dict[str, Any]
-    """What `run.json` says of them, and a resumed run must have again."""
+    train: DataPart
+    held_out: DataPart
+    info: DataInfo
+    """What run.json says of them, and a resumed run must have again."""
 
     @property
     def name(self) -> str:
         return self.train.corpus.name
 
 
-def find_source(settings: Settings) -> str | Source:
-    """What --data names; without it the language reference that comes with Python."""
-    if settings.data is not None:
-        return settings.data
-    from pydoc_data.topics import topics
-
-    name = "the Python language reference"
-    return Source(name, (Texts(name, [topics[topic] for topic in sorted(topics)]),))
-
-
-def look_for(flag: str, source: str | Source) -> None:
-    """Refuses a source that is not there, before anything takes time.
+def find_sources(settings: Settings) -> Sources:
+    """Find what --data and --eval-data name; without --data, the language reference that comes with Python.
 
     Raises:
-        InputError: which names the flag.
+        InputError: one of them is not there.
     """
-    try:
-        find(source)
-    except InputError as error:
-        raise InputError(str(error).replace("--data:", f"{flag}:", 1)) from None
+    if settings.data is None:
+        from pydoc_data.topics import topics
+
+        name = "the Python language reference"
+        train = Source(name, (Texts(name, [topics[topic] for topic in sorted(topics)]),))
+    else:
+        with about("--data"):
+            train = find(settings.data)
+    if settings.eval_data is None:
+        return Sources(train)
+    with about("--eval-data"):
+        return Sources(train, find(settings.eval_data))
 
 
-def load_data(settings: Settings, tokenizer: Any, context: int) -> Data:
-    """The tokens of --data in rows, the held-out part in rows of its own.
+def load_data(settings: Settings, tokenizer: Any, context: int, sources: Sources | None = None) -> TrainingData:
+    """Return the tokens of --data in rows, and the held-out part in rows of its own.
 
     Raises:
         InputError: there is no text, it can't be read, or it is too short.
     """
-    corpus = tokenise(find_source(settings), tokenizer, cache=settings.cache, progress=True)
+    sources = find_sources(settings) if sources is None else sources
+    with about("--data"):
+        corpus = tokenise(sources.train, tokenizer, cache=settings.cache, progress=True)
     held_out = corpus.held_out
-    if settings.eval_data is not None:
-        held_out = tokenise(settings.eval_data, tokenizer, cache=settings.cache, progress=True)
-    packed = settings.rows != "stream" and (corpus.kind == "chat" or settings.rows is not None)
+    if sources.held_out is not None:
+        with about("--eval-data"):
+            held_out = tokenise(sources.held_out, tokenizer, cache=settings.cache, progress=True)
+    is_packed = settings.rows != "stream" and (corpus.kind == "chat" or settings.rows is not None)
     if settings.rows == "stream" and corpus.kind == "chat":
         raise InputError("--rows=stream: conversations are not cut anywhere; use packed or padded")
     end = len(corpus.tokens)
-    parts = [(corpus, 0, end if held_out else _split(corpus, packed, context))]
-    parts.append((held_out, 0, len(held_out.tokens)) if held_out else (corpus, parts[0][2], end))
-    make = _packed if packed else _windows
-    train, evaluation = (make(*part, settings, context, i == 1) for i, part in enumerate(parts))
-    for part, what in ((train, "for training"), (evaluation, "held out")):
-        if not len(part.rows) and part.notes:
-            raise InputError(f"--context: no text that is {what} fits; {'; '.join(part.notes)}: a larger one may help")
-        if not len(part.rows):
-            raise InputError(
-                f"--data: {corpus.name} has {end:,} tokens, of which {part.rows.n_tokens:,} are {what}: too few for "
-                f"one context of {context} and the token after it; give more text or a smaller --context"
-            )
-    facts = {
-        "source": corpus.name,
-        "kind": corpus.kind,
-        "sha256": corpus.digest,
-        "held_out_sha256": held_out.digest if held_out else None,
-        "tokenizer": corpus.tokenizer_digest,
-        "train": train.rows.n_tokens,
-        "held_out": evaluation.rows.n_tokens,
-        "rows": len(train.rows),
-        "notes": list(train.notes),
-    }
-    return Data(train, evaluation, facts)
+    begin = end if held_out else _split(corpus, is_packed, context)
+    make = _packed if is_packed else _windows
+    train = make(corpus, 0, begin, settings, context, False)
+    held_out_range = (held_out, 0, len(held_out.tokens)) if held_out else (corpus, begin, end)
+    evaluation = make(*held_out_range, settings, context, True)
+    flag = "--data" if sources.held_out is None else "--eval-data"
+    _check_rows(train, "for training", "--data", context)
+    _check_rows(evaluation, "held out", flag, context)
+    info = DataInfo(
+        source=corpus.name,
+        kind=corpus.kind,
+        sha256=corpus.digest,
+        held_out_sha256=held_out.digest if held_out else None,
+        tokenizer=corpus.tokenizer_digest,
+        train=train.rows.n_tokens,
+        held_out=evaluation.rows.n_tokens,
+        rows=len(train.rows),
+        notes=list(train.notes),
+    )
+    return TrainingData(train, evaluation, info)
 
 
-def _split(corpus: Corpus, packed: bool, context: int) -> int:
-    """Position at which the held-out part begins: for packed rows the beginning of a document."""
+def _check_rows(part: DataPart, what: str, flag: str, context: int) -> None:
+    """Refuse a part without a single row."""
+    if len(part.rows):
+        return
+    if part.notes:
+        raise InputError(f"--context: no text that is {what} fits; {'; '.join(part.notes)}: a larger one may help")
+    n_tokens = len(part.corpus.tokens)
+    raise InputError(_too_few(flag, part.corpus.name, n_tokens, part.rows.n_tokens, what, context))
+
+
+def _too_few(flag: str, name: str, n_tokens: int, n_used: int, what: str, context: int) -> str:
+    return (
+        f"{flag}: {name} has {n_tokens:,} tokens, of which {n_used:,} are {what}: too few for one context of {context} "
+        "and the token after it; give more text or a smaller --context"
+    )
+
+
+def _split(corpus: Corpus, is_packed: bool, context: int) -> int:
+    """Return where the held-out part begins: for packed rows at the beginning of a document."""
     n = len(corpus.tokens)
     begin = n - min(int(n * HELD_OUT), MOST_HELD_OUT)
-    if not packed:
+    if not is_packed:
         if n - begin < 2 or begin < context + 1:
-            raise InputError(
-                f"--data: {corpus.name} has {n:,} tokens, of which {begin:,} are for training: too few for one context "
-                f"of {context} and the token after it; give more text or a smaller --context"
-            )
+            raise InputError(_too_few("--data", corpus.name, n, begin, "for training", context))
         return begin
     if len(corpus.ends) < 2:
         raise InputError(
@@ -129,21 +146,20 @@ def _split(corpus: Corpus, packed: bool, context: int) -> int:
     return int(corpus.ends[min(int(np.searchsorted(corpus.ends, begin)), len(corpus.ends) - 2)])
 
 
-def _windows(corpus: Corpus, begin: int, end: int, settings: Settings, context: int, tail: bool) -> Part:
-    return Part(corpus, Windows(corpus.tokens, begin, end, context, tail=tail))
+def _windows(corpus: Corpus, begin: int, end: int, settings: Settings, context: int, tail: bool) -> DataPart:
+    return DataPart(corpus, Windows(corpus.tokens, begin, end, context, tail=tail))
 
 
-def _packed(corpus: Corpus, begin: int, end: int, settings: Settings, context: int, tail: bool) -> Part:
+def _packed(corpus: Corpus, begin: int, end: int, settings: Settings, context: int, tail: bool) -> DataPart:
     first, last = (int(np.searchsorted(corpus.ends, position, side="right")) for position in (begin, end))
     pieces = make_pieces(corpus, range(first, last), context + 1)
     rows = [[i] for i in range(len(pieces.begins))]
     if settings.rows != "padded":
         rows = pack(pieces.lengths, context + 1, settings.seed)
     counts = corpus.counts if settings.train_on == "assistant" else None
-    packed, what = Packed(corpus.tokens, counts, pieces, rows, context), "documents"
+    packed = Packed(corpus.tokens, counts, pieces, rows, context)
     notes = []
     if corpus.kind == "chat":
-        what = "conversations"
         if pieces.cut:
             notes.append(f"{pieces.cut:,} of {last - first:,} conversations are cut after a turn, to fit the context")
         if pieces.left_out:
@@ -152,43 +168,6 @@ def _packed(corpus: Corpus, begin: int, end: int, settings: Settings, context: i
                 f"than the context of {context}"
             )
     if rows:
+        what = "conversations" if corpus.kind == "chat" else "documents"
         notes.append(f"{last - first:,} {what} in {len(rows):,} rows of {context}: {packed.padding:.1%} is padding")
-    return Part(corpus, packed, tuple(notes))
-
-
-def train_batches(
-    rows: Rows, batch_size: int, seed: int, own: Int[np.ndarray, " own"] | None = None
-) -> grain.MapDataset:
-    """Shuffled batches without end, as dictionaries; an epoch has every row once. Batch `i` is `ds[i]`.
-
-    Args:
-        own: which of a batch's rows are wanted, and read; all of them by default.
-    """
-
-    def read(numbers: Int[np.ndarray, " B"]) -> Row:
-        return _stacked([rows[i] for i in (numbers if own is None else numbers[own])])
-
-    return row_order(rows, seed).batch(batch_size, drop_remainder=True).map(read)
-
-
-def row_order(rows: Rows, seed: int) -> grain.MapDataset:
-    """The numbers of the rows in the order in which training sees them, without end."""
-    return grain.MapDataset.source(range(len(rows))).seed(seed).shuffle().repeat()
-
-
-def eval_batches(rows: Rows, batch_size: int, own: Int[np.ndarray, " own"] | None = None) -> Iterator[Row]:
-    """All rows in order, as dictionaries; the last batch is filled up with rows that count nothing.
-
-    Args:
-        own: which of a batch's rows are wanted, and read; all of them by default.
-    """
-    own = np.arange(batch_size) if own is None else own
-    for begin in range(0, len(rows), batch_size):
-        numbers = begin + own
-        found = [rows[i] for i in np.minimum(numbers, len(rows) - 1)]
-        nothing = {name: np.zeros_like(x) for name, x in found[0].items()}
-        yield _stacked([row if i < len(rows) else nothing for i, row in zip(numbers, found, strict=True)])
-
-
-def _stacked(rows: list[Row]) -> Row:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return DataPart(corpus, packed, tuple(notes))

@@ -26,8 +26,10 @@ class Pieces:
 
 
 def make_pieces(corpus: Corpus, documents: range, most: int) -> Pieces:
-    """Pieces of at most `most` tokens: a long text makes several, which overlap by one token so that each is predicted
-    once; a long conversation is cut after the last of the assistant's turns that fits.
+    """Return pieces of at most `most` tokens.
+
+    A long text makes several, which overlap by one token so that each token is predicted once. A long conversation is
+    cut after the last of the assistant's turns that fits.
     """
     begins, ends, cut, left_out = [], [], 0, 0
     for document in documents:
@@ -49,7 +51,7 @@ def make_pieces(corpus: Corpus, documents: range, most: int) -> Pieces:
 
 
 def pack(lengths: Int[np.ndarray, " n"], most: int, seed: int) -> list[list[int]]:
-    """Which pieces share a row of at most `most` tokens: the longest first, each where least room is left (best fit).
+    """Return which pieces share a row of at most `most` tokens: best fit, the longest first.
 
     The seed decides among pieces of one length. Any piece is in exactly one row.
     """

@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from jaxgpt.train.data.packing import Pieces
 
-Row = dict[str, np.ndarray]
+RowArrays = dict[str, np.ndarray]
 """The fields of a `Batch`, of one row without B: tokens (T + 1), weights (T) and, if packed, segments (T + 1)."""
 
 
@@ -19,7 +19,7 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, i: int) -> Row: ...
+    def __getitem__(self, i: int) -> RowArrays: ...
 
     def begins(self, i: int) -> list[int]:
         """Where in the corpus the texts of a row begin; of a window, its first token and its last."""
@@ -41,7 +41,7 @@ class Windows:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, i: int) -> Row:
+    def __getitem__(self, i: int) -> RowArrays:
         begin = self._begin + int(i) * self._context
         found = self._tokens[begin : min(begin + self._context + 1, self._end)]
         tokens, weights = np.zeros(self._context + 1, np.int32), np.zeros(self._context, np.float32)
@@ -84,7 +84,7 @@ class Packed:
         """Share of the rows that no token fills."""
         return 1 - self.n_tokens / (len(self) * (self._context + 1))
 
-    def __getitem__(self, i: int) -> Row:
+    def __getitem__(self, i: int) -> RowArrays:
         T = self._context
         tokens, segments, counts = np.zeros(T + 1, np.int32), np.zeros(T + 1, np.int32), np.zeros(T + 1, np.float32)
         at = 0

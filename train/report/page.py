@@ -5,7 +5,7 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
 from string import Template
@@ -15,9 +15,11 @@ from jaxgpt.convert.disk import temporary_sibling
 from jaxgpt.train.report import plots
 from jaxgpt.train.report.markup import note, picture, pre, table, text
 from jaxgpt.train.report.timeline import short
-from jaxgpt.train.run.run_json import Facts, best_step, read_facts, read_lines
+from jaxgpt.train.run.logs import best_step, read_lines
+from jaxgpt.train.run.run_json import RunInfo
 from jaxgpt.train.settings import Settings
 
+Lines = list[dict[str, Any]]
 TEMPLATE = Path(__file__).parent / "report.html"
 PICTURES = {
     "loss.png": (
@@ -48,7 +50,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         InputError: a folder that holds no run.
     """
-    facts = read_facts(folder)
+    facts = asdict(RunInfo.read(folder))
     metrics, updates = read_lines(folder / "metrics.jsonl"), read_lines(folder / "updates.jsonl")
     draw(folder / "plots", metrics, updates, facts["phases"], facts["steps"])
     page = Template(TEMPLATE.read_text("utf-8")).substitute(
@@ -70,7 +72,7 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def draw(folder: Path, metrics: list[Facts], updates: list[Facts], phases: Sequence[plots.Phase], steps: int) -> None:
+def draw(folder: Path, metrics: Lines, updates: Lines, phases: Sequence[plots.Phase], steps: int) -> None:
     """Makes the pictures for which there is something to draw, and removes those for which there is nothing."""
     made = {}
     if updates := [line for line in updates if line["step"] > 0 and line.get("updates")]:
@@ -87,7 +89,7 @@ def draw(folder: Path, metrics: list[Facts], updates: list[Facts], phases: Seque
         plots.save(figure, folder / name)
 
 
-def _numbers(facts: Facts, metrics: list[Facts]) -> str:
+def _numbers(facts: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
     """The result in a few numbers."""
     losses, speeds, peaks = (
         [line[key] for line in metrics if line.get(key) is not None]
@@ -135,7 +137,7 @@ def _samples(path: Path) -> str:
     return f'<div class="pair">{"".join(boxes)}</div>'
 
 
-def _phases(facts: Facts) -> str:
+def _phases(facts: dict[str, Any]) -> str:
     rows = [
         (number, phase["name"], f"{phase['start']:,} steps", f"{phase['trainable']:,}")
         for number, phase in enumerate(facts["phases"], 1)
@@ -145,7 +147,7 @@ def _phases(facts: Facts) -> str:
     )
 
 
-def _settings(settings: Facts) -> str:
+def _settings(settings: dict[str, Any]) -> str:
     """Every flag, its value and its default; what differs comes first."""
     defaults = {field.name: json.loads(json.dumps(field.default, default=str)) for field in fields(Settings)}
     changed = [name for name, value in settings.items() if value != defaults.get(name, "")]
@@ -154,7 +156,7 @@ def _settings(settings: Facts) -> str:
     return table(("Flag", "Value", "Default"), rows, marked=[_flag(name) for name in changed])
 
 
-def _machine(facts: Facts) -> str:
+def _machine(facts: dict[str, Any]) -> str:
     machine = facts["machine"]
     data = {
         f"data: {name.replace('_', ' ')}": f"{value:,}" if isinstance(value, int) else value
@@ -165,7 +167,7 @@ def _machine(facts: Facts) -> str:
     return table(("What", "Value"), rows) if rows else note("run.json doesn't say.")
 
 
-def _commands(folder: Path, facts: Facts, metrics: list[Facts]) -> str:
+def _commands(folder: Path, facts: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
     step = best_step(metrics)
     model = folder if step in (0, metrics[-1]["step"] if metrics else 0) else folder / "checkpoints" / str(step)
     place, command = shlex.quote(str(model)), facts.get("command", "python -m train")

@@ -1,4 +1,4 @@
-"""A run's checkpoints: everything that training needs to go on as if it had never stopped."""
+"""The checkpoints of a run: everything that training needs to go on as if it had never stopped."""
 
 import errno
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class _Best(ocp.checkpoint_managers.PreservationPolicy):
 
 
 class Checkpoints:
-    """A run's checkpoints: written by Orbax in the background, each complete or not there at all."""
+    """The checkpoints of a run: Orbax writes them in the background, each complete or not there at all."""
 
     def __init__(self, folder: Path, keep: int):
         self._best = _Best()
@@ -52,12 +52,13 @@ class Checkpoints:
         self._best.step = step
 
     def save(self, state: TrainState, config: GPTConfig, eval_state: EvalState) -> None:
-        """Starts to write a checkpoint; the state may be donated right after.
+        """Start to write a checkpoint; the state may be donated right after.
 
         Raises:
             OSError: the disk is full, read-only or gone; this save's failure, or that of the one before.
         """
-        step, run = int(state.step), self._folder.parent
+        step = int(state.step)
+        run = self._folder.parent
         if not any(run.iterdir()):  # Orbax would make it anew, and the rest of the run would not be there
             raise FileNotFoundError(errno.ENOENT, "the folder of the run is empty", str(run))
         self.best = eval_state.best_step
@@ -72,23 +73,23 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, step: int, shapes: TrainState, config: GPTConfig) -> tuple[TrainState, EvalState]:
-        """The state of a step and how the run stood, whatever devices and processes wrote it.
+        """Return the state of a step and that of the evaluations, whatever devices and processes wrote them.
 
         Args:
-            shapes: of what shape each array is, and where it is to lie.
+            shapes: the shape and sharding of each array.
             config: the model's; the checkpoint may have more or fewer rows of padding, as another mesh needs them.
 
         Raises:
-            InputError: the checkpoint is damaged, or of another model or plan.
+            InputError: the checkpoint is damaged, or its model or plan differs.
         """
         written = orbax.read_config(self._folder / str(step))
         if (written.dims | {"V": written.n_tokens}) != (config.dims | {"V": config.n_tokens}):
-            raise InputError(f"--resume: checkpoint {self._folder / str(step)} is of a model of another shape")
-        other_rows = written.vocab_size != config.vocab_size
+            raise InputError(f"--resume: checkpoint {self._folder / str(step)} is of a model whose shape differs")
+        has_other_rows = written.vocab_size != config.vocab_size
         item = "eval_state" if (self._folder / str(step) / "eval_state").exists() else "standing"  # of version 0.1
         arguments = ocp.args.Composite(
-            params=ocp.args.StandardRestore(shapes.params, strict=not other_rows),
-            opt_state=ocp.args.StandardRestore(by_path(shapes.opt_state), strict=not other_rows),
+            params=ocp.args.StandardRestore(shapes.params, strict=not has_other_rows),
+            opt_state=ocp.args.StandardRestore(by_path(shapes.opt_state), strict=not has_other_rows),
             **{item: ocp.args.JsonRestore()},
         )
         try:
@@ -100,7 +101,7 @@ class Checkpoints:
                 "delete that folder, and --resume goes on from the one before it"
             ) from None
         params, moments = restored["params"], restored["opt_state"]
-        if other_rows:
+        if has_other_rows:
             params = fill_padding(params, config)
         state = TrainState(
             replicated(np.int32(step), shapes.step.sharding.mesh),
@@ -112,9 +113,10 @@ class Checkpoints:
         return state, eval_state
 
     def wait(self) -> None:
-        """Until all is on disk; raises what went wrong in the background."""
+        """Wait until all is on disk; raise what went wrong in the background."""
         with orbax.full_disk_as_os_error():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """End the background work."""
         self._manager.close()

@@ -1,4 +1,4 @@
-"""How a run stands beside its parameters: the best evaluation, and one that a signal cut off."""
+"""The state of the evaluations of a run: the best one, and one that a signal cut off."""
 
 import math
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +10,7 @@ OLD_NAMES = {"waited": "evals_since_best", "unevaluated": "pending_metrics"}
 
 @dataclass(frozen=True)
 class EvalState:
-    """What a resumed run has to know; kept with each checkpoint."""
+    """What a resumed run has to know of its evaluations; kept with each checkpoint."""
 
     best_step: int | None = None
     best_loss: float = math.inf
@@ -20,21 +20,21 @@ class EvalState:
     """Metrics of the checkpoint's step, if it was to be evaluated and was not."""
 
     def after(self, step: int, eval_loss: float) -> "EvalState":
-        """How it stands after an evaluation; equals do not count as better."""
+        """Return the state after an evaluation; an equal loss does not count as better."""
         if eval_loss < self.best_loss:
             return EvalState(step, eval_loss)
         return replace(self, evals_since_best=self.evals_since_best + 1, pending_metrics=None)
 
     def as_json(self) -> dict[str, Any]:
-        """Infinity is no JSON."""
+        """Return the fields as JSON, which has no infinity."""
         return asdict(self) | {"best_loss": self.best_loss if self.best_step is not None else None}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "EvalState":
-        """Of a checkpoint.
+        """Return the state that a checkpoint holds.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            KeyError, TypeError, ValueError: the checkpoint is damaged.
         """
         fields = {OLD_NAMES.get(name, name): value for name, value in fields.items()}
         metrics, best = fields["pending_metrics"], fields["best_step"]

@@ -1,34 +1,55 @@
-"""What a run writes while it goes on: metrics, updates and samples."""
+"""The files of a run that grow: metrics, updates and samples, one writer and one reader."""
 
 import json
 import math
 import resource
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxgpt.train.run.folder import Run
+from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.tracking.trackers import Trackers
 
 COLUMNS = 150
 """Most lines of updates.jsonl, which are the columns of a picture."""
 
 
-class Log:
-    """The files of a run that grow, and its trackers; a line that a kill cut off is no line."""
+@dataclass(frozen=True)
+class MetricsLine:
+    """One line of metrics.jsonl."""
 
-    def __init__(self, run: Run, trackers: Trackers | None = None):
+    step: int
+    loss: float | None
+    """Mean of the batch, in nats per token; None before the first step, as for the next two that can be None."""
+    eval_loss: float | None
+    """Mean of the held-out part, where it was evaluated after this step."""
+    lr: float | None
+    grad_norm: float | None
+    tokens_per_s: float | None
+    trainable_params: int
+    peak_memory: int
+    """Most bytes in use so far: of the first device, or on a CPU of this process."""
+
+
+class RunLog:
+    """Writes the files, and tells trackers; a line that a kill cut off is no line."""
+
+    def __init__(self, run: RunFolder, trackers: Trackers | None = None):
         self._run, self._trackers = run, trackers
 
-    def truncate(self, step: int, evaluated: bool = True) -> None:
-        """Forgets lines of steps after `step`, which will be written again, as will the metrics of `step` itself if its
-        evaluation is to be made up for.
+    def truncate(self, step: int, is_evaluated: bool = True) -> None:
+        """Forget lines of steps after `step`, which will be written again.
+
+        Args:
+            is_evaluated: otherwise the metrics of `step` itself will be written again too, with the evaluation.
         """
-        if not self._run.writes:
+        if not self._run.is_writer:
             return
-        for path, last in ((self._run.metrics, step if evaluated else step - 1), (self._run.updates, step)):
+        last_metrics = step if is_evaluated else step - 1
+        for path, last in ((self._run.metrics, last_metrics), (self._run.updates, step)):
             lines = path.read_text("utf-8").splitlines() if path.exists() else []
             kept = [line for line in lines if -1 < _step_of(line) <= last]
             temporary = path.with_suffix(".tmp")
@@ -36,8 +57,8 @@ class Log:
             temporary.replace(path)
 
     def sample(self, step: int, text: str) -> None:
-        """Puts a text into samples.md, in the place of one of the same step or later."""
-        if not self._run.writes:
+        """Write a text into samples.md, in the place of one of the same step or later."""
+        if not self._run.is_writer:
             return
         path = self._run.samples
         title = f"## After {step} steps" if step else "## Before training"
@@ -48,38 +69,62 @@ class Log:
             self._trackers.text(step, "sample", text)
 
     def metrics(
-        self, step: int, metrics: dict[str, float] | None, eval_loss: float | None, speed: float | None, trainable: int
+        self,
+        step: int,
+        metrics: dict[str, float] | None,
+        eval_loss: float | None,
+        speed: float | None,
+        n_trainable: int,
     ) -> None:
-        """Appends one line to metrics.jsonl; before the first step there is only an evaluation."""
-        known: dict[str, Any] = metrics or dict.fromkeys(("loss", "lr", "grad_norm"))
-        line = {
-            "step": step,
-            "loss": known["loss"],
-            "eval_loss": eval_loss,
-            "lr": known["lr"],
-            "grad_norm": known["grad_norm"],
-            "tokens_per_s": speed,
-            "trainable_params": trainable,
-            "peak_memory": _peak_memory(),
-        }
-        self._append(self._run.metrics, line)
-        if self._trackers:
-            self._trackers.log(line.pop("step"), line)
+        """Append one line to metrics.jsonl; before the first step there is only an evaluation.
 
-    def updates(self, step: int, steps: int, updates: dict[str, float], modules: list[str]) -> None:
-        """Appends a line to updates.jsonl, if it is this step's turn; a frozen module's update is 0."""
-        if step % -(-steps // COLUMNS) == 0:
+        Args:
+            speed: in tokens per second.
+        """
+        known: dict[str, Any] = metrics or {}
+        line = MetricsLine(
+            step, known.get("loss"), eval_loss, known.get("lr"), known.get("grad_norm"), speed, n_trainable,
+            _peak_memory(),
+        )  # fmt: skip
+        self._append(self._run.metrics, asdict(line))
+        if self._trackers:
+            values = asdict(line)
+            self._trackers.log(values.pop("step"), values)
+
+    def updates(self, step: int, n_steps: int, updates: dict[str, float], modules: list[str]) -> None:
+        """Append a line to updates.jsonl, if it is this step's turn; a frozen module's update is 0."""
+        if step % -(-n_steps // COLUMNS) == 0:
             ratios = {module: ratio if math.isfinite(ratio) else None for module, ratio in updates.items()}
             self._append(self._run.updates, {"step": step, "updates": dict.fromkeys(modules, 0.0) | ratios})
 
     def _append(self, path: Path, line: dict[str, Any]) -> None:
-        if self._run.writes:
+        if self._run.is_writer:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log in the order of their steps, without those that were cut off.
+
+    Of several lines of a step the last counts.
+    """
+    lines = {}
+    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else []:
+        try:
+            found = json.loads(line)
+            lines[int(found["step"])] = found
+        except (ValueError, KeyError, TypeError):
+            continue
+    return [lines[step] for step in sorted(lines)]
+
+
+def best_step(metrics: list[dict[str, Any]]) -> int:
+    """Return the step of the lowest evaluation loss, the earliest of several; 0 if there is none."""
+    evaluations = [line for line in metrics if line.get("eval_loss") is not None]
+    return min(evaluations, key=lambda line: line["eval_loss"])["step"] if evaluations else 0
+
+
 def _peak_memory() -> int:
-    """Most bytes that were in use so far: of the first device, or on a CPU of this process."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
@@ -87,7 +132,7 @@ def _peak_memory() -> int:
 
 
 def _step_of(line: str) -> int:
-    """The step of a line; -1 for one that was cut off or broken."""
+    """Return the step of a line; -1 for one that was cut off or broken."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,42 +1,125 @@
-"""What a run left in its folder, read by someone who doesn't trust it to be whole."""
+"""run.json: what a run is, as dataclasses, with one writer and one reader that does not trust the file."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from jaxgpt.convert.disk import write_json
 from jaxgpt.convert.errors import InputError
 
-Facts = dict[str, Any]
+NAME = "run.json"
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a damaged file may raise."""
 
 
-def read_facts(folder: Path) -> Facts:
-    """What run.json says; parts that it lacks are empty."""
-    path = folder / "run.json"
-    try:
-        facts: Facts = {"phases": [], "data": {}, "parameters": {}, "machine": {}} | json.loads(path.read_text("utf-8"))
-        for name in ("settings", "data", "parameters", "machine"):
-            dict(facts[name])
-        facts["steps"] = int(facts.get("steps", facts["settings"].get("steps", 0)))
-        for phase in facts["phases"]:
-            int(phase["start"]), int(phase["trainable"]), phase["name"], dict(phase["trains"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder} holds no run: {path} can't be read ({type(error).__name__}: {error})") from None
-    return facts
+@dataclass(frozen=True)
+class PhaseInfo:
+    """One phase of a run."""
+
+    start: int
+    """Steps that are made when it begins."""
+    name: str
+    """Its strategy."""
+    trainable: int
+    """Number of parameters that train."""
+    trains: dict[str, float]
+    """By module, the fraction of its parameters that train."""
 
 
-def best_step(metrics: list[Facts]) -> int:
-    """Step of the lowest evaluation loss, the earliest if there are several; 0 if there is none."""
-    evaluations = [line for line in metrics if line.get("eval_loss") is not None]
-    return min(evaluations, key=lambda line: line["eval_loss"])["step"] if evaluations else 0
+@dataclass(frozen=True)
+class DataInfo:
+    """What a run learns from."""
+
+    source: str = "unknown"
+    kind: str = "text"
+    """`text` or `chat`."""
+    sha256: str | None = None
+    """Digest of the contents of --data."""
+    held_out_sha256: str | None = None
+    """Digest of the held-out contents, where they are not a part of --data."""
+    tokenizer: str | None = None
+    """Digest of the tokenizer."""
+    train: int = 0
+    """Tokens to train on."""
+    held_out: int = 0
+    """Tokens to evaluate on."""
+    rows: int = 0
+    """Rows to train on."""
+    notes: list[str] = field(default_factory=list)
+    """What was cut or left out, and how full the rows are."""
 
 
-def read_lines(path: Path) -> list[Facts]:
-    """The lines of a log in the order of their steps, without those that were cut off; the last of a step counts."""
-    lines = {}
-    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else []:
+IDENTITY = {
+    "sha256": "the contents of --data differ",
+    "held_out_sha256": "the contents of --eval-data differ",
+    "tokenizer": "the tokenizer differs",
+}
+"""Fields of `DataInfo` that make a run what it is, and what is said if they changed."""
+
+
+def refusal(run: Path, changes: Sequence[str]) -> str:
+    """Return why a run is not resumed."""
+    return (
+        f"--resume: this would be another run than {run} holds: {'; '.join(changes)}. Leave such flags out, or go on "
+        "nevertheless with --resume-anyway"
+    )
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """All that run.json holds."""
+
+    settings: dict[str, Any]
+    """By name, as JSON has them."""
+    command: str = "jaxgpt train"
+    """The command line that makes the run."""
+    resolved: dict[str, Any] = field(default_factory=dict)
+    """What settings without a value came to, by name."""
+    steps: int = 0
+    """Length of the run."""
+    data: DataInfo = DataInfo()
+    parameters: dict[str, int] = field(default_factory=dict)
+    """Number of parameters: `all`, and `trainable` in the last phase."""
+    phases: tuple[PhaseInfo, ...] = ()
+    sanity: str = ""
+    """What was said before the first step."""
+    changed: list[dict[str, Any]] = field(default_factory=list)
+    """From which step on the run was another, and in what: see `--resume-anyway`."""
+    machine: dict[str, Any] = field(default_factory=dict)
+    """Python, platform, devices, processes and packages."""
+
+    def write(self, folder: Path) -> None:
+        """Write run.json, whole or not at all."""
+        path = folder / NAME
+        temporary = path.with_suffix(".tmp")
+        temporary.unlink(missing_ok=True)
+        write_json(temporary, asdict(self))
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the run.json of a folder; fields that it lacks have their defaults, and others are ignored.
+
+        Raises:
+            InputError: there is none, or it is damaged.
+        """
+        path = folder / NAME
         try:
-            fact = json.loads(line)
-            lines[int(fact["step"])] = fact
-        except (ValueError, KeyError, TypeError):
-            continue
-    return [lines[step] for step in sorted(lines)]
+            found = json.loads(path.read_text("utf-8"))
+            settings = dict(found["settings"])
+            phases = tuple(
+                PhaseInfo(int(p["start"]), str(p["name"]), int(p["trainable"]), {**p["trains"]})
+                for p in found.get("phases", ())
+            )
+            known = {item.name: found[item.name] for item in fields(cls) if item.name in found}
+            for name, kind in (("resolved", dict), ("parameters", dict), ("machine", dict), ("changed", list)):
+                known[name] = kind(known.get(name) or kind())
+            known["steps"] = int(found.get("steps") or settings.get("steps") or 0)
+            data = {item.name: found["data"][item.name] for item in fields(DataInfo) if item.name in found["data"]}
+            return cls(**(known | {"settings": settings, "phases": phases, "data": DataInfo(**data)}))
+        except UNREADABLE as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{folder} holds no run: {path} can't be read ({reason})") from None

@@ -1,4 +1,4 @@
-"""What a training step is given: rows of tokens, and which of them count."""
+"""The batch that a training step is given: rows of tokens, and which of them count."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,5 +20,5 @@ class Batch:
 
 
 def micro_batches(batch: Batch, n: int) -> Batch:
-    """The rows in n parts along a new first axis: every n-th row, so that each device keeps its own."""
+    """Return the rows in n parts along a new first axis: every n-th row, so that each device keeps its own."""
     return jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)

@@ -24,12 +24,24 @@ FINAL = 0.1
 """The learning rate at the end of the cosine, as a fraction of its peak."""
 
 
-def schedule(steps: int, warmup: float) -> optax.Schedule:
-    """The learning rate as a fraction of its peak: from 0 up to 1 in the fraction `warmup` of the steps, then a cosine
-    down to a tenth.
+def warmup_steps(steps: int, warmup: float) -> int:
+    """Return the number of steps in which the learning rate rises: a fraction of all, and at least one."""
+    return min(max(1, round(steps * warmup)), steps)
+
+
+def lr_schedule(steps: int, warmup: float) -> optax.Schedule:
+    """Return the learning rate as a fraction of its peak, by the number of steps that are made.
+
+    It rises in equal parts to 1 in the last step of the warm-up, so that the first step moves too. Then a cosine takes
+    it down to a tenth.
     """
-    rise = min(max(1, round(steps * warmup)), steps)
-    return optax.warmup_cosine_decay_schedule(0.0, 1.0, rise, max(steps, rise + 1), FINAL)
+    rise = warmup_steps(steps, warmup)
+    cosine = optax.warmup_cosine_decay_schedule(0.0, 1.0, rise, max(steps, rise + 1), FINAL)
+
+    def schedule(count: Any) -> Any:
+        return jnp.where(count < rise, (count + 1) / rise, cosine(count))
+
+    return schedule
 
 
 def make_optimizer(
@@ -42,7 +54,7 @@ def make_optimizer(
     step: int = 0,
     thaw_warmup: int = 1,
 ) -> optax.GradientTransformation:
-    """Clips over all groups together, then an AdamW of its own for what each phase thawed, at the schedule's rate.
+    """Return a clip over all groups together, then an AdamW of its own for what each phase thawed.
 
     Updates are those of a peak learning rate of 1: the training step multiplies them by each parameter's peak.
 
@@ -62,7 +74,7 @@ def make_optimizer(
 
 
 def clip_by_norm(most: float) -> optax.GradientTransformation:
-    """Scales all updates together so that their norm is at most `most`; optax's, with the norm below."""
+    """Scale all updates together so that their norm is at most `most`: Optax's clip with the norm below."""
 
     def clip(updates: Any, params: Any = None) -> Any:
         factor = jnp.minimum(1.0, most / jnp.maximum(norm(updates), jnp.finfo(jnp.float32).tiny))
@@ -72,7 +84,7 @@ def clip_by_norm(most: float) -> optax.GradientTransformation:
 
 
 def norm(tree: Any) -> Float[Array, ""]:
-    """The 2-norm of all numbers of a tree, summed row by row.
+    """Compute the 2-norm of all numbers of a tree, summed row by row.
 
     In one go XLA's CPU backend touches 4 GB to square and sum the 768 x 50257 of an untied head: 3 s instead of 0.01.
     """
@@ -83,7 +95,7 @@ def norm(tree: Any) -> Float[Array, ""]:
 def rate_factors(
     names: Iterable[str], n_layer: int, layer_lr_decay: float, lr_scale: Sequence[str]
 ) -> dict[str, float]:
-    """What each parameter's learning rate is multiplied by.
+    """Return what the learning rate of each parameter is multiplied by.
 
     Args:
         layer_lr_decay: each block below the top has this times the rate of the one above, and the embeddings that of

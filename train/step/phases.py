@@ -1,4 +1,4 @@
-"""The phases of a run: a compiled program for each, and that of the next is made while this one runs."""
+"""The phases of a run: one compiled program for each; the next one is compiled while this one runs."""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,20 +19,20 @@ from jaxgpt.train.step.step import Rates, TrainState, init_state
 
 @dataclass(frozen=True)
 class CompiledPhase:
-    """What runs in a phase."""
+    """The compiled programs of a phase."""
 
     phase: freeze.Phase
     n_trainable: int
     """Number of parameters that train."""
     step: jax.stages.Compiled
-    """From state, batch and rates to state and metrics."""
+    """The training step: from state, batch and rates to state and metrics."""
     rates: Rates
     enter: jax.stages.Compiled | None
-    """From the optimizer state of the phase before to that of this one; None in the first."""
+    """From the optimizer state of the phase before to that of this one; None in the first phase."""
 
 
 class PhaseCompiler:
-    """The programs of a run, one after the other."""
+    """Compiles the phases of a run, one after the other."""
 
     def __init__(self, spec: StepSpec):
         self._spec = spec
@@ -40,12 +40,12 @@ class PhaseCompiler:
         self._next: Future[CompiledPhase] | None = None
 
     def init(self, params: dict[str, jax.Array]) -> TrainState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         trainable, frozen = self._spec.plan.partition(params)
         return init_state(trainable, frozen, self._spec.optimizer(trainable, 0), self._spec.mesh)
 
     def begin(self, state: TrainState, step: int) -> tuple[TrainState, CompiledPhase]:
-        """The program of the step after `step`, compiled here and now, and the state, which may thaw just then."""
+        """Compile the phase of the step after `step`; return it with the state, which may thaw just then."""
         plan = self._spec.plan
         index, before = plan.at(step), plan.at(max(step - 1, 0))
         program = self._compile(index)
@@ -53,11 +53,11 @@ class PhaseCompiler:
         return (self._enter(state, program) if before < index else state), program
 
     def enter_next(self, state: TrainState, stop: StopSignals) -> tuple[TrainState, CompiledPhase] | None:
-        """Thaws what the next phase names, with its program, which is waited for; alone, not after a signal."""
+        """Wait for the next phase's program, and return it with the thawed state; None after a signal."""
         assert self._next is not None
-        alone = jax.process_count() == 1
+        is_alone = jax.process_count() == 1  # several processes must decide together, below
         while not self._next.done():
-            if alone and stop.requested.is_set():
+            if is_alone and stop.requested.is_set():
                 return None
             time.sleep(0.05)
         if any_process(stop.requested.is_set()):
@@ -72,12 +72,12 @@ class PhaseCompiler:
         return TrainState(state.step, trainable, frozen, program.enter(state.opt_state))
 
     @property
-    def compiling(self) -> bool:
+    def is_compiling(self) -> bool:
         """Whether a program is being compiled, which can't be interrupted."""
         return self._next is not None and self._next.running()
 
     def close(self) -> None:
-        """Waits for no program that nobody will run."""
+        """Cancel programs that nobody will run."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _compile_ahead(self, index: int) -> None:
@@ -87,16 +87,18 @@ class PhaseCompiler:
     def _compile(self, index: int) -> CompiledPhase:
         spec, phase = self._spec, self._spec.plan.phases[index]
         state = spec.state(phase.start)
-        compiled, enter = spec.lower(phase).compile(), None
+        compiled = spec.lower(phase).compile()
+        enter = None
         factors = {name: replicated(np.float32(spec.rate_factors[name]), spec.mesh) for name in state.trainable}
         rates = Rates(replicated(np.float32(spec.peak_lr), spec.mesh), factors)
         if index:
-            tx, places = spec.optimizer(state.trainable, phase.start), jax.tree.map(lambda leaf: leaf.sharding, state)
+            tx = spec.optimizer(state.trainable, phase.start)
+            opt_shardings = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
 
             def thaw(opt_state):
                 return freeze.thaw(tx, jax.tree.map(jnp.zeros_like, state.trainable), opt_state)
 
             before = spec.state(spec.plan.phases[index - 1].start).opt_state
             # donated: what trained stays where it is
-            enter = jax.jit(thaw, donate_argnums=0, out_shardings=places.opt_state).lower(before).compile()
+            enter = jax.jit(thaw, donate_argnums=0, out_shardings=opt_shardings).lower(before).compile()
         return CompiledPhase(phase, count_params(state.trainable), compiled, rates, enter)

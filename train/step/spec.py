@@ -1,4 +1,4 @@
-"""What the programs of a run are made of: shapes, places and numbers, and no data."""
+"""The specification of a training step: all that its program is made of. Shapes, shardings and numbers; no data."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,38 +10,38 @@ from jax.sharding import Mesh
 
 import jaxgpt
 from jaxgpt import freeze
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, about
 from jaxgpt.mesh import batch_sharding, batch_shards, shardings
 from jaxgpt.modules import by_module
 from jaxgpt.params import named_params, with_params
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import make_optimizer, rate_factors, schedule
+from jaxgpt.train.step.optimizer import lr_schedule, make_optimizer, rate_factors, warmup_steps
 from jaxgpt.train.step.step import Objective, Rates, TrainState, make_train_step, shape_at, state_shapes
 
 STEPS = 150
-"""Length of a run that says nothing else: the demo's, minutes on two cores."""
+"""The default length of a run: minutes on two cores for the bundled model."""
 
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What `PhaseCompiler` compiles the steps of."""
+    """What a training step is compiled from."""
 
     settings: Settings
     mesh: Mesh
     model: jaxgpt.GPT
-    """Shapes, and where they lie: the values are in the `TrainState`."""
+    """Shapes with their shardings: the values are in the `TrainState`."""
     steps: int
     plan: freeze.Plan
     batch: Batch
-    """Shapes, and where they lie."""
+    """Shapes with their shardings."""
     schedule: optax.Schedule
     peak_lr: float
     rate_factors: dict[str, float]
 
     @property
     def context(self) -> int:
-        """T, the tokens of a row that are predicted."""
+        """The number T of tokens of a row that are predicted."""
         return self.batch.weights.shape[1]
 
     @property
@@ -54,12 +54,17 @@ class StepSpec:
         return list(by_module(self.params))
 
     @property
+    def warmup_steps(self) -> int:
+        """Steps in which the learning rate rises to its peak."""
+        return warmup_steps(self.steps, self.settings.warmup)
+
+    @property
     def objective(self) -> Objective:
-        """What a step minimises."""
+        """What a step minimises, and how."""
         return Objective(self.settings.label_smoothing, self.settings.accumulate, self.settings.remat)
 
     def optimizer(self, trainable: dict[str, Any], step: int) -> optax.GradientTransformation:
-        """AdamW for what trains in the phase of the step after `step`."""
+        """Return AdamW for what trains in the phase of the step after `step`."""
         settings = self.settings
         return make_optimizer(
             self.plan, trainable, self.schedule, weight_decay=settings.weight_decay, clip=settings.clip,
@@ -67,16 +72,17 @@ class StepSpec:
         )  # fmt: skip
 
     def state(self, step: int) -> TrainState:
-        """What the state is in the phase of the step after `step`: shapes, and where they lie."""
+        """Return the state in the phase of the step after `step`: shapes with their shardings."""
         trainable, frozen = self.plan.partition(self.params, step)
         return state_shapes(trainable, frozen, self.optimizer(trainable, step), self.mesh)
 
     def lower(self, phase: freeze.Phase) -> jax.stages.Lowered:
-        """The step of a phase, for the devices of the mesh, which need not be there."""
+        """Lower the step of a phase for the devices of the mesh, which need not be there."""
         state = self.state(phase.start)
-        places, tx = jax.tree.map(lambda leaf: leaf.sharding, state), self.optimizer(state.trainable, phase.start)
-        number: Any = jax.ShapeDtypeStruct((), np.float32, sharding=places.step)
-        step = make_train_step(self.model, tx, self.schedule, self.settings.seed, places, self.objective)
+        state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        tx = self.optimizer(state.trainable, phase.start)
+        number: Any = jax.ShapeDtypeStruct((), np.float32, sharding=state_shardings.step)
+        step = make_train_step(self.model, tx, self.schedule, self.settings.seed, state_shardings, self.objective)
         with jax.set_mesh(self.mesh):
             return step.lower(state, self.batch, Rates(number, dict.fromkeys(state.trainable, number)))
 
@@ -84,10 +90,10 @@ class StepSpec:
 def make_step_spec(
     settings: Settings, mesh: Mesh, model: jaxgpt.GPT, *, steps: int, packed: bool, epoch_steps: float | None = None
 ) -> StepSpec:
-    """The spec of a run of so many steps.
+    """Return the specification of the steps of a run.
 
     Args:
-        model: of arrays or shapes; they are to lie where the rules of `jaxgpt.mesh` say.
+        model: its parameters are arrays or shapes; the rules of `jaxgpt.mesh` say how they are sharded.
         packed: whether rows hold several texts.
         epoch_steps: steps that a pass over the data takes, if it is known.
 
@@ -95,24 +101,26 @@ def make_step_spec(
         InputError: a strategy that means nothing, or a model or batch that the mesh can't divide.
     """
     config, params = model.config, named_params(model)
-    places = shardings(params, mesh)
-    plan = freeze.parse(settings.freeze, config, steps, epoch_steps=epoch_steps)
-    trains = plan.partition(params, steps)[0]
+    with about("--mesh"):
+        param_shardings = shardings(params, mesh)
+    with about("--freeze"):
+        plan = freeze.parse(settings.freeze, config, steps, epoch_steps=epoch_steps)
+    trainable = plan.partition(params, steps)[0]
     return StepSpec(
         settings=settings,
         mesh=mesh,
-        model=with_params(model, {name: shape_at(p, places[name]) for name, p in params.items()}),
+        model=with_params(model, {name: shape_at(p, param_shardings[name]) for name, p in params.items()}),
         steps=steps,
         plan=plan,
         batch=batch_shapes(settings, mesh, config.n_positions, packed=packed),
-        schedule=schedule(steps, settings.warmup),
+        schedule=lr_schedule(steps, settings.warmup),
         peak_lr=settings.lr or 0.128 / config.n_embd,
-        rate_factors=rate_factors(trains, config.n_layer, settings.layer_lr_decay, settings.lr_scale),
+        rate_factors=rate_factors(trainable, config.n_layer, settings.layer_lr_decay, settings.lr_scale),
     )
 
 
 def batch_shapes(settings: Settings, mesh: Mesh, n_positions: int, *, packed: bool) -> Batch:
-    """What a step is given, and where it lies.
+    """Return the shapes and shardings of the batch that a step is given.
 
     Raises:
         InputError: more positions than the model has, or rows that can't be divided over the devices.
@@ -121,9 +129,9 @@ def batch_shapes(settings: Settings, mesh: Mesh, n_positions: int, *, packed: bo
     if n_positions < T:
         raise InputError(f"--context: {T} is more than the model's {n_positions} positions")
     if B % (batch_shards(mesh) * settings.accumulate):
-        over = f"{settings.accumulate} parts (--accumulate) on " * (settings.accumulate > 1)
-        raise InputError(f"--batch-size: {B} can't be divided over {over}{batch_shards(mesh)} devices")
-    place = batch_sharding(mesh)
-    ids = jax.ShapeDtypeStruct((B, T + 1), np.int32, sharding=place)
-    weights = jax.ShapeDtypeStruct((B, T), np.float32, sharding=place)
+        parts = f"{settings.accumulate} parts (--accumulate) on " if settings.accumulate > 1 else ""
+        raise InputError(f"--batch-size: {B} can't be divided over {parts}{batch_shards(mesh)} devices")
+    sharding = batch_sharding(mesh)
+    ids = jax.ShapeDtypeStruct((B, T + 1), np.int32, sharding=sharding)
+    weights = jax.ShapeDtypeStruct((B, T), np.float32, sharding=sharding)
     return Batch(ids, weights, ids if packed else None)

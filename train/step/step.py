@@ -28,7 +28,7 @@ class TrainState:
     """All that changes in training, and the frozen parameters beside it."""
 
     step: Any
-    """Optimizer steps that were made, int32."""
+    """Number of optimizer steps that were made, int32."""
     trainable: dict[str, Any]
     frozen: dict[str, Any]
     opt_state: Any
@@ -41,47 +41,47 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclass
 class Rates:
-    """Learning rates: arguments of the step, so that others need no other program."""
+    """Learning rates: arguments of the step, so that other rates need no other program."""
 
     peak: Float[Array, ""]
-    """What the schedule's 1 stands for."""
+    """The peak rate, for which the schedule has 1."""
     factors: dict[str, Float[Array, ""]]
-    """What each trainable parameter's is multiplied by."""
+    """What the rate of each trainable parameter is multiplied by."""
 
 
 def state_shapes(
     trainable: dict[str, Any], frozen: dict[str, Any], tx: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """The shapes of a state and where they lie: moments with their parameters, numbers on every device."""
-    replicated = NamedSharding(mesh, P())
+    """Return the shapes of a state with their shardings: moments as their parameters, numbers on every device."""
+    on_all = NamedSharding(mesh, P())
 
-    def place(path, leaf):
+    def with_sharding(path, leaf):
         name = getattr(path[-1], "key", None)
-        return shape_at(leaf, trainable[name].sharding if name in trainable else replicated)
+        return shape_at(leaf, trainable[name].sharding if name in trainable else on_all)
 
-    opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, trainable))
+    opt_state = jax.tree_util.tree_map_with_path(with_sharding, jax.eval_shape(tx.init, trainable))
     trainable, frozen = ({name: shape_at(p, p.sharding) for name, p in part.items()} for part in (trainable, frozen))
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), trainable, frozen, opt_state)
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=on_all), trainable, frozen, opt_state)
 
 
 def init_state(
     trainable: dict[str, Array], frozen: dict[str, Array], tx: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """The state before the first step; each moment is born where its parameter lies."""
+    """Return the state before the first step; each moment is born with the sharding of its parameter."""
     shapes = state_shapes(trainable, frozen, tx, mesh)
-    places = jax.tree.map(lambda leaf: leaf.sharding, shapes.opt_state)
+    opt_shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes.opt_state)
     step = replicated(np.int32(0), mesh)
-    return TrainState(step, trainable, frozen, jax.jit(tx.init, out_shardings=places)(trainable))
+    return TrainState(step, trainable, frozen, jax.jit(tx.init, out_shardings=opt_shardings)(trainable))
 
 
 def shape_at(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    """An array's shape and dtype, in a place."""
+    """Return an array's shape and dtype with a sharding."""
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises, and how it goes about it."""
+    """What a step minimises, and how."""
 
     label_smoothing: float = 0.0
     accumulate: int = 1
@@ -91,7 +91,7 @@ class Objective:
     def loss_and_grads(
         self, model: GPT, state: TrainState, batch: Batch, key: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The mean loss of all tokens that count in the batch, and its gradient for what trains."""
+        """Return the mean loss of all tokens that count in the batch, and its gradient for what trains."""
         weights = batch.weights
         if weights is None:
             weights = jnp.ones(batch.tokens[:, 1:].shape, jnp.float32)
@@ -123,14 +123,14 @@ def make_train_step(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     seed: int,
-    places: TrainState | None = None,
+    state_shardings: TrainState | None = None,
     objective: Objective = Objective(),
 ) -> jax.stages.Wrapped:
-    """The step; only the trainable parameters are differentiated, so that XLA drops the backward pass of the rest.
+    """Return the step, which differentiates the trainable parameters only: XLA drops the rest of the backward pass.
 
     Args:
         tx: updates at a peak learning rate of 1, which the step's `Rates` multiply.
-        places: the state's shardings, which it keeps.
+        state_shardings: the shardings of the state, which it keeps.
     """
     config = model.config
     has_dropout = max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0
@@ -149,18 +149,19 @@ def make_train_step(
         }
         return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 
-    return jax.jit(train_step, donate_argnames="state", out_shardings=places and (places, places.step))
+    out_shardings = (state_shardings, state_shardings.step) if state_shardings else None
+    return jax.jit(train_step, donate_argnames="state", out_shardings=out_shardings)
 
 
 def update_ratios(updates: dict[str, Array], trainable: dict[str, Array]) -> dict[str, Array]:
-    """By module, the norm of an update over the norm of the weights that it changes."""
+    """Return, by module, the norm of an update over the norm of the weights that it changes."""
     return {
         module: norm({name: updates[name] for name in of}) / norm(of) for module, of in by_module(trainable).items()
     }
 
 
 def make_eval_step(model: GPT) -> jax.stages.Wrapped:
-    """The sum of the losses of a batch's tokens, each times its weight, and the sum of the weights."""
+    """Return a function to the sum of the losses of a batch's tokens, each times its weight, and the sum of weights."""
 
     def eval_step(params: dict[str, Array], batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
         losses = next_token_loss(with_params(model, params), batch.tokens, segments=batch.segments)

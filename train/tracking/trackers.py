@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.convert.errors import InputError
-from jaxgpt.train.config import plain
-from jaxgpt.train.settings import Settings
 from jaxgpt.train.tracking.worker import DROPPED, TITLES
 
 CLOSE_SECONDS = 20.0
@@ -44,7 +42,7 @@ def check_trackers(names: Sequence[str]) -> None:
 class Trackers:
     """What is told to each tracker; an error there is one line on standard error, and that tracker's end."""
 
-    def __init__(self, names: Sequence[str], folder: Path, settings: Settings, facts: dict[str, Any], first: int):
+    def __init__(self, names: Sequence[str], folder: Path, config: dict[str, Any], first: int):
         self._pipes: dict[str, _Pipe] = {}
         for name in dict.fromkeys(names):
             try:
@@ -54,7 +52,7 @@ class Trackers:
         start = {
             "folder": str(folder.absolute()),
             "id": _stored_id(folder / "trackers.json") if names else None,
-            "config": {"settings": plain(settings), **facts},
+            "config": config,
             "first": first,
             "close_seconds": CLOSE_SECONDS,
         }

@@ -1,0 +1,81 @@
+"""What is printed: lines that are wrapped between words, and a clock beside work that takes long."""
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+QUIET_SECONDS = 2.0
+"""How long work may take before a log says what it is."""
+
+WIDEST = 120
+"""Columns beyond which no text is wrapped further: longer lines are hard to read."""
+
+
+def columns(stream: TextIO | None = None) -> int | None:
+    """Return the columns to wrap at; None where a stream is no terminal, such as a log: lines stay whole there."""
+    stream = stream or sys.stdout
+    if not os.environ.get("COLUMNS") and not stream.isatty():
+        return None
+    return max(40, min(shutil.get_terminal_size().columns, WIDEST))
+
+
+def wrapped(text: str, width: int | None) -> str:
+    """Return a text in which no line is longer than the width, and none ends inside a word.
+
+    What follows hangs under the second column of a line such as `model       tiny: 12 blocks`.
+    """
+    if width is None:
+        return text
+    return "\n".join(part for line in text.split("\n") for part in _wrapped_line(line, width))
+
+
+def show(text: str, stream: TextIO | None = None) -> None:
+    """Print a text, wrapped to the terminal."""
+    stream = stream or sys.stdout
+    print(wrapped(text, columns(stream)), file=stream, flush=True)
+
+
+@contextlib.contextmanager
+def busy(doing: str) -> Iterator[None]:
+    """Say what is going on: with a running clock on a terminal, in a log by one line if it takes long."""
+    stream, done = sys.stderr if sys.stderr.isatty() else sys.stdout, threading.Event()
+    ticking = threading.Thread(target=_tick, args=(doing, stream, done), name="clock", daemon=True)
+    ticking.start()
+    try:
+        yield
+    finally:
+        done.set()
+        ticking.join()
+
+
+def _tick(doing: str, stream: TextIO, done: threading.Event) -> None:
+    begun = time.monotonic()
+    if not stream.isatty():
+        if not done.wait(QUIET_SECONDS):
+            print(f"{doing} …", file=stream, flush=True)
+        return
+    shown = False
+    while not done.wait(1.0 if shown else 0.3):
+        shown = True
+        print(f"\r\x1b[K{doing} … {time.monotonic() - begun:.0f} s", end="", file=stream, flush=True)
+    if shown:
+        print("\r\x1b[K", end="", file=stream, flush=True)
+
+
+def _wrapped_line(line: str, width: int) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    columns = re.match(r"\s*\S+(?: \S+){0,3} {2,}(?=\S)", line)
+    leading = len(line) - len(line.lstrip())
+    hang = columns.end() if columns and columns.end() <= width // 2 else leading + 2
+    return textwrap.wrap(
+        line, width, subsequent_indent=" " * hang, break_long_words=False, break_on_hyphens=False,
+        drop_whitespace=True, replace_whitespace=False,
+    ) or [line]  # fmt: skip

@@ -1,0 +1,165 @@
+"""Flags: a frozen dataclass is a command, and each of its fields describes one flag, once."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.convert.errors import InputError
+
+NONE = ("None", "none")
+"""What gives a flag the value None on a command line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """What is to be known of a flag beside its type and default."""
+
+    help: str
+    """One or two sentences, without the default."""
+    brief: str = ""
+    """The same in half a line, for the short help; the first sentence by default."""
+    metavar: str = ""
+    """What stands for the value in the help: MODEL, PATH, N."""
+    default_text: str = ""
+    """The default in words, where the value alone does not tell."""
+    group: str = ""
+    """Where it stands in the help."""
+    common: bool = False
+    """Whether the short help shows it."""
+    low: float | None = None
+    """The least value, which is allowed unless `above` says otherwise."""
+    high: float | None = None
+    """The largest value, which is allowed."""
+    above: bool = False
+    """Whether values must be above `low`, and finite."""
+    positional: bool = False
+    """Whether it is given without its name."""
+    optional_value: bool = False
+    """Whether the flag may stand alone, as a switch, or with a text."""
+
+
+def flag(default: Any = dataclasses.MISSING, help: str = "", *, kind: type[Flag] = Flag, **about: Any) -> Any:
+    """Return a dataclass field that describes a flag; see `Flag` for what it may be told."""
+    return field(default=default, metadata={"flag": kind(help=help, **about)})
+
+
+@dataclass(frozen=True)
+class Value:
+    """The type of a flag's value, taken apart."""
+
+    of: type
+    """`str`, `int`, `float`, `Path` or `bool`."""
+    choices: tuple[str, ...] = ()
+    many: bool = False
+    """Whether it is a tuple of such values."""
+    or_none: bool = False
+
+
+def flags_of(command: type) -> dict[str, Flag]:
+    """Return the flags of a command by the names of their fields."""
+    return {item.name: item.metadata["flag"] for item in dataclasses.fields(command)}
+
+
+def values_of(command: type) -> dict[str, Value]:
+    """Return the types of a command's flags by the names of their fields."""
+    return {name: _value(hint) for name, hint in typing.get_type_hints(command).items()}
+
+
+def defaults_of(command: type) -> dict[str, Any]:
+    """Return the defaults of a command's flags that have one."""
+    fields = dataclasses.fields(command)
+    return {item.name: item.default for item in fields if item.default is not dataclasses.MISSING}
+
+
+def spelled(name: str) -> str:
+    """Return the flag of a field: `--eval-data` for `eval_data`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _value(hint: Any) -> Value:
+    arguments = typing.get_args(hint)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        (inner,) = (argument for argument in arguments if argument not in (type(None), bool))
+        return dataclasses.replace(_value(inner), or_none=type(None) in arguments)
+    if typing.get_origin(hint) is tuple:
+        return dataclasses.replace(_value(arguments[0]), many=True)
+    if typing.get_origin(hint) is typing.Literal:
+        return Value(str, choices=arguments)
+    return Value(hint)
+
+
+def from_text(name: str, text: str, flag: Flag, value: Value) -> Any:
+    """Return the value that a text on the command line stands for.
+
+    Raises:
+        InputError: it stands for none, or is out of bounds.
+    """
+    if value.or_none and text in NONE:
+        return None
+    makers: dict[type, Callable[[str], Any]] = {int: int, float: float, Path: lambda text: Path(text).expanduser()}
+    try:
+        made = makers.get(value.of, str)(text)
+    except ValueError:
+        kind = "a whole number" if value.of is int else "a number"
+        raise InputError(f"{spelled(name)}: must be {kind}, not {text!r}") from None
+    check_value(name, made, flag, value)
+    return made
+
+
+def from_json(name: str, stored: Any, flag: Flag, value: Value) -> Any:
+    """Return the value that JSON holds for a flag, of the flag's own type.
+
+    Raises:
+        InputError: it is of another type, or out of bounds.
+    """
+    if value.many:
+        if not isinstance(stored, list):
+            raise InputError(f"{name} must be a list, not {stored!r}")
+        return tuple(from_json(name, item, flag, dataclasses.replace(value, many=False)) for item in stored)
+    if stored is None and value.or_none:
+        return None
+    is_bool = isinstance(stored, bool)
+    accepted = {float: (int, float), int: (int,), bool: (bool,)}.get(value.of, (str,))
+    if not isinstance(stored, accepted) or is_bool != (value.of is bool):
+        raise InputError(f"{name} is of the wrong type: {stored!r}")
+    made = value.of(stored)
+    check_value(name, made, flag, value)
+    return made
+
+
+def check_value(name: str, made: Any, flag: Flag, value: Value) -> None:
+    """Refuse a value that is not one of the choices, or out of bounds.
+
+    Raises:
+        InputError: names the flag and what is allowed.
+    """
+    if value.choices and made not in value.choices:
+        raise InputError(f"{spelled(name)}: must be {' or '.join(value.choices)}, not {made!r}")
+    if flag.low is None or made is None:
+        return
+    high = math.inf if flag.high is None else flag.high
+    if not (flag.low <= made <= high) or (flag.above and (made == flag.low or math.isinf(made))):
+        raise InputError(f"{spelled(name)}: must be {_bounds(flag)}, not {made}")
+
+
+def check_bounds(command: Any) -> None:
+    """Refuse numbers that are out of bounds, in a command that was made in Python.
+
+    Raises:
+        InputError: the first of them.
+    """
+    values = values_of(type(command))
+    for name, described in flags_of(type(command)).items():
+        check_value(name, getattr(command, name), described, dataclasses.replace(values[name], choices=()))
+
+
+def _bounds(flag: Flag) -> str:
+    low, high = (None if bound is None else f"{bound:,}" for bound in (flag.low, flag.high))
+    if flag.above:
+        return f"above {low}" if high is None else f"above {low} and at most {high}"
+    return f"at least {low}" if high is None else f"from {low} to {high}"

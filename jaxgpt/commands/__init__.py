@@ -1,0 +1,7 @@
+"""The commands `jaxgpt generate`, `jaxgpt eval` and `jaxgpt check`."""
+
+MODEL = (
+    "tiny, a Hugging Face folder, a .safetensors, .pt or .bin file, an Orbax checkpoint, a training run, or a hub "
+    "name such as gpt2"
+)
+"""What a MODEL may be."""

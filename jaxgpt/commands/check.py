@@ -1,0 +1,59 @@
+"""jaxgpt check MODEL: whether a model is loaded right."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxgpt.commands import MODEL
+from jaxgpt.convert.command_line.console import busy, show
+from jaxgpt.convert.command_line.flags import flag
+from jaxgpt.convert.command_line.help import Help
+from jaxgpt.convert.command_line.parser import Parser
+from jaxgpt.convert.exit_codes import ExitCode
+
+
+@dataclass(frozen=True)
+class CheckCommand:
+    """What `jaxgpt check` is told."""
+
+    model: str = flag(help=f"The model: {MODEL}.", metavar="MODEL", positional=True)
+    against: str | None = flag(
+        None, "The same model for PyTorch, a Hugging Face folder or a hub name. The output of every layer is compared "
+        "with its own, and the first that differs is named. Needs the extra jaxgpt[torch].", metavar="MODEL",
+        default_text="no comparison",
+    )  # fmt: skip
+    json: bool = flag(False, "Print one JSON object instead of tables.")
+    compile_cache: bool = flag(
+        True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker."
+    )
+
+
+HELP = Help(
+    program="jaxgpt check",
+    summary="Check loss, text, parameter counts and tokenizer of a model, and its parity with PyTorch.",
+    examples=(("gpt2", ""), ("runs/mine --against=mine-hf", "compare every layer with PyTorch")),
+    notes="Exit codes: 0 nothing failed; 1 a check failed; 2 a mistake in the command.",
+)
+
+PARSER = Parser(CheckCommand, HELP)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command, and return its exit code."""
+    command: CheckCommand = PARSER.parse(arguments)
+    import jaxgpt
+    from jaxgpt.compile_cache import use_compile_cache
+    from jaxgpt.convert.source import resolve, tokenizer_files
+
+    use_compile_cache(command.compile_cache)
+    with busy(f"loading {command.model}"):
+        path = resolve(command.model)
+        model = jaxgpt.from_pretrained(path)
+        tokenizer = jaxgpt.load_tokenizer(path) if tokenizer_files(path) else None
+    with busy("checking"):
+        report = jaxgpt.check(model, tokenizer, command.against, name=command.model)
+    if command.json:
+        print(json.dumps(report.as_json(), indent=2, allow_nan=False))
+    else:
+        show(str(report))
+    return ExitCode.OK if report.ok else ExitCode.FAILED

@@ -1,0 +1,89 @@
+"""jaxgpt eval MODEL --data=PATH: how well a model predicts a text."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxgpt.commands import MODEL
+from jaxgpt.convert.command_line.console import busy
+from jaxgpt.convert.command_line.flags import flag
+from jaxgpt.convert.command_line.help import Help
+from jaxgpt.convert.command_line.parser import Parser
+from jaxgpt.convert.errors import InputError, about
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """What `jaxgpt eval` is told."""
+
+    model: str = flag(help=f"The model: {MODEL}.", metavar="MODEL", positional=True)
+    data: str = flag(
+        help="Texts: a file (.jsonl, .json, .parquet, token ids in a .bin, any other as text; .gz and .zst too), a "
+        "folder of them, a gs:// URL, or hf:OWNER/NAME[:SPLIT]. An end token follows each text.", metavar="PATH",
+    )  # fmt: skip
+    cache: Path | None = flag(
+        None, "The folder that keeps texts as tokens.", metavar="PATH", default_text="~/.cache/jaxgpt/tokens"
+    )
+    context: int | None = flag(
+        None, "The most tokens that come before one that is predicted.", metavar="N", default_text="the model's own",
+        low=1, high=2**31 - 1,
+    )  # fmt: skip
+    stride: int | None = flag(
+        None, "Tokens by which windows advance. Less than the context gives each token more before it, and a lower "
+        "loss, and takes longer.", metavar="N", default_text="the context", low=1, high=2**31 - 1,
+    )  # fmt: skip
+    batch_size: int = flag(8, "Windows side by side.", metavar="N", low=1, high=10**6)
+    json: bool = flag(False, "Print one JSON object instead of lines.")
+    compile_cache: bool = flag(
+        True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker."
+    )
+
+
+HELP = Help(
+    program="jaxgpt eval",
+    summary="Measure how well a model predicts a text: loss, perplexity and bits per byte.",
+    examples=(("runs/mine --data=held-out.txt", ""), ("gpt2 --data=held-out.txt --stride=128", "")),
+)
+
+PARSER = Parser(EvalCommand, HELP)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command, and return its exit code."""
+    command: EvalCommand = PARSER.parse(arguments)
+    import jaxgpt
+    from jaxgpt.compile_cache import use_compile_cache
+    from jaxgpt.convert.source import resolve
+    from jaxgpt.data.corpus import tokenise
+    from jaxgpt.data.sources import find, peek
+    from jaxgpt.sanity.verdict import finite
+
+    use_compile_cache(command.compile_cache)
+    with about("--data"):
+        source = find(command.data)
+        if peek(source) == "chat":
+            raise InputError(f"{source.name} holds conversations, and eval reads texts")
+    path = resolve(command.model)
+    tokenizer = jaxgpt.load_tokenizer(path)
+    with about("--data"):
+        corpus = tokenise(source, tokenizer, cache=command.cache, progress=True)
+    with busy(f"loading {command.model}"):
+        model = jaxgpt.vocab.mark_padding(jaxgpt.from_pretrained(path), tokenizer)
+    jaxgpt.tokenizer.check_vocabulary(tokenizer, model.config, corpus.tokens)
+    result = jaxgpt.evaluate(
+        model, corpus.tokens, context=command.context, stride=command.stride, batch_size=command.batch_size,
+        progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    bits = result.bits_per_byte(corpus.n_bytes) if corpus.n_bytes else None  # of token ids nobody knows the bytes
+    if command.json:
+        numbers = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": bits}
+        counts = {"tokens": result.tokens, "bytes": corpus.n_bytes or None}
+        print(json.dumps(finite(numbers | counts), allow_nan=False))
+        return 0
+    print(f"loss           {result.loss:.4f} nats per token, of {result.tokens:,} tokens")
+    print(f"perplexity     {result.perplexity:,.3f}")
+    if bits is not None:
+        print(f"bits per byte  {bits:.4f}, of {corpus.n_bytes:,} bytes")
+    return 0

@@ -1,0 +1,185 @@
+"""jaxgpt generate MODEL: text from a model."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxgpt.commands import MODEL
+from jaxgpt.convert.command_line.console import busy
+from jaxgpt.convert.command_line.flags import flag
+from jaxgpt.convert.command_line.help import Help
+from jaxgpt.convert.command_line.parser import Parser
+from jaxgpt.convert.errors import InputError
+
+
+@dataclass(frozen=True)
+class GenerateCommand:
+    """What `jaxgpt generate` is told."""
+
+    model: str = flag(
+        help=f"The model: {MODEL}.",
+        metavar="MODEL",
+        positional=True,
+        group="text",
+        brief="tiny (bundled), a folder, a file, a training run, or a hub name",
+    )
+    prompt: tuple[str, ...] = flag(
+        ("The",), "Texts to begin with, side by side in one batch. - is standard input, without its last line end.",
+        metavar="TEXT", group="text", common=True, default_text="The",
+    )  # fmt: skip
+    chat: bool = flag(
+        False, "Ask the prompts of a model that was trained on conversations, in its tokenizer's chat template.",
+        group="text", common=True,
+    )  # fmt: skip
+    max_new_tokens: int = flag(
+        100, "Tokens to add at most. A text also ends at the model's end token.", metavar="N", group="text",
+        common=True, low=0, high=10**9,
+    )  # fmt: skip
+    num_samples: int = flag(
+        1, "Texts to write for each prompt.", metavar="N", group="text", common=True, low=1, high=10**6
+    )
+    stop: tuple[str, ...] = flag((), "A text ends before the first of these strings.", metavar="TEXT", group="text")
+    truncate: Literal["left"] | None = flag(
+        None, "left: of a prompt that is too long for the context only the end is used. Otherwise it is refused.",
+        group="text",
+    )  # fmt: skip
+    temperature: float = flag(
+        0.8, "0 takes the likeliest token each time. Larger is more surprising. (In Python jaxgpt.generate takes the "
+        "likeliest token unless told otherwise.)", metavar="NUMBER", group="choice", common=True, low=0, high=1e30,
+        brief="0 takes the likeliest token each time, larger is more surprising",
+    )  # fmt: skip
+    top_k: int | None = flag(
+        40, "Draw among the N likeliest tokens only. None: among all.", metavar="N", group="choice", common=True, low=1,
+        high=2**31 - 1,
+    )  # fmt: skip
+    top_p: float | None = flag(
+        None, "Draw among the fewest tokens whose probabilities sum to at least this.", metavar="FRACTION",
+        group="choice", common=True, default_text="all", low=0, above=True, high=1,
+    )  # fmt: skip
+    min_p: float | None = flag(
+        None, "Draw among tokens that have at least this share of the likeliest one's probability.",
+        metavar="FRACTION", group="choice", default_text="all", low=0, above=True, high=1,
+    )  # fmt: skip
+    repetition_penalty: float = flag(
+        1.0, "Above 1 makes tokens less likely that the text holds already. 1 does nothing.", metavar="NUMBER",
+        group="choice", low=1e-6, high=1e6,
+    )  # fmt: skip
+    seed: int = flag(0, "Seed of the draws.", metavar="N", group="choice", low=0, high=2**32 - 1)
+    compile_cache: bool = flag(
+        True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker.",
+        group="choice",
+    )  # fmt: skip
+
+
+HELP = Help(
+    program="jaxgpt generate",
+    summary="Continue prompts with a model's own words. One text appears as it comes, several when all are written.",
+    examples=(
+        ("tiny --prompt='In the beginning'", "text as it comes"),
+        ("runs/chat --chat --prompt='Who was king?'", "an answer"),
+        ("gpt2 --prompt A B --num-samples=2 --seed=7", "four texts"),
+    ),
+    groups={"text": "prompts, and how much to write", "choice": "how each token is chosen"},
+)
+
+PARSER = Parser(GenerateCommand, HELP)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command, and return its exit code."""
+    command: GenerateCommand = PARSER.parse(arguments)
+    texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in command.prompt]
+    for text in texts or [""]:
+        check_prompt(text)
+    from jaxgpt.compile_cache import use_compile_cache
+    from jaxgpt.generation.sampling import make_samplers
+    from jaxgpt.generation.text import write
+
+    use_compile_cache(command.compile_cache)
+    samplers = make_samplers(
+        command.temperature, command.top_k, command.top_p, command.min_p, command.repetition_penalty
+    )
+    with busy(f"loading {command.model}"):
+        model, tokenizer = load(command.model)
+    heads, ids = encode(command, tokenizer, texts)
+    n_positions = model.config.n_positions
+    prompts = [fit(row, command, n_positions, f"prompt {i}") for i, row in enumerate(ids, 1)]
+    pieces = write(
+        model, tokenizer, prompts, max_new_tokens=command.max_new_tokens, samplers=samplers, stop=command.stop,
+        seed=command.seed, num_samples=command.num_samples,
+    )  # fmt: skip
+    heads = [head for head in heads for _ in range(command.num_samples)]
+    if len(heads) == 1:
+        print_as_it_comes(heads[0], pieces)
+        return 0
+    with busy("writing"):
+        texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
+    for i, (head, said) in enumerate(zip(heads, texts, strict=True), 1):
+        print(f"--- {i} of {len(heads)}\n{head}{said.lstrip() if command.chat else said}")
+    return 0
+
+
+def load(name: str) -> tuple[Any, Any]:
+    """Return a model and its tokenizer, which are looked for once; rows without a token are marked as padding."""
+    import jaxgpt
+    from jaxgpt.convert.source import resolve
+
+    path = resolve(name)
+    model, tokenizer = jaxgpt.from_pretrained(path), jaxgpt.load_tokenizer(path)
+    return jaxgpt.vocab.mark_padding(model, tokenizer), tokenizer
+
+
+def encode(command: GenerateCommand, tokenizer: Any, texts: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+    """Return what is printed before each text, and the prompts in tokens.
+
+    Raises:
+        InputError: a chat is asked for, and the tokenizer has no template for it.
+    """
+    if not command.chat:
+        return list(texts), [tokenizer(text, verbose=False)["input_ids"] for text in texts]
+    from jaxgpt.chat import render
+
+    if tokenizer.chat_template is None:
+        raise InputError(f"--chat: the tokenizer of {command.model} has no chat template; train it on conversations")
+    asked = [render(tokenizer, [{"role": "user", "content": text}], answer=True) for text in texts]
+    ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in asked]
+    return ([""] if len(texts) == 1 else [f"{text}\n" for text in texts]), ids
+
+
+def print_as_it_comes(head: str, pieces: Any) -> None:
+    """Print a text piece by piece; a text that follows nothing begins without white space."""
+    print(head, end="", flush=True)
+    has_begun = bool(head)
+    for (piece,) in pieces:
+        print(piece if has_begun else piece.lstrip(), end="", flush=True)
+        has_begun = has_begun or bool(piece.strip())
+    print()
+
+
+def check_prompt(text: str) -> None:
+    """Refuse a text that no tokenizer can read."""
+    if not text:
+        raise InputError("--prompt is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("--prompt is not valid UTF-8") from None
+
+
+def fit(ids: list[int], command: GenerateCommand, n_positions: int, name: str) -> list[int]:
+    """Return the prompt, or as much of its end as leaves room for the new tokens; say what is cut."""
+    room = n_positions - command.max_new_tokens
+    if room < 1:
+        raise InputError(
+            f"--max-new-tokens must be below the context of {n_positions:,}, not {command.max_new_tokens:,}"
+        )
+    if len(ids) <= room:
+        return ids
+    if command.truncate is None:
+        raise InputError(
+            f"{name} has {len(ids):,} tokens and --max-new-tokens is {command.max_new_tokens:,}, the context has "
+            f"{n_positions:,}: ask for less, or use --truncate=left to keep the end of the prompt"
+        )
+    print(f"jaxgpt: {name}: the model reads its last {room:,} of {len(ids):,} tokens", file=sys.stderr)
+    return ids[-room:]

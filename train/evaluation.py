@@ -1,0 +1,48 @@
+"""The held-out part: the loss on it, and a text that the model writes."""
+
+import jax
+
+import jaxgpt
+from jaxgpt.convert.command_line.console import busy
+from jaxgpt.params import with_params
+from jaxgpt.train.data.device_batches import device_eval_batches
+from jaxgpt.train.distributed import any_process
+from jaxgpt.train.setup import TrainingInputs
+from jaxgpt.train.signals import StopSignals
+from jaxgpt.train.step.step import TrainState, make_eval_step
+
+SAMPLE_TOKENS = 120
+"""Tokens of a text sample, at most."""
+
+
+class Evaluator:
+    """The compiled evaluation of a run."""
+
+    def __init__(self, inputs: TrainingInputs):
+        self._inputs, self._step = inputs, make_eval_step(inputs.spec.model)
+
+    def loss(self, state: TrainState, stop: StopSignals) -> float | None:
+        """Return the mean loss of the held-out tokens that count, in nats; None if a signal came before."""
+        spec, settings = self._inputs.spec, self._inputs.settings
+        nats, tokens = 0.0, 0.0
+        n = settings.batch_size // settings.accumulate  # what is known to fit
+        with busy("evaluating"):
+            for batch in device_eval_batches(self._inputs.data.held_out.rows, n, spec.mesh):
+                if any_process(stop.requested.is_set()):
+                    return None
+                with jax.set_mesh(spec.mesh):
+                    more = self._step(state.params, batch)
+                nats, tokens = nats + float(more[0]), tokens + float(more[1])
+        return nats / tokens
+
+
+def sample(inputs: TrainingInputs, state: TrainState) -> str:
+    """Return a text that begins with the prompt."""
+    model, prompt = with_params(inputs.spec.model, state.params), inputs.prompt
+    room = min(SAMPLE_TOKENS, model.config.n_positions - len(prompt))
+    with busy("writing a sample"):
+        (out,) = jaxgpt.generate(
+            model, [prompt], max_new_tokens=room, temperature=0.8, top_k=40, seed=inputs.settings.seed,
+            eos_id=inputs.tokenizer.eos_token_id if inputs.is_chat else None,
+        )  # fmt: skip
+    return inputs.tokenizer.decode(out)
