@@ -17,7 +17,7 @@ from jaxgpt.model.gpt import GPT
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class TextLoss:
     """What a model makes of a text."""
 
     tokens: int
@@ -48,7 +48,7 @@ def evaluate(
     stride: int | None = None,
     batch_size: int = 8,
     progress: bool = False,
-) -> Evaluation:
+) -> TextLoss:
     """The losses of all tokens of a text after the first, each predicted once, in windows.
 
     Args:
@@ -77,7 +77,7 @@ def evaluate(
         for batch in _batches(tokens, starts, T, step, batch_size):
             nats += float(_nats(model, *batch))
             bar.update(min(batch_size, len(starts) - bar.n))
-    return Evaluation(len(tokens) - 1, nats)
+    return TextLoss(len(tokens) - 1, nats)
 
 
 def _batches(
