@@ -15,8 +15,7 @@ from jaxgpt.convert.disk import check_space
 from jaxgpt.convert.errors import InputError
 from jaxgpt.data.sources import peek
 from jaxgpt.mesh import make_mesh, shardings
-from jaxgpt.modules import shares
-from jaxgpt.params import count_params, named_params, with_params
+from jaxgpt.params import count_params, module_shares, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, check_vocabulary
 from jaxgpt.train.bounds import check_numbers
 from jaxgpt.train.data.load import Data, find_source, load_data, look_for
@@ -54,7 +53,7 @@ class Setup(StepSpec):
                     "start": phase.start,
                     "name": phase.name,
                     "trainable": count_params(trainable),
-                    "trains": shares(trainable, params),
+                    "trains": module_shares(trainable, params),
                 }
             )
         return {

@@ -53,7 +53,8 @@ class Attention(nnx.Module):
         if ctx.cache is None:
             capture = ctx.capture_hook(f"{self.name}.pattern")
             x = attention(
-                q, k, v, scale=self.scale, segments=ctx.segments, dropout_rate=self.attn_pdrop, keys=ctx.keys, capture=capture
+                q, k, v, scale=self.scale, segments=ctx.segments,
+                dropout_rate=self.attn_pdrop, keys=ctx.keys, capture=capture,
             )  # fmt: skip
         else:
             ctx.cache.write(self.layer, k, v)

@@ -91,12 +91,13 @@ class PhaseCompiler:
         factors = {name: replicated(np.float32(spec.rate_factors[name]), spec.mesh) for name in state.trainable}
         rates = Rates(replicated(np.float32(spec.peak_lr), spec.mesh), factors)
         if index:
-            tx, places = spec.optimizer(state.trainable, phase.start), jax.tree.map(lambda leaf: leaf.sharding, state)
+            tx = spec.optimizer(state.trainable, phase.start)
+            state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
             def thaw(opt_state):
                 return freeze.thaw(tx, jax.tree.map(jnp.zeros_like, state.trainable), opt_state)
 
             before = spec.state(spec.plan.phases[index - 1].start).opt_state
             # donated: what trained stays where it is
-            enter = jax.jit(thaw, donate_argnums=0, out_shardings=places.opt_state).lower(before).compile()
+            enter = jax.jit(thaw, donate_argnums=0, out_shardings=state_shardings.opt_state).lower(before).compile()
         return CompiledPhase(phase, count_params(state.trainable), compiled, rates, enter)

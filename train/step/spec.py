@@ -1,4 +1,4 @@
-"""What the programs of a run are made of: shapes, places and numbers, and no data."""
+"""What the programs of a run are made of: shapes, shardings and numbers, and no data."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,7 @@ import jaxgpt
 from jaxgpt import freeze
 from jaxgpt.convert.errors import InputError
 from jaxgpt.mesh import batch_sharding, batch_shards, shardings
-from jaxgpt.modules import by_module
-from jaxgpt.params import named_params, with_params
+from jaxgpt.params import by_module, named_params, with_params
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch
 from jaxgpt.train.step.optimizer import make_optimizer, rate_factors, schedule
@@ -74,9 +73,10 @@ class StepSpec:
     def lower(self, phase: freeze.Phase) -> jax.stages.Lowered:
         """The step of a phase, for the devices of the mesh, which need not be there."""
         state = self.state(phase.start)
-        places, tx = jax.tree.map(lambda leaf: leaf.sharding, state), self.optimizer(state.trainable, phase.start)
-        number: Any = jax.ShapeDtypeStruct((), np.float32, sharding=places.step)
-        step = make_train_step(self.model, tx, self.schedule, self.settings.seed, places, self.objective)
+        state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        tx = self.optimizer(state.trainable, phase.start)
+        number: Any = jax.ShapeDtypeStruct((), np.float32, sharding=state_shardings.step)
+        step = make_train_step(self.model, tx, self.schedule, self.settings.seed, state_shardings, self.objective)
         with jax.set_mesh(self.mesh):
             return step.lower(state, self.batch, Rates(number, dict.fromkeys(state.trainable, number)))
 
@@ -95,13 +95,13 @@ def make_step_spec(
         InputError: a strategy that means nothing, or a model or batch that the mesh can't divide.
     """
     config, params = model.config, named_params(model)
-    places = shardings(params, mesh)
+    param_shardings = shardings(params, mesh)
     plan = freeze.parse(settings.freeze, config, steps, epoch_steps=epoch_steps)
     trains = plan.partition(params, steps)[0]
     return StepSpec(
         settings=settings,
         mesh=mesh,
-        model=with_params(model, {name: shape_at(p, places[name]) for name, p in params.items()}),
+        model=with_params(model, {name: shape_at(p, param_shardings[name]) for name, p in params.items()}),
         steps=steps,
         plan=plan,
         batch=batch_shapes(settings, mesh, config.n_positions, packed=packed),

@@ -14,8 +14,7 @@ from jaxtyping import Array, Float
 from jaxgpt.loss import next_token_loss
 from jaxgpt.mesh import replicated
 from jaxgpt.model.gpt import GPT
-from jaxgpt.modules import by_module
-from jaxgpt.params import with_params
+from jaxgpt.params import by_module, param_name, with_params
 from jaxgpt.train.step.batch import Batch, micro_batches
 from jaxgpt.train.step.optimizer import norm
 
@@ -56,7 +55,7 @@ def state_shapes(
     replicated = NamedSharding(mesh, P())
 
     def place(path, leaf):
-        name = getattr(path[-1], "key", None)
+        name = param_name(path[-1:])
         return shape_at(leaf, trainable[name].sharding if name in trainable else replicated)
 
     opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, trainable))
@@ -69,9 +68,9 @@ def init_state(
 ) -> TrainState:
     """The state before the first step; each moment is born where its parameter lies."""
     shapes = state_shapes(trainable, frozen, tx, mesh)
-    places = jax.tree.map(lambda leaf: leaf.sharding, shapes.opt_state)
+    opt_shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes.opt_state)
     step = replicated(np.int32(0), mesh)
-    return TrainState(step, trainable, frozen, jax.jit(tx.init, out_shardings=places)(trainable))
+    return TrainState(step, trainable, frozen, jax.jit(tx.init, out_shardings=opt_shardings)(trainable))
 
 
 def shape_at(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
@@ -123,14 +122,14 @@ def make_train_step(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     seed: int,
-    places: TrainState | None = None,
+    state_shardings: TrainState | None = None,
     objective: Objective = Objective(),
 ) -> jax.stages.Wrapped:
     """The step; only the trainable parameters are differentiated, so that XLA drops the backward pass of the rest.
 
     Args:
         tx: updates at a peak learning rate of 1, which the step's `Rates` multiply.
-        places: the state's shardings, which it keeps.
+        state_shardings: the state's shardings, which it keeps.
     """
     config = model.config
     has_dropout = max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0
@@ -149,7 +148,8 @@ def make_train_step(
         }
         return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 
-    return jax.jit(train_step, donate_argnames="state", out_shardings=places and (places, places.step))
+    out_shardings = state_shardings and (state_shardings, state_shardings.step)
+    return jax.jit(train_step, donate_argnames="state", out_shardings=out_shardings)
 
 
 def update_ratios(updates: dict[str, Array], trainable: dict[str, Array]) -> dict[str, Array]:
