@@ -15,17 +15,23 @@ from flax import nnx
 from jax import Array
 
 from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.errors import InputError
 
 T = TypeVar("T")
 Rules = tuple[tuple[str, T], ...]
 """Ordered (pattern, value): the first whose pattern matches the full name decides."""
 
+_ROWS = [row.ours for row in JAXGPT.rows]
+_PLACES = {name: i for i, name in enumerate(_ROWS)}
+_FIRST_OF_BLOCKS = next(i for i, name in enumerate(_ROWS) if "{i}" in name)
+
 
 def named_params(model: nnx.Module) -> dict[str, Array]:
     """Return every parameter by its dotted name, in the order of the network: `{"tok_emb.embedding": ..., ...}`."""
     state = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {".".join(map(str, path)): param.get_value() for path, param in sorted(state, key=_network_order)}
+    params = {".".join(map(str, path)): param.get_value() for path, param in state}
+    return {name: params[name] for name in sorted(params, key=_network_order)}
 
 
 def with_params(model: Any, params: Mapping[str, Any]) -> Any:
@@ -120,7 +126,10 @@ def list_modules(part: Mapping[str, Any], params: Mapping[str, Any], config: GPT
     return ", ".join(texts) or "nothing"
 
 
-def _network_order(item: tuple[tuple, Any]) -> tuple:
-    order = {"tok_emb": 0, "pos_emb": 1, "blocks": 2, "ln_f": 3, "lm_head": 4}
-    path = item[0]
-    return (order.get(path[0], 9), *path[1:])
+def _network_order(name: str) -> tuple:
+    """Return a key that sorts names as the rows of our own dialect's table stand, block by block."""
+    parts = name.split(".")
+    if parts[0] == "blocks":
+        row = ".".join(["blocks", "{i}", *parts[2:]])
+        return _FIRST_OF_BLOCKS, int(parts[1]), _PLACES.get(row, len(_PLACES)), name
+    return _PLACES.get(name, len(_PLACES)), 0, 0, name
