@@ -68,7 +68,7 @@ def evaluate(
     batch_size = integer("batch_size", batch_size, 1)
     if tokens.ndim != 1 or len(tokens) < 2:
         raise InputError(f"at least two tokens in a row are needed, not an array of shape {tokens.shape}")
-    check_ids(tokens.min(), tokens.max(), config.n_tokens)
+    check_ids(tokens, config.n_tokens)
     T = min(T, len(tokens) - 1)
     step = min(step, T)
     starts = [0, *range(step, len(tokens) - 1 - T + step, step)]

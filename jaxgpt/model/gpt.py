@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxgpt.arguments import check_ids
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
 from jaxgpt.mesh import constrain
@@ -131,7 +132,8 @@ class GPT(nnx.Module):
     def __call__(self, tokens, *, segments=None, dropout_key=None, capture=None, remat=False):
         """Logits, in float32, of the token that follows each position.
 
-        Ids must be below V: JAX clamps what is not.
+        Ids must be from 0 to V - 1. Inside a function that `jax.jit` traces their values are unknown, so that they are
+        not checked there, and the logits of an id that does not exist are NaN.
 
         Args:
             segments: of rows that hold several texts, the number of each token's own; 0 is padding. Runs of equal
@@ -144,12 +146,14 @@ class GPT(nnx.Module):
                 of one block for a third more work.
 
         Raises:
-            InputError: tokens of another shape or more than the context; or `capture` matches nothing.
+            InputError: tokens of another shape, more than the context, or with an id that the model does not have; or
+                `capture` matches nothing.
         """
         if getattr(tokens, "ndim", None) != 2:
             raise InputError(f"tokens must be an array of shape (B, T), not {getattr(tokens, 'shape', tokens)}")
         if not 0 < (T := tokens.shape[1]) <= self.config.n_positions:
             raise InputError(f"{T} tokens do not fit into the model's context of {self.config.n_positions}")
+        check_ids(tokens, self.config.vocab_size, "token ids")
         keys = None if dropout_key is None else Keys(dropout_key)
         captured = None if capture is None else make_capture(capture)
         at = jnp.arange(T)[None] if segments is None else positions(segments)
