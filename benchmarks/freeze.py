@@ -46,8 +46,8 @@ def program(config: jaxgpt.GPTConfig, text: str, made: int, batch: tuple[int, in
     tx = make_optimizer(plan, trainable, rate, weight_decay=0.1, clip=1.0, step=made)
     state = init_state(trainable, frozen, tx, make_mesh())
     rates = Rates(jnp.float32(1e-4), {name: jnp.float32(1) for name in trainable})
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = make_train_step(model, tx, rate, 0, places)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_train_step(model, tx, rate, 0, state_shardings)
     began = time.perf_counter()
     compiled = step.lower(state, Batch(jax.ShapeDtypeStruct(batch, np.int32)), rates).compile()
     return {

@@ -1,13 +1,16 @@
-"""What callers pass: numbers in their bounds, and ids that are tokens."""
+"""Checks of what callers pass: numbers in their bounds, and ids that are tokens."""
 
 import operator
 from typing import Any
+
+import jax
+import numpy as np
 
 from jaxgpt.convert.errors import InputError
 
 
 def integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
-    """A whole number from `low` to `high`, or an InputError that names it."""
+    """Return a whole number from `low` to `high`; raise an InputError that names it if it is not one."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -18,7 +21,7 @@ def integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
 
 
 def real(name: str, value: Any, low: float, high: float) -> float:
-    """A number from `low` to `high`, or an InputError that names it."""
+    """Return a number from `low` to `high`; raise an InputError that names it if it is not one."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -28,7 +31,22 @@ def real(name: str, value: Any, low: float, high: float) -> float:
     return number
 
 
-def check_ids(low: Any, high: Any, n_tokens: int, name: str = "ids") -> None:
-    """Refuses ids, of which these are the lowest and the highest, that are no token of a model's."""
+def check_ids(ids: Any, n_tokens: int, name: str = "ids", hint: str = "") -> None:
+    """Refuse token ids that the model does not have: below 0, or from `n_tokens` on.
+
+    JAX raises no error for such an id, and its logits are NaN. Two kinds of arrays pass unseen: a tracer, whose values
+    are unknown while a function is traced, and an array of which other processes hold a part.
+
+    Args:
+        ids: an array, or a list of numbers.
+        name: what the message calls them.
+        hint: what the message ends with.
+    """
+    if isinstance(ids, jax.core.Tracer) or (isinstance(ids, jax.Array) and not ids.is_fully_addressable):
+        return
+    ids = np.asarray(ids)
+    if not ids.size:
+        return
+    low, high = ids.min(), ids.max()
     if not 0 <= low <= high < n_tokens:
-        raise InputError(f"{name} reach from {low} to {high}; the model has {n_tokens} tokens")
+        raise InputError(f"{name} reach from {low} to {high}; the model has {n_tokens} tokens{hint}")

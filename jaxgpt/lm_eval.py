@@ -33,7 +33,7 @@ try:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"{error}; the evaluation harness comes with: pip install 'jaxgpt[eval]'") from error
-from jaxgpt.lm_eval_text import Settings, read_settings, write
+from jaxgpt.lm_eval_text import GenerationSettings, read_settings, write
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ class JaxGPT(TemplateLM):
         bar.close()
         return order.get_original(results)
 
-    def _settings(self, given: dict[str, Any]) -> Settings:
+    def _settings(self, given: dict[str, Any]) -> GenerationSettings:
         end = self.tokenizer.decode(self.eot_token_id)
         return read_settings(given, end=end, default=self.max_gen_toks, limit=self.max_length)
 

@@ -15,7 +15,7 @@ from jaxgpt.model.gpt import GPT
 
 
 @dataclass(frozen=True)
-class Settings:
+class GenerationSettings:
     """What a request's gen_kwargs say."""
 
     new: int
@@ -25,7 +25,7 @@ class Settings:
     samplers: tuple[Sampler, ...]
 
 
-def read_settings(gen_kwargs: dict[str, Any], *, end: str, default: int, limit: int) -> Settings:
+def read_settings(gen_kwargs: dict[str, Any], *, end: str, default: int, limit: int) -> GenerationSettings:
     """The settings of a request.
 
     Draws are among all tokens unless top_k says otherwise; transformers draws among the 50 likeliest.
@@ -55,15 +55,21 @@ def read_settings(gen_kwargs: dict[str, Any], *, end: str, default: int, limit: 
         asked = {name: value for name, value in asked.items() if name == "repetition_penalty"}
     if asked.get("top_k") == 0:  # transformers' way to say all
         del asked["top_k"]
-    return Settings(new, stop, make_samplers(float(temperature) if draws else 0.0, **asked))
+    return GenerationSettings(new, stop, make_samplers(float(temperature) if draws else 0.0, **asked))
 
 
 def write(
-    model: GPT, tokenizer: Any, prompts: Sequence[Sequence[int]], settings: Settings, *, n_rows: int, seed: int
+    model: GPT,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    *,
+    n_rows: int,
+    seed: int,
 ) -> list[str]:
     """The texts that follow the first `n_rows` prompts; the others only fill the batch up.
 
-    Unlike `jaxgpt.text.write`, the new tokens are decoded without the prompt's and without special tokens.
+    Unlike `jaxgpt.generation.text.write`, the new tokens are decoded without the prompt's and without special tokens.
     """
     end = model.config.eos_token_id
     stream = Stream(

@@ -21,22 +21,24 @@ def to_jax(checkpoint: convert.Checkpoint, dtype: np.dtype, mesh: Mesh | None = 
     Of several processes each reads its share of the bytes and no more, wherever the parameters are to lie.
     """
     params = checkpoint.params
-    places: dict[str, Sharding] = dict.fromkeys(params, SingleDeviceSharding(jax.devices()[0]))
+    sharding_of: dict[str, Sharding] = dict.fromkeys(params, SingleDeviceSharding(jax.devices()[0]))
     if mesh is not None:
         whole = checkpoint.config.vocab_size % mesh.shape["tensor"] > 0
-        places |= shardings(params, mesh, WHOLE_VOCABULARY if whole else RULES)
+        sharding_of |= shardings(params, mesh, WHOLE_VOCABULARY if whole else RULES)
     if checkpoint.format == "Orbax":
         from jaxgpt.convert.formats import orbax
 
-        return orbax.restore(checkpoint.path, places, dtype)
+        return orbax.restore(checkpoint.path, sharding_of, dtype)
     if mesh is not None and jax.process_count() > 1:
-        return _shared(params, places, dtype, mesh)
+        return _shared(params, sharding_of, dtype, mesh)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        arrays = pool.map(lambda name: _put(params[name], places[name], dtype), places)
-        return dict(zip(places, arrays, strict=True))
+        arrays = pool.map(lambda name: _put(params[name], sharding_of[name], dtype), sharding_of)
+        return dict(zip(sharding_of, arrays, strict=True))
 
 
-def _shared(params: dict[str, Any], places: dict[str, Sharding], dtype: np.dtype, mesh: Mesh) -> dict[str, jax.Array]:
+def _shared(
+    params: dict[str, Any], sharding_of: dict[str, Sharding], dtype: np.dtype, mesh: Mesh
+) -> dict[str, jax.Array]:
     """Each device is given rows that lie side by side in the file, which the devices then exchange.
 
     What a device holds in the end may be a piece of every row, and a disk reads whole pages; or it may be all, and
@@ -48,7 +50,7 @@ def _shared(params: dict[str, Any], places: dict[str, Sharding], dtype: np.dtype
     def spread(name: str) -> jax.Array:
         return _put(params[name], NamedSharding(mesh, P(*(None,) * axes[name], AXES)), dtype, over=axes[name])
 
-    @partial(jax.jit, out_shardings=places)
+    @partial(jax.jit, out_shardings=sharding_of)
     def exchange(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {n: jax.lax.slice_in_dim(x, 0, sizes[n][axes[n]], axis=axes[n]) for n, x in arrays.items()}
 

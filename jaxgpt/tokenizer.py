@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgpt.arguments import check_ids
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.source import resolve, tokenizer_files
@@ -48,16 +49,16 @@ def fingerprint(tokenizer: Any) -> str:
 
 
 def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | None = None) -> None:
-    """Refuses a tokenizer that is not the model's, before any id is looked up: JAX clamps ids that are too large.
+    """Refuse a tokenizer that does not belong to the model, before any id is looked up.
 
     Raises:
-        InputError: more tokens than rows for tokens, another end of text, or an id in `tokens` without such a row.
+        InputError: more tokens than rows for tokens, another end of text, or an id in `tokens` beyond them.
     """
     size, end = vocabulary_size(tokenizer), tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     padding = f" (and {config.n_padding:,} of padding, by its config)" if config.n_padding else ""
     extend = (
-        "extend the model first: jaxgpt.save_pretrained(jaxgpt.resize_vocab(jaxgpt.from_pretrained(MODEL), tokenizer), "
-        "NEW, tokenizer=tokenizer), then --model=NEW"
+        "extend the model with jaxgpt.resize_vocab(model, tokenizer), save it and the tokenizer with "
+        "jaxgpt.save_pretrained, and use that model"
     )
     if size > config.n_tokens:
         raise InputError(
@@ -68,11 +69,8 @@ def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | Non
             f"{END_OF_TEXT} is {end} to the tokenizer and {config.eos_token_id} to the model: "
             "they are not of the same vocabulary; use the tokenizer that the model was trained with"
         )
-    if tokens is not None and tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < config.n_tokens:
-        raise InputError(
-            f"the data holds token ids up to {int(tokens.max()):,}, the model has {config.n_tokens:,} rows{padding}; "
-            f"{extend}"
-        )
+    if tokens is not None:
+        check_ids(tokens, config.n_tokens, "the data's token ids", f" in its embedding rows{padding}; {extend}")
 
 
 def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:

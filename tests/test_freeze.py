@@ -14,7 +14,7 @@ import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params, with_params
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.model.gpt import abstract
-from jaxgpt.params import match
+from jaxgpt.params import by_module, match
 from jaxgpt.train.step.batch import Batch
 from jaxgpt.train.step.optimizer import make_optimizer, schedule
 from jaxgpt.train.step.step import Rates, TrainState, init_state, make_train_step
@@ -27,11 +27,11 @@ def modules(config, text) -> set[str]:
     """`blocks.3`, `ln_f` …: the modules that train, each of which must do so entirely."""
     names = [row.ours for row in JAXGPT.expand(config)]
     labels = freeze.parse(text, config).labels(names)
-    by_module: dict[str, set[str]] = {}
+    labels_of: dict[str, set[str]] = {}
     for name, label in labels.items():
-        by_module.setdefault(re.match(r"blocks\.\d+|\w+", name)[0], set()).add(label)
-    assert all(len(found) == 1 for found in by_module.values())
-    return {module for module, found in by_module.items() if found == {text}}
+        labels_of.setdefault(re.match(r"blocks\.\d+|\w+", name)[0], set()).add(label)
+    assert all(len(found) == 1 for found in labels_of.values())
+    return {module for module, found in labels_of.items() if found == {text}}
 
 
 def blocks(first, last) -> set[str]:
@@ -92,6 +92,17 @@ def test_a_plan_is_described_with_names_and_counts():
         "tok_emb (also the head: tied), pos_emb, blocks.0, blocks.2, blocks.6, blocks.7 (6 of 12 tensors), "
         "blocks.8-11, ln_f"
     )
+
+
+@pytest.mark.parametrize("config", [TIED, UNTIED])
+def test_parameters_come_in_the_order_of_the_network(config):
+    params = named_params(abstract(config))
+    assert list(params) == [row.ours for row in JAXGPT.expand(config)]
+    block = "ln_1.scale ln_1.bias attn.c_attn.kernel attn.c_attn.bias attn.c_proj.kernel attn.c_proj.bias ln_2.scale "
+    block += "ln_2.bias mlp.fc1.kernel mlp.fc1.bias mlp.fc2.kernel mlp.fc2.bias"
+    assert [name.removeprefix("blocks.10.") for name in params if name.startswith("blocks.10.")] == block.split()
+    assert list(by_module(params))[:3] == ["tok_emb", "pos_emb", "blocks.0"]
+    assert list(by_module(params))[11:15] == ["blocks.9", "blocks.10", "blocks.11", "ln_f"]
 
 
 def test_the_first_rule_that_matches_in_full_decides():

@@ -15,7 +15,7 @@ from runs import QUICK, arrays, assert_same_run
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
 from jaxgpt.model.gpt import abstract
-from jaxgpt.modules import by_module, shares
+from jaxgpt.params import by_module, module_shares
 from jaxgpt.train.step.batch import Batch
 from jaxgpt.train.step.optimizer import B1, B2, EPSILON, make_optimizer, rate_factors, schedule
 from jaxgpt.train.step.step import Rates, TrainState, init_state, make_train_step
@@ -121,7 +121,7 @@ def test_a_gradual_plan_is_described_phase_by_phase():
 
 def test_the_share_of_each_module_that_trains():
     params = named_params(abstract(TIED))
-    found = shares({name: p for name, p in params.items() if name.endswith("bias") or "emb" in name}, params)
+    found = module_shares({name: p for name, p in params.items() if name.endswith("bias") or "emb" in name}, params)
     assert list(found) == ["tok_emb", "pos_emb", *(f"blocks.{i}" for i in range(12)), "ln_f"]
     assert (found["tok_emb"], found["ln_f"]) == (1, 0.5)
     assert 0 < found["blocks.3"] < 0.1
@@ -202,7 +202,7 @@ def test_only_the_state_of_an_earlier_phase_can_be_carried_on():
             freeze.thaw(second, parts[1], state)
     with pytest.raises(ValueError, match="opt_state is not of an earlier phase of this optimizer"):
         freeze.thaw(first, parts[0], second.init(parts[1]))
-    with pytest.raises(ValueError, match="a step is a number of steps that are made, and not -1"):
+    with pytest.raises(ValueError, match="step must be the number of steps already made, from 0 on, not -1"):
         plan.partition(random_tree(0), -1)
 
 

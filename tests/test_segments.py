@@ -69,7 +69,7 @@ def test_no_gradient_crosses_from_one_text_to_another(model):
         changed = with_params(model, named_params(model))
         changed.tok_emb = shifted
         positions = segments.positions(row)
-        x = changed.hidden(tokens, positions, jaxgpt.model.capture.Pass(segments=row))
+        x = changed.hidden(tokens, positions, jaxgpt.model.capture.ForwardContext(segments=row))
         return jnp.sum(x[:, 14 + 5])
 
     reached = np.abs(np.asarray(jax.grad(late_stream)(jnp.zeros((1, T, DIMS["n_embd"]))))).sum((0, 2)) > 0

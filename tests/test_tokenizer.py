@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY, word_level
@@ -52,7 +54,9 @@ def test_padding_is_no_row_for_a_token():
         check_vocabulary(jaxgpt.load_tokenizer("tiny"), padded)
     small = word_level({"a": 0})
     check_vocabulary(small, padded, np.asarray([4094]))
-    with pytest.raises(jaxgpt.InputError, match=r"ids up to 4,095, the model has 4,095 rows \(and 1 of padding"):
+    with pytest.raises(
+        jaxgpt.InputError, match=r"from 5 to 4095; the model has 4095 tokens in its embedding rows \(and 1 of pad"
+    ):
         check_vocabulary(small, padded, np.asarray([5, 4095]))
 
 
@@ -62,8 +66,28 @@ def test_an_end_of_text_with_another_id_is_refused():
 
 
 def test_ids_without_a_row_are_refused():
-    with pytest.raises(jaxgpt.InputError, match="ids up to 4,096, the model has 4,096 rows"):
+    with pytest.raises(
+        jaxgpt.InputError, match="ids reach from 5 to 4096; the model has 4096 tokens in its embedding rows; extend"
+    ):
         check_vocabulary(jaxgpt.load_tokenizer("tiny"), CONFIG, np.asarray([5, 4096]))
+
+
+@pytest.mark.parametrize("make", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("ids", [[[1, 97]], [[-1, 5]], [[2**31 - 1, 0]]])
+def test_a_model_refuses_ids_that_it_does_not_have(hf_folder, make, ids):
+    """They would give NaN. A traced function can't know them, and does what it did."""
+    model = jaxgpt.from_pretrained(hf_folder()[0])
+    tokens = make(np.asarray(ids, np.int32))
+    with pytest.raises(jaxgpt.InputError, match=r"token ids reach from -?\d+ to \d+; the model has 97 tokens"):
+        model(tokens)
+    with pytest.raises(jaxgpt.InputError, match="token ids reach from"):
+        jaxgpt.next_token_loss(model, jnp.pad(tokens, ((0, 0), (0, 1))))
+    forward = jax.jit(lambda model, tokens: model(tokens))
+    traced = str(jax.make_jaxpr(forward)(model, tokens))
+    assert "callback" not in traced
+    assert forward(model, tokens).shape == (1, 2, 97)
+    fine = make(np.asarray([[0, 96]], np.int32))
+    np.testing.assert_allclose(model(fine), forward(model, fine), atol=1e-5)
 
 
 # add_tokens

@@ -18,8 +18,7 @@ from jaxgpt.convert.source import resolve
 from jaxgpt.data.documents import Source
 from jaxgpt.data.sources import peek
 from jaxgpt.mesh import make_mesh, shardings
-from jaxgpt.modules import shares
-from jaxgpt.params import count_params, named_params, with_params
+from jaxgpt.params import count_params, module_shares, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, check_vocabulary
 from jaxgpt.train.command import check_settings
 from jaxgpt.train.data.load import TrainingData, find_sources, load_data
@@ -58,7 +57,7 @@ class TrainingInputs:
         spec = self.spec
         parts = [spec.plan.partition(spec.params, phase.start)[0] for phase in spec.plan.phases]
         return tuple(
-            PhaseInfo(phase.start, phase.name, count_params(part), shares(part, spec.params))
+            PhaseInfo(phase.start, phase.name, count_params(part), module_shares(part, spec.params))
             for phase, part in zip(spec.plan.phases, parts, strict=True)
         )
 

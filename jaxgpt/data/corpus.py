@@ -14,7 +14,7 @@ from jaxgpt.data.documents import Source
 from jaxgpt.data.sources import find
 from jaxgpt.data.streams import is_remote
 from jaxgpt.data.token_files import VERSION, default_cache, find_or_write
-from jaxgpt.data.tokenise import Progress, write_tokens
+from jaxgpt.data.tokenise import ReadingProgress, write_tokens
 from jaxgpt.tokenizer import fingerprint, vocabulary_size
 
 
@@ -85,7 +85,7 @@ def _tokenise(
     source: Source, tokenizer: Any, tokenizer_digest: str, cache: Path, progress: bool, held_out: Corpus | None
 ) -> Corpus:
     stamps = [file.stamp for file in source.files]
-    with Progress(source, "reading", progress) as bar:
+    with ReadingProgress(source, "reading", progress) as bar:
         contents = [[f"{file.format}{file.compression}", file.sha256(bar.update)] for file in source.files]
     digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
     if source.files[0].format == "bin":

@@ -22,7 +22,7 @@ LONG = 5.0
 """Seconds after which it is said how long it took, where no bar can be seen."""
 
 
-class Progress:
+class ReadingProgress:
     """A bar of the bytes of a source, if someone is at a terminal, and elsewhere a line at the end of long work."""
 
     def __init__(self, source: Source, doing: str, shown: bool):
@@ -32,7 +32,7 @@ class Progress:
             desc=doing, unit="B", unit_scale=True, leave=False, delay=1, disable=None if shown else True,
         )  # fmt: skip
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ReadingProgress":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -77,7 +77,7 @@ def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool)
         writer.append("records", [item.number])
         documents[item.file] += 1
 
-    with Progress(source, "tokenising", progress) as bar:
+    with ReadingProgress(source, "tokenising", progress) as bar:
         for batch, encoded in _encoded(source, tokenizer, bar):
             for item, found in zip(batch, encoded, strict=True):
                 if item.chat is not None:
@@ -104,7 +104,7 @@ def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool)
     return {"kind": kind, "bytes": n_bytes, "files": files}
 
 
-def _encoded(source: Source, tokenizer: Any, bar: Progress) -> Iterator[tuple[list[_Item], list[Any]]]:
+def _encoded(source: Source, tokenizer: Any, bar: ReadingProgress) -> Iterator[tuple[list[_Item], list[Any]]]:
     """Batches and their tokens; the next batch is read and cut while one is encoded."""
     encode, encode_all = encoders(tokenizer)
 
@@ -125,7 +125,7 @@ def _encoded(source: Source, tokenizer: Any, bar: Progress) -> Iterator[tuple[li
             yield waiting[0], waiting[1].result()
 
 
-def _items(source: Source, cutter: Cutter, bar: Progress) -> Iterator[_Item]:
+def _items(source: Source, cutter: Cutter, bar: ReadingProgress) -> Iterator[_Item]:
     for file, document in source.documents(bar.update):
         if document.chat is not None:
             yield _Item(file, document.number, chat=document.chat)

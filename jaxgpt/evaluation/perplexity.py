@@ -17,7 +17,7 @@ from jaxgpt.model.gpt import GPT
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class TextLoss:
     """What a model makes of a text."""
 
     tokens: int
@@ -48,7 +48,7 @@ def evaluate(
     stride: int | None = None,
     batch_size: int = 8,
     progress: bool = False,
-) -> Evaluation:
+) -> TextLoss:
     """The losses of all tokens of a text after the first, each predicted once, in windows.
 
     Args:
@@ -68,7 +68,7 @@ def evaluate(
     batch_size = integer("batch_size", batch_size, 1)
     if tokens.ndim != 1 or len(tokens) < 2:
         raise InputError(f"at least two tokens in a row are needed, not an array of shape {tokens.shape}")
-    check_ids(tokens.min(), tokens.max(), config.n_tokens)
+    check_ids(tokens, config.n_tokens)
     T = min(T, len(tokens) - 1)
     step = min(step, T)
     starts = [0, *range(step, len(tokens) - 1 - T + step, step)]
@@ -77,7 +77,7 @@ def evaluate(
         for batch in _batches(tokens, starts, T, step, batch_size):
             nats += float(_nats(model, *batch))
             bar.update(min(batch_size, len(starts) - bar.n))
-    return Evaluation(len(tokens) - 1, nats)
+    return TextLoss(len(tokens) - 1, nats)
 
 
 def _batches(

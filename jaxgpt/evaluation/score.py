@@ -84,7 +84,7 @@ def _check(context: Sequence[int], continuation: Sequence[int], limit: int, n_to
         raise InputError(f"an empty {'continuation' if context else 'context'} has no likelihood")
     if len(continuation) > limit:
         raise InputError(f"a continuation of {len(continuation)} tokens does not fit into a context of {limit}")
-    check_ids(min(*context, *continuation), max(*context, *continuation), n_tokens)
+    check_ids([*context, *continuation], n_tokens)
 
 
 def _bucket(length: int) -> int:

@@ -1,10 +1,12 @@
-"""How strategies of freezing are written, and the rules over parameter names that they stand for."""
+"""How freezing strategies are written, and the plans that they stand for."""
 
 import re
 
 from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.errors import InputError
-from jaxgpt.params import Rules
+from jaxgpt.freeze.plan import FROZEN, Phase, Plan
+from jaxgpt.params import Rules, match
 
 GRAMMAR = r"""A freezing strategy is one of
   full            everything trains
@@ -20,8 +22,37 @@ GRAMMAR = r"""A freezing strategy is one of
 EMBEDDINGS = r"(tok_emb|pos_emb)\..*"
 
 
-def schedule(text: str, config: GPTConfig) -> list[tuple[str, str]]:
-    """(strategy, when it begins) of each phase."""
+def parse(text: str, config: GPTConfig, steps: int | None = None, *, epoch_steps: float | None = None) -> Plan:
+    """Return the plan that a strategy such as `"first6"` stands for in a model of this config.
+
+    Args:
+        steps: length of the training, which a gradual unfreeze by thirds or percent needs.
+        epoch_steps: steps in an epoch, which one by epochs needs.
+
+    Raises:
+        InputError: an unknown strategy (the grammar is in the message), or a phase that has no effect.
+    """
+    names = [row.ours for row in JAXGPT.expand(config)]
+    phases: list[Phase] = []
+    for name, after in split_phases(text, config):
+        phase = Phase(name, start_of(text, after, steps, epoch_steps), rules(text, name, config))
+        thaws = {param for param, thawed in match(phase.rules, names).items() if thawed}
+        if not thaws:
+            raise InputError(
+                f"--freeze={text}: {name}: nothing would train; parameters are named like {', '.join(names[:3])}"
+            )
+        if phases and all(label != FROZEN for label in Plan(text, tuple(phases)).labels(thaws, phase.start).values()):
+            raise InputError(f"--freeze={text}: {name} thaws nothing that does not train already")
+        if phase.start <= phases[-1].start if phases else phase.start != 0:
+            raise InputError(f"--freeze={text}: phases must begin at 0 and each later than the one before, not {after}")
+        if steps is not None and phase.start >= steps:
+            raise InputError(f"--freeze={text}: {name} would begin after the last of {steps:,} steps")
+        phases.append(phase)
+    return Plan(text, tuple(phases))
+
+
+def split_phases(text: str, config: GPTConfig) -> list[tuple[str, str]]:
+    """Return the strategy of each phase, and when the phase begins, as they are written."""
     if text == "gradual":
         return [("head", "0"), (f"last{max(1, config.n_layer // 4)}", "1/3"), ("full", "2/3")]
     if not text.startswith("gradual:"):
@@ -35,7 +66,7 @@ def schedule(text: str, config: GPTConfig) -> list[tuple[str, str]]:
 
 
 def start_of(text: str, after: str, steps: int | None, epoch_steps: float | None) -> int:
-    """When a phase begins, in steps."""
+    """Return the number of steps after which a phase begins."""
     unit = after.lstrip("0123456789.")
     number = after.removesuffix(unit)
     if not unit:
@@ -54,7 +85,7 @@ def start_of(text: str, after: str, steps: int | None, epoch_steps: float | None
 
 
 def rules(text: str, name: str, config: GPTConfig) -> Rules[bool]:
-    """What a strategy thaws, as rules over parameter names."""
+    """Return what a strategy thaws, as rules over parameter names."""
     rest = ((".*", False),)
     if found := re.fullmatch(r"(first|last)(\d{1,6})", name):
         kind, n, L = found[1], int(found[2]), config.n_layer

@@ -24,20 +24,22 @@ def attention(
     segments: Int[Array, "B T"] | None = None,
     dropout_rate: float = 0.0,
     keys: Keys | None = None,
-    note: Callable[[Array], Array] | None = None,
+    capture: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N H"]:
     """softmax(scale q k) v over the positions up to each; scores and softmax in float32 whatever the dtype.
 
     Args:
         segments: of each position; it sees those of its own only.
-        note: is given the softmax, (B, N, T, T), which no fused kernel ever holds.
+        capture: is given the softmax, (B, N, T, T), which no fused kernel ever holds.
     """
-    where, written_out = platform(), (keys is not None and dropout_rate > 0) or note is not None
+    where, written_out = platform(), (keys is not None and dropout_rate > 0) or capture is not None
     if where == "tpu" and not written_out and fits_splash(q):
         return splash_attention(q, k, v, scale=scale, segments=segments)
     if where == "gpu" and not written_out and fits_cudnn(q, segments):
         return cudnn_attention(q, k, v, scale=scale, segments=segments)
-    return einsum_attention(q, k, v, scale=scale, segments=segments, dropout_rate=dropout_rate, keys=keys, note=note)
+    return einsum_attention(
+        q, k, v, scale=scale, segments=segments, dropout_rate=dropout_rate, keys=keys, capture=capture
+    )
 
 
 def einsum_attention(
@@ -49,7 +51,7 @@ def einsum_attention(
     segments: Int[Array, "B T"] | None = None,
     dropout_rate: float = 0.0,
     keys: Keys | None = None,
-    note: Callable[[Array], Array] | None = None,
+    capture: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N H"]:
     """The same in plain einsums, with heads before positions and the division by the softmax's sum last.
 
@@ -58,7 +60,7 @@ def einsum_attention(
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     visible = jnp.tril(jnp.ones((q.shape[2], q.shape[2]), bool))[None] if segments is None else visible_in(segments)
-    return attend(q, k, v, visible, scale=scale, dropout_rate=dropout_rate, keys=keys, note=note)
+    return attend(q, k, v, visible, scale=scale, dropout_rate=dropout_rate, keys=keys, capture=capture)
 
 
 def attend(
@@ -70,15 +72,15 @@ def attend(
     scale: float,
     dropout_rate: float = 0.0,
     keys: Keys | None = None,
-    note: Callable[[Array], Array] | None = None,
+    capture: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention to the slots that are visible to each position; of none, to all alike."""
     scores = jnp.einsum("BNTH,BNSH->BNTS", q, k, preferred_element_type=jnp.float32) * scale
     scores = jnp.where(visible[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1)[..., None]
-    if note is not None:
-        note(weights / total)
+    if capture is not None:
+        capture(weights / total)
     weights = dropout(weights, dropout_rate, keys).astype(v.dtype)
     mixed = jnp.einsum("BNTS,BNSH->BNTH", weights, v, preferred_element_type=jnp.float32) / total
     return jnp.swapaxes(mixed, 1, 2).astype(v.dtype)

@@ -46,31 +46,29 @@ class Capture:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What goes along with a forward pass: keys of dropout and segments in training, a cache in
-    generation, a capture on request.
-    """
+class ForwardContext:
+    """What goes with a forward pass: in training dropout's keys and segments, in generation a cache, and captures."""
 
     keys: Keys | None = None
     cache: Cache | None = None
-    capture: Capture | None = None
+    captures: Capture | None = None
     segments: Int[Array, "B T"] | None = None
-    """The text of a row that each position is of; one text, if None."""
+    """Number of the text in its row that each token belongs to; None: each row is one text."""
     remat: bool = False
-    """Forget what a block computed, and compute it again in the backward pass."""
+    """Drop what a block computed, and compute it again in the backward pass."""
 
-    def note(self, name: str, value: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The value as it is, kept if it is to be captured."""
-        if self.capture is not None and self.capture.wants(name):
-            self.capture.found[name] = value
+    def capture(self, name: str, value: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Return the value unchanged, and keep it if its name is to be captured."""
+        if self.captures is not None and self.captures.wants(name):
+            self.captures.found[name] = value
         return value
 
-    def asked(self, name: str) -> Callable[[Array], Array] | None:
-        """For what is costly to have: how to note it if it is to be captured."""
-        return partial(self.note, name) if self.capture is not None and self.capture.wants(name) else None
+    def capture_hook(self, name: str) -> Callable[[Array], Array] | None:
+        """Return the function that captures a value of this name, or None if it need not be computed."""
+        return partial(self.capture, name) if self.captures is not None and self.captures.wants(name) else None
 
 
-NO_CONTEXT = Pass()
+NO_CONTEXT = ForwardContext()
 
 
 def make_capture(pattern: str) -> Capture:

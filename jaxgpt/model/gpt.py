@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxgpt.arguments import check_ids
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
 from jaxgpt.mesh import constrain
 from jaxgpt.model.attention import attend, attention
 from jaxgpt.model.cache import Cache
-from jaxgpt.model.capture import NO_CONTEXT, Pass, make_capture
+from jaxgpt.model.capture import NO_CONTEXT, ForwardContext, make_capture
 from jaxgpt.model.dropout import Keys, dropout
 from jaxgpt.model.layers import embed, layer_norm, make_linear
 from jaxgpt.model.segments import positions
@@ -48,18 +49,19 @@ class Attention(nnx.Module):
             self.scale /= layer + 1
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
 
-    def __call__(self, x: Float[Array, "B T D"], run: Pass) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], ctx: ForwardContext) -> Float[Array, "B T D"]:
         q, k, v = jnp.moveaxis(self.c_attn(x), 2, 0)
-        if run.cache is None:
-            note = run.asked(f"{self.name}.pattern")
+        if ctx.cache is None:
+            capture = ctx.capture_hook(f"{self.name}.pattern")
             x = attention(
-                q, k, v, scale=self.scale, segments=run.segments, dropout_rate=self.attn_pdrop, keys=run.keys, note=note
+                q, k, v, scale=self.scale, segments=ctx.segments,
+                dropout_rate=self.attn_pdrop, keys=ctx.keys, capture=capture,
             )  # fmt: skip
         else:
-            run.cache.write(self.layer, k, v)
-            past = run.cache.keys[self.layer].astype(q.dtype), run.cache.values[self.layer].astype(q.dtype)
-            x = attend(jnp.swapaxes(q, 1, 2), *past, run.cache.visible(q.shape[1]), scale=self.scale)
-        return dropout(self.c_proj(x), self.resid_pdrop, run.keys)
+            ctx.cache.write(self.layer, k, v)
+            past = ctx.cache.keys[self.layer].astype(q.dtype), ctx.cache.values[self.layer].astype(q.dtype)
+            x = attend(jnp.swapaxes(q, 1, 2), *past, ctx.cache.visible(q.shape[1]), scale=self.scale)
+        return dropout(self.c_proj(x), self.resid_pdrop, ctx.keys)
 
 
 class MLP(nnx.Module):
@@ -71,8 +73,8 @@ class MLP(nnx.Module):
         self.fc2 = linear(config.n_inner, config.n_embd, residual=True)
         self.activation_function, self.resid_pdrop = config.activation_function, config.resid_pdrop
 
-    def __call__(self, x: Float[Array, "B T D"], run: Pass) -> Float[Array, "B T D"]:
-        return dropout(self.fc2(ACTIVATIONS[self.activation_function](self.fc1(x))), self.resid_pdrop, run.keys)
+    def __call__(self, x: Float[Array, "B T D"], ctx: ForwardContext) -> Float[Array, "B T D"]:
+        return dropout(self.fc2(ACTIVATIONS[self.activation_function](self.fc1(x))), self.resid_pdrop, ctx.keys)
 
 
 class Block(nnx.Module):
@@ -85,13 +87,13 @@ class Block(nnx.Module):
         self.ln_2 = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.mlp = MLP(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
-    def __call__(self, x: Float[Array, "B T D"], run: Pass) -> Float[Array, "B T D"]:
-        def note(part, value):
-            return run.note(self.name + part, value)
+    def __call__(self, x: Float[Array, "B T D"], ctx: ForwardContext) -> Float[Array, "B T D"]:
+        def capture(part, value):
+            return ctx.capture(self.name + part, value)
 
-        x = x + note(".attn", self.attn(note(".ln_1", self.ln_1(x)), run)).astype(x.dtype)
-        x = x + note(".mlp", self.mlp(note(".ln_2", self.ln_2(x)), run)).astype(x.dtype)
-        return note("", x)
+        x = x + capture(".attn", self.attn(capture(".ln_1", self.ln_1(x)), ctx)).astype(x.dtype)
+        x = x + capture(".mlp", self.mlp(capture(".ln_2", self.ln_2(x)), ctx)).astype(x.dtype)
+        return capture("", x)
 
 
 class GPT(nnx.Module):
@@ -130,7 +132,8 @@ class GPT(nnx.Module):
     def __call__(self, tokens, *, segments=None, dropout_key=None, capture=None, remat=False):
         """Logits, in float32, of the token that follows each position.
 
-        Ids must be below V: JAX clamps what is not.
+        Ids must be from 0 to V - 1. Inside a function that `jax.jit` traces their values are unknown, so that they are
+        not checked there, and the logits of an id that does not exist are NaN.
 
         Args:
             segments: of rows that hold several texts, the number of each token's own; 0 is padding. Runs of equal
@@ -138,41 +141,43 @@ class GPT(nnx.Module):
             dropout_key: turns on the config's dropout, for training.
             capture: a regular expression; what has a name that it matches as a whole is returned beside the logits, by
                 name: `blocks\\.3` is the residual stream after a block, `blocks\\.3\\.attn\\.pattern` its attention.
-                All names are in `jaxgpt.capture`.
+                All names are in `jaxgpt.model.capture`.
             remat: keep only what lies between blocks for the backward pass, which computes the rest again: the memory
                 of one block for a third more work.
 
         Raises:
-            InputError: tokens of another shape or more than the context; or `capture` matches nothing.
+            InputError: tokens of another shape, more than the context, or with an id that the model does not have; or
+                `capture` matches nothing.
         """
         if getattr(tokens, "ndim", None) != 2:
             raise InputError(f"tokens must be an array of shape (B, T), not {getattr(tokens, 'shape', tokens)}")
         if not 0 < (T := tokens.shape[1]) <= self.config.n_positions:
             raise InputError(f"{T} tokens do not fit into the model's context of {self.config.n_positions}")
+        check_ids(tokens, self.config.vocab_size, "token ids")
         keys = None if dropout_key is None else Keys(dropout_key)
         captured = None if capture is None else make_capture(capture)
         at = jnp.arange(T)[None] if segments is None else positions(segments)
-        run = Pass(keys=keys, capture=captured, segments=segments, remat=remat)
-        logits = self.logits(self.hidden(tokens, at, run), run)
+        ctx = ForwardContext(keys=keys, captures=captured, segments=segments, remat=remat)
+        logits = self.logits(self.hidden(tokens, at, ctx), ctx)
         return logits if captured is None else (logits, captured.result())
 
     def step(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """Logits of the token that follows the last of these, which follow those in the cache; and the new cache."""
         T, cache = tokens.shape[1], cache.copy()
-        x = self.hidden(tokens, cache.positions(T), Pass(cache=cache))
+        x = self.hidden(tokens, cache.positions(T), ForwardContext(cache=cache))
         return self.logits(x[:, -1:])[:, 0], cache.advanced(T)
 
-    def hidden(self, tokens: Int[Array, "B T"], at: Int[Array, "#B T"], run: Pass) -> Float[Array, "B T D"]:
+    def hidden(self, tokens: Int[Array, "B T"], at: Int[Array, "#B T"], ctx: ForwardContext) -> Float[Array, "B T D"]:
         """The residual stream after the last block, of tokens at these positions; a cache is written to."""
-        x = run.note("tok_emb", embed(self.tok_emb, tokens)) + run.note("pos_emb", embed(self.pos_emb, at))
-        x = constrain(run.note("embeddings", dropout(x, self.config.embd_pdrop, run.keys)))
+        x = ctx.capture("tok_emb", embed(self.tok_emb, tokens)) + ctx.capture("pos_emb", embed(self.pos_emb, at))
+        x = constrain(ctx.capture("embeddings", dropout(x, self.config.embd_pdrop, ctx.keys)))
         for block in self.blocks:
-            x = constrain(jax.checkpoint(partial(block, run=run))(x) if run.remat else block(x, run))
+            x = constrain(jax.checkpoint(partial(block, ctx=ctx))(x) if ctx.remat else block(x, ctx))
         return x
 
-    def logits(self, x: Float[Array, "B T D"], run: Pass = NO_CONTEXT) -> Float[Array, "B T V"]:
+    def logits(self, x: Float[Array, "B T D"], ctx: ForwardContext = NO_CONTEXT) -> Float[Array, "B T V"]:
         """What a residual stream says of the next token: that after the last block, or an earlier one as a lens."""
-        x = run.note("ln_f", self.ln_f(x))
+        x = ctx.capture("ln_f", self.ln_f(x))
         rows = x.astype(self.dtype).reshape(-1, self.config.n_embd)
         head = self.tok_emb.embedding[...].T if self.config.tie_word_embeddings else self.lm_head.kernel[...]
         logits = jnp.matmul(rows, head.astype(rows.dtype), preferred_element_type=jnp.float32)

@@ -10,8 +10,7 @@ from jaxtyping import Int
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
 from jaxgpt.model.gpt import GPT
-from jaxgpt.modules import by_module
-from jaxgpt.params import count_params, named_params
+from jaxgpt.params import by_module, count_params, named_params
 from jaxgpt.sanity.comparison import compare
 from jaxgpt.sanity.language import SENTENCES, check_loss, check_text, sentences_loss
 from jaxgpt.sanity.parity import TOLERANCE, Parity

@@ -14,7 +14,7 @@ from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import orbax
 from jaxgpt.mesh import replicated
-from jaxgpt.params import by_path
+from jaxgpt.params import leaves_by_path
 from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.step.step import TrainState
 from jaxgpt.vocab import fill_padding
@@ -64,7 +64,7 @@ class Checkpoints:
         self.best = eval_state.best_step
         if step in self._manager.all_steps():
             return
-        moments = ocp.args.StandardSave(by_path(state.opt_state))
+        moments = ocp.args.StandardSave(leaves_by_path(state.opt_state))
         with orbax.full_disk_as_os_error():
             items = orbax.items(state.params, config) | {
                 "opt_state": moments,
@@ -89,7 +89,7 @@ class Checkpoints:
         item = "eval_state" if (self._folder / str(step) / "eval_state").exists() else "standing"  # of version 0.1
         arguments = ocp.args.Composite(
             params=ocp.args.StandardRestore(shapes.params, strict=not has_other_rows),
-            opt_state=ocp.args.StandardRestore(by_path(shapes.opt_state), strict=not has_other_rows),
+            opt_state=ocp.args.StandardRestore(leaves_by_path(shapes.opt_state), strict=not has_other_rows),
             **{item: ocp.args.JsonRestore()},
         )
         try:
@@ -107,7 +107,9 @@ class Checkpoints:
             replicated(np.int32(step), shapes.step.sharding.mesh),
             {name: params[name] for name in shapes.trainable},
             {name: params[name] for name in shapes.frozen},
-            jax.tree.unflatten(jax.tree.structure(shapes.opt_state), [moments[k] for k in by_path(shapes.opt_state)]),
+            jax.tree.unflatten(
+                jax.tree.structure(shapes.opt_state), [moments[k] for k in leaves_by_path(shapes.opt_state)]
+            ),
         )
         self.best = eval_state.best_step
         return state, eval_state

@@ -12,8 +12,7 @@ import jaxgpt
 from jaxgpt import freeze
 from jaxgpt.convert.errors import InputError, about
 from jaxgpt.mesh import batch_sharding, batch_shards, shardings
-from jaxgpt.modules import by_module
-from jaxgpt.params import named_params, with_params
+from jaxgpt.params import by_module, named_params, with_params
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch
 from jaxgpt.train.step.optimizer import lr_schedule, make_optimizer, rate_factors, warmup_steps

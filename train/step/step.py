@@ -14,8 +14,7 @@ from jaxtyping import Array, Float
 from jaxgpt.loss import next_token_loss
 from jaxgpt.mesh import replicated
 from jaxgpt.model.gpt import GPT
-from jaxgpt.modules import by_module
-from jaxgpt.params import with_params
+from jaxgpt.params import by_module, param_name, with_params
 from jaxgpt.train.step.batch import Batch, micro_batches
 from jaxgpt.train.step.optimizer import norm
 
@@ -56,7 +55,7 @@ def state_shapes(
     on_all = NamedSharding(mesh, P())
 
     def with_sharding(path, leaf):
-        name = getattr(path[-1], "key", None)
+        name = param_name(path[-1:])
         return shape_at(leaf, trainable[name].sharding if name in trainable else on_all)
 
     opt_state = jax.tree_util.tree_map_with_path(with_sharding, jax.eval_shape(tx.init, trainable))
