@@ -22,12 +22,12 @@ from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.layout import shape_of
 from jaxgpt.convert.shapes import SIZES, shape_of_published
 from jaxgpt.model.gpt import abstract
-from jaxgpt.train.compile_only.batch_limit import differentiated, measure, with_blocks
+from jaxgpt.train.compile_only.batch_limit import fit_memory_model, n_differentiated_blocks, with_blocks
 from jaxgpt.train.compile_only.chips import CHIPS, GIB, chip_of
 from jaxgpt.train.compile_only.collectives import collectives, group_size
 from jaxgpt.train.compile_only.flops import step_flops
-from jaxgpt.train.compile_only.hlo import elements, parse, size
-from jaxgpt.train.compile_only.step_time import held, trains
+from jaxgpt.train.compile_only.hlo import elements, parse, size_in_bytes
+from jaxgpt.train.compile_only.step_time import bytes_per_device, trainable_shapes
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.spec import StepSpec, make_step_spec
 
@@ -61,7 +61,7 @@ def test_flops_are_what_xla_counts_in_products(freeze, untied, remat):
     spec = recipe_of(replace(CONFIG, tie_word_embeddings=not untied), freeze=freeze, remat=remat)
     with jax.numpy_dtype_promotion("standard"):  # Optax is not strict
         theirs = spec.lower(spec.plan.phases[-1]).cost_analysis()["flops"]
-    ours = step_flops(spec.model.config, trains(spec), (4, 128), remat=remat)
+    ours = step_flops(spec.model.config, trainable_shapes(spec), (4, 128), remat=remat)
     assert 1 < theirs / ours.hardware < 1.03
     assert ours.model == ours.hardware or remat
 
@@ -140,7 +140,7 @@ ENTRY %main (p: f32[2,8]) -> f32[8,8] {
 
 
 def test_collectives_are_found_in_all_their_forms():
-    found = {kind: (t.count, t.bytes) for kind, t in collectives(parse(HLO), 8).items()}
+    found = {kind: (t.n_runs, t.bytes_sent) for kind, t in collectives(parse(HLO), 8).items()}
     assert found == {
         "all-gather": (2, 8 * 8 * 4 * 3 // 4 + 32 * 4 * 7 // 8),  # one spread over two fusions, one that starts
         "all-reduce": (5, 5 * (44 * 1 // 2 * 2)),  # the loop counts to 10 in steps of 1 + 1
@@ -157,7 +157,7 @@ def test_groups_and_shapes_are_read_as_xla_writes_them():
     }  # fmt: skip
     assert {text: group_size(text, 16) for text in groups} == groups
     sizes = {"f32[2,3]{1,0}": 24, "bf16[7]": 14, "pred[]": 1, "s4[8]": 4, "f8e4m3fn[6]": 6, "(f32[2], s32[])": 12}
-    assert {text: size(text) for text in sizes} == sizes
+    assert {text: size_in_bytes(text) for text in sizes} == sizes
     assert elements("((f32[2]{0:T(8,128)}, s32[]), u8[1,2])") == ["(f32[2]{0:T(8,128)}, s32[])", " u8[1,2]"]
 
 
@@ -185,7 +185,7 @@ programs = {
 for name, program in programs.items():
     run = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=P("b"), out_specs=P("b"), check_vma=False))
     found = collectives(parse(run.lower(x).compile().as_text()), 8)
-    print(json.dumps([name, {k: [t.count, t.bytes] for k, t in found.items() if t.count}]))
+    print(json.dumps([name, {k: [t.n_runs, t.bytes_sent] for k, t in found.items() if t.n_runs}]))
 """
 
 
@@ -213,7 +213,7 @@ def test_every_chip_has_numbers_and_a_source():
     for chip in CHIPS:
         assert chip.source.startswith("https://")
         assert 1e14 < chip.flops < 1e16
-        assert chip.usable <= chip.hbm < 2**38
+        assert chip.usable_bytes <= chip.hbm < 2**38
         assert 1e11 < chip.bandwidth < 1e13
         assert 1e10 < chip.links < chip.bandwidth
 
@@ -241,15 +241,17 @@ def test_the_largest_batch_follows_from_shallow_models():
     def peak(shallow):
         n, B = shallow.model.config.n_layer, shallow.settings.batch_size
         asked.append((n, B))
-        return held(shallow.state(0)) + 1000 + 200 * n + 30 * B + 4 * n * B
+        return bytes_per_device(shallow.state(0)) + 1000 + 200 * n + 30 * B + 4 * n * B
 
-    room = measure(spec, peak)
+    memory_model = fit_memory_model(spec, peak)
     assert asked == [(1, 4), (1, 8), (2, 4), (2, 8)]
-    assert room.needs(60) == pytest.approx(held(spec.state(0)) + 1000 + 200 * 5 + 30 * 60 + 4 * 5 * 60)
-    assert room.largest(room.needs(60)) == 60
-    assert room.largest(room.needs(60) - 1) == 58
-    assert room.largest(0) == 0
-    assert measure(spec, lambda shallow: None) is None
+    assert memory_model.bytes_needed(60) == pytest.approx(
+        bytes_per_device(spec.state(0)) + 1000 + 200 * 5 + 30 * 60 + 4 * 5 * 60
+    )
+    assert memory_model.batch_limit(memory_model.bytes_needed(60)) == 60
+    assert memory_model.batch_limit(memory_model.bytes_needed(60) - 1) == 58
+    assert memory_model.batch_limit(0) == 0
+    assert fit_memory_model(spec, lambda shallow: None) is None
 
 
 @pytest.mark.parametrize(
@@ -257,9 +259,9 @@ def test_the_largest_batch_follows_from_shallow_models():
 )
 def test_a_shallow_model_trains_what_the_whole_one_does(freeze, blocks):
     spec = recipe_of(freeze=freeze)
-    assert differentiated(spec) == blocks
-    shallow = trains(with_blocks(spec, 1, 8))
-    whole = trains(spec)
+    assert n_differentiated_blocks(spec) == blocks
+    shallow = trainable_shapes(with_blocks(spec, 1, 8))
+    whole = trainable_shapes(spec)
     assert {name for name in shallow if not name.startswith("blocks.")} == {
         name for name in whole if not name.startswith("blocks.")
     }

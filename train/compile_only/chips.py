@@ -18,7 +18,7 @@ class Chip:
     """Dense bfloat16 FLOP/s, multiply and add counted as two."""
     hbm: float
     """Bytes of memory."""
-    usable: float
+    usable_bytes: float
     """Of them, what a program is given. TPU: by the compiler (libtpu 0.0.42) when it refuses a program that is too
     large. GPU: the three quarters that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
     bandwidth: float

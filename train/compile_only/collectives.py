@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from jaxgpt.train.compile_only.hlo import HloModule, Instruction, elements, size
+from jaxgpt.train.compile_only.hlo import HloModule, Instruction, elements, size_in_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -19,8 +19,8 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 class Traffic:
     """Of one kind of collective, in one step."""
 
-    count: int
-    bytes: int
+    n_runs: int
+    bytes_sent: int
     """That each chip sends, where pieces are passed on in a ring: of n chips, (n - 1)/n of what is gathered, scattered
     or exchanged, and twice that of what is reduced for all."""
 
@@ -53,7 +53,7 @@ def _sent(instruction: Instruction, kind: str, n_devices: int) -> int:
     n, starts = group_size(instruction.rest, n_devices), instruction.operation != kind
     # a start's type holds what goes in, what comes out, and more; only an all-reduce's is what comes out
     parts = elements(instruction.shape)[:2] if starts and kind != "all-reduce" else [instruction.shape]
-    whole = max(map(size, parts))
+    whole = max(map(size_in_bytes, parts))
     if kind == "collective-permute":
         return whole
     if kind == "reduce-scatter" and not starts:

@@ -20,10 +20,9 @@ from jaxgpt.convert.source import BUNDLED
 from jaxgpt.mesh import make_mesh
 from jaxgpt.model.gpt import abstract
 from jaxgpt.train.bounds import check_numbers
-from jaxgpt.train.compile_only.batch_limit import measure
 from jaxgpt.train.compile_only.compile_step import compile_step
 from jaxgpt.train.compile_only.step_time import estimate_step_time
-from jaxgpt.train.compile_only.summary import statement
+from jaxgpt.train.compile_only.summary import summarise
 from jaxgpt.train.compile_only.topology import Topology, find_topology
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.spec import STEPS, StepSpec, make_step_spec
@@ -36,22 +35,28 @@ DOES_NOT_FIT = 1
 def compile_only(settings: Settings) -> int:
     """Compiles the step of the last phase, in which most trains, says what came of it, and returns the exit code."""
     check_numbers(settings)
-    slice = find_topology(settings.topology)
-    spec = make_spec_of_shapes(settings, slice)
+    topology = find_topology(settings.topology)
+    spec = make_spec_of_shapes(settings, topology)
     with ThreadPoolExecutor(2) as pool:  # one core compiles the step, the other the shallow models
-        measured = pool.submit(measure, spec, lambda shallow: compile_step(shallow).peak) if slice.usable else None
+        fitted = (
+            pool.submit(fit_memory_model, spec, lambda shallow: compile_step(shallow).peak_bytes)
+            if topology.usable_bytes
+            else None
+        )
         compiled = compile_step(spec)
-        room = measured.result() if measured else None
-    fits = compiled.peak is not None and (slice.usable is None or compiled.peak <= slice.usable)
-    guess = estimate_step_time(spec, slice, compiled.program) if compiled.program and slice.chip else None
-    print(statement(spec, slice, compiled, guess, room, fits=fits))
+        memory_model = fitted.result() if fitted else None
+    fits = compiled.peak_bytes is not None and (
+        topology.usable_bytes is None or compiled.peak_bytes <= topology.usable_bytes
+    )
+    step_time = estimate_step_time(spec, topology, compiled.program) if compiled.program and topology.chip else None
+    print(summarise(spec, topology, compiled, step_time, memory_model, fits=fits))
     return 0 if fits else DOES_NOT_FIT
 
 
-def make_spec_of_shapes(settings: Settings, slice: Topology) -> StepSpec:
+def make_spec_of_shapes(settings: Settings, topology: Topology) -> StepSpec:
     """The specification of the run that the settings describe, as far as it can be known without its data."""
     config = config_of(settings.model)
-    mesh = make_mesh(settings.mesh, devices=slice.devices, width=config.n_embd)
+    mesh = make_mesh(settings.mesh, devices=topology.devices, width=config.n_embd)
     model = abstract(as_trained(config, settings, mesh), dtype=jnp.dtype(settings.dtype))
     if re.search(r"@[\d.]+ep", settings.freeze):
         raise InputError(f"--freeze={settings.freeze}: the data are not read here; say when in steps or percent")

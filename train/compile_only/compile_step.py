@@ -28,7 +28,7 @@ class Compiled:
     program: HloModule | None
 
     @property
-    def peak(self) -> int | None:
+    def peak_bytes(self) -> int | None:
         """Bytes in use on a device at the worst moment."""
         return self.memory and self.memory.peak_memory_in_bytes
 

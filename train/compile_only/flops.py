@@ -19,7 +19,7 @@ class Flops:
     backward: int
     """Of what trains only: a product needs the gradient of its kernel if that trains, and that of its input if anything
     below it does. Below the lowest that trains, nothing is differentiated."""
-    again: int = 0
+    recomputed: int = 0
     """What `--remat` computes a second time."""
 
     @property
@@ -30,7 +30,7 @@ class Flops:
     @property
     def hardware(self) -> int:
         """What the chips do."""
-        return self.model + self.again
+        return self.model + self.recomputed
 
 
 @dataclass(frozen=True)

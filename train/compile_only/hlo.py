@@ -89,11 +89,11 @@ class HloModule:
         if len(bounds) != 1 or len(counters) != 1:
             return max(bounds, default=1)
         (end,) = [i for i in body.values() if i.is_root]
-        step = _added(body, end.operands[counters[0]]) if end.operation == "tuple" else 1
+        step = _increment_of(body, end.operands[counters[0]]) if end.operation == "tuple" else 1
         return math.ceil(bounds[0] / max(step, 1))
 
 
-def _added(body: dict[str, Instruction], name: str) -> int:
+def _increment_of(body: dict[str, Instruction], name: str) -> int:
     """What a turn of a loop adds to a counter, which XLA may have made several turns of: copies and additions."""
     total = 0
     while (i := body.get(name)) is not None and i.operation in ("add", "copy"):
@@ -135,7 +135,7 @@ def elements(shape: str) -> list[str]:
     return parts
 
 
-def size(shape: str) -> int:
+def size_in_bytes(shape: str) -> int:
     """Bytes of all arrays in a type."""
     total = 0
     for dtype, dims in SHAPE.findall(shape):

@@ -12,7 +12,7 @@ from jaxgpt.train.compile_only.hlo import HloModule
 from jaxgpt.train.compile_only.topology import Topology
 from jaxgpt.train.step.spec import StepSpec
 
-MATRIX_UNITS, MEMORY, LINKS = 0.5, 0.8, 0.5
+ASSUMED_COMPUTE_UTILISATION, ASSUMED_MEMORY_UTILISATION, ASSUMED_LINK_UTILISATION = 0.5, 0.8, 0.5
 """Fractions of a chip's peak that a step is assumed to reach while it does nothing else. Large models train at 0.4 to
 0.6 of the matrix units' (PaLM 0.46: Chowdhery et al. 2022, section 6.3); a slice that is no whole torus has half its
 links."""
@@ -22,23 +22,23 @@ links."""
 class StepTime:
     """Of one step."""
 
-    compute: float
+    compute_seconds: float
     """Seconds, as for the others."""
-    memory: float
-    interconnect: float
+    memory_seconds: float
+    interconnect_seconds: float
 
     @property
     def seconds(self) -> float:
         """The largest: they go on at the same time, as far as the compiler can arrange it."""
-        return max(self.compute, self.memory, self.interconnect)
+        return max(self.compute_seconds, self.memory_seconds, self.interconnect_seconds)
 
     @property
     def bound(self) -> str:
         """What it waits for."""
-        return max(("compute", "memory", "interconnect"), key=lambda name: getattr(self, name))
+        return max(("compute", "memory", "interconnect"), key=lambda name: getattr(self, f"{name}_seconds"))
 
 
-def trains(spec: StepSpec) -> dict[str, jax.ShapeDtypeStruct]:
+def trainable_shapes(spec: StepSpec) -> dict[str, jax.ShapeDtypeStruct]:
     """What trains in the last phase."""
     return spec.state(spec.plan.phases[-1].start).trainable
 
@@ -46,7 +46,7 @@ def trains(spec: StepSpec) -> dict[str, jax.ShapeDtypeStruct]:
 def flops_of(spec: StepSpec) -> Flops:
     """Of a step of the last phase, over all chips."""
     batch = spec.settings.batch_size, spec.context
-    return step_flops(spec.model.config, trains(spec), batch, remat=spec.settings.remat)
+    return step_flops(spec.model.config, trainable_shapes(spec), batch, remat=spec.settings.remat)
 
 
 def traffic_of(spec: StepSpec, program: HloModule) -> dict[str, Traffic]:
@@ -54,7 +54,7 @@ def traffic_of(spec: StepSpec, program: HloModule) -> dict[str, Traffic]:
     return collectives(program, spec.mesh.size)
 
 
-def held(tree: object) -> int:
+def bytes_per_device(tree: object) -> int:
     """Bytes of a tree of shapes on each device."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
@@ -73,16 +73,16 @@ def bytes_moved(spec: StepSpec) -> float:
     for product, gradients, again in passes(config, state.trainable, batch, remat=settings.remat):
         kernels = settings.accumulate * product.kernel / mesh.shape["tensor"]
         total += (1 + gradients + again) * width * (product.activations / mesh.size + kernels)
-    return total + 2 * held((state.trainable, state.opt_state))
+    return total + 2 * bytes_per_device((state.trainable, state.opt_state))
 
 
-def estimate_step_time(spec: StepSpec, slice: Topology, program: HloModule) -> StepTime:
+def estimate_step_time(spec: StepSpec, topology: Topology, program: HloModule) -> StepTime:
     """For a slice whose chip is known."""
-    chip = slice.chip
+    chip = topology.chip
     assert chip is not None
-    sent = sum(kind.bytes for kind in traffic_of(spec, program).values())
+    sent = sum(kind.bytes_sent for kind in traffic_of(spec, program).values())
     return StepTime(
-        compute=flops_of(spec).hardware / slice.n_chips / (MATRIX_UNITS * chip.flops),
-        memory=bytes_moved(spec) / (MEMORY * chip.bandwidth / chip.cores),
-        interconnect=sent / (LINKS * chip.links / chip.cores),
+        compute_seconds=flops_of(spec).hardware / topology.n_chips / (ASSUMED_COMPUTE_UTILISATION * chip.flops),
+        memory_seconds=bytes_moved(spec) / (ASSUMED_MEMORY_UTILISATION * chip.bandwidth / chip.cores),
+        interconnect_seconds=sent / (ASSUMED_LINK_UTILISATION * chip.links / chip.cores),
     )

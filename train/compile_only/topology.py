@@ -40,9 +40,9 @@ class Topology:
         return len(self.devices) // (self.chip.cores if self.chip else 1)
 
     @property
-    def usable(self) -> float | None:
+    def usable_bytes(self) -> float | None:
         """Bytes of memory that a program is given on each device."""
-        return self.chip.usable / self.chip.cores if self.chip else None
+        return self.chip.usable_bytes / self.chip.cores if self.chip else None
 
 
 def find_topology(name: str | None) -> Topology:
