@@ -22,9 +22,12 @@ from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.layout import shape_of
 from jaxgpt.convert.shapes import SIZES, shape_of_published
 from jaxgpt.model.gpt import abstract
+from jaxgpt.train.compile_only import topology
 from jaxgpt.train.compile_only.batch_limit import fit_memory_model, n_differentiated_blocks, with_blocks
 from jaxgpt.train.compile_only.chips import CHIPS, GIB, chip_of
 from jaxgpt.train.compile_only.collectives import collectives, group_size
+from jaxgpt.train.compile_only.command import compile_only as compile_only_here
+from jaxgpt.train.compile_only.compile_step import compile_step
 from jaxgpt.train.compile_only.flops import step_flops
 from jaxgpt.train.compile_only.hlo import elements, parse, size_in_bytes
 from jaxgpt.train.compile_only.step_time import bytes_per_device, trainable_shapes
@@ -245,9 +248,8 @@ def test_the_largest_batch_follows_from_shallow_models():
 
     memory_model = fit_memory_model(spec, peak)
     assert asked == [(1, 4), (1, 8), (2, 4), (2, 8)]
-    assert memory_model.bytes_needed(60) == pytest.approx(
-        bytes_per_device(spec.state(0)) + 1000 + 200 * 5 + 30 * 60 + 4 * 5 * 60
-    )
+    beside_state = 1000 + 200 * 5 + 30 * 60 + 4 * 5 * 60
+    assert memory_model.bytes_needed(60) == pytest.approx(bytes_per_device(spec.state(0)) + beside_state)
     assert memory_model.batch_limit(memory_model.bytes_needed(60)) == 60
     assert memory_model.batch_limit(memory_model.bytes_needed(60) - 1) == 58
     assert memory_model.batch_limit(0) == 0
@@ -308,10 +310,33 @@ def test_this_machines_own_devices_are_compiled_for_and_nothing_is_read_or_writt
     done = call(
         "train", "--compile-only", f"--model={small}", "--data=not-there.txt", "--freeze=first1", "--batch-size=8"
     )
-    assert re.search(r"memory +fits: at its peak it needs \d+\.\d+ GiB", done.stdout)
+    said = re.search(r"memory +fits: the step needs (\S+) GiB of (\S+) GiB that this machine has\n", done.stdout)
+    temporaries = re.search(r"temporaries (\S+) GiB, code", done.stdout)
+    assert 0 < float(temporaries[1]) <= float(said[1]) < float(said[2]), done.stdout
     assert re.search(r"FLOPs +\d+\.\d+ TFLOP model a step", done.stdout)
     assert "8 sequences of 32 tokens" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_step_that_needs_more_than_this_machine_has_does_not_fit(monkeypatch, capsys, small):
+    settings = Settings(model=str(small), compile_only=True, batch_size=64)
+    monkeypatch.setattr(topology, "machine_memory", lambda: 2**20)
+    with jax.numpy_dtype_promotion("standard"):  # Optax is not strict
+        assert compile_only_here(settings) == 1
+    assert re.search(
+        r"does not fit: the step needs \S+ GiB of 0\.00 GiB that this machine has", capsys.readouterr().out
+    )
+    monkeypatch.setattr(topology, "machine_memory", lambda: None)
+    with jax.numpy_dtype_promotion("standard"):
+        assert compile_only_here(settings) == 0
+    assert re.search(r"memory +the step needs \S+ GiB on each device; .* is unknown", capsys.readouterr().out)
+
+
+def test_the_memory_of_a_step_on_a_cpu_includes_its_temporaries():
+    with jax.numpy_dtype_promotion("standard"):
+        compiled = compile_step(recipe_of(batch_size=8))
+    m = compiled.memory
+    assert compiled.peak_bytes >= m.argument_size_in_bytes + m.temp_size_in_bytes > m.peak_memory_in_bytes
 
 
 LIBTPU = os.environ.get("TPU_LIBRARY_PATH", ROOT / ".venv" / "tpu" / "libtpu" / "libtpu.so")
