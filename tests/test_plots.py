@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from jaxgpt.train.report import plots
-from jaxgpt.train.report.timeline import columns, plain, short
+from jaxgpt.train.report.timeline import columns, printable, short
 
 NAMES = ["head", "last1+ln_f", "regex:blocks.*.ln_.*$", "$x^$", "full"]
 CASES = [
@@ -171,6 +171,38 @@ def test_the_losses_are_the_logged_ones():
     np.testing.assert_array_equal(under.lines[0].get_ydata(), [nan, 1e-3, 1e-3, 1e-3, 0.5e-3])
 
 
+def test_of_many_losses_each_is_a_dot_and_the_line_is_smooth(monkeypatch):
+    rng, n = np.random.default_rng(0), 20_000
+    losses = 2 + 3 * np.exp(-np.arange(1, n + 1) / 500) + 0.1 * rng.normal(size=n)
+    losses[9000] = 1e30  # a spike is shown, and does not bend the line
+    losses[[12_000, n - 1]] = np.nan
+    metrics = [{"step": i, "loss": float(loss)} for i, loss in enumerate(losses, 1)]
+    figure = plots.loss_curves(metrics, [])
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    np.testing.assert_array_equal(lines["training"].get_ydata(), losses)
+    np.testing.assert_array_equal(lines["not finite"].get_xdata(), [12_001, n])
+    steps, smooth = lines["smoothed"].get_data()
+    assert len(steps) <= 1000
+    assert (steps[0], steps[-1]) == (1, n)
+    assert smooth[0] == losses[0]
+    assert np.isnan(smooth[-1])
+    np.testing.assert_allclose(smooth[:-1], (2 + 3 * np.exp(-steps / 500))[:-1], atol=0.1)
+    assert_legible(figure, monkeypatch)
+
+
+@pytest.mark.parametrize("n", [1, 29, 30, 31, 150])
+def test_few_losses_are_joined_and_a_loss_that_is_nan_is_a_gap(n):
+    losses = np.r_[np.nan, np.linspace(4, 2, n - 1)] if n > 1 else np.array([3.0])
+    lines = {line.get_label(): line for line in plots.loss_curves(
+        [{"step": i, "loss": float(loss)} for i, loss in enumerate(losses, 1)], []
+    ).axes[0].lines}  # fmt: skip
+    assert ("smoothed" in lines) == (n >= 30)
+    assert (lines["training"].get_linestyle() == "-") == (n < 30)
+    drawn = lines.get("smoothed", lines["training"])
+    np.testing.assert_array_equal(drawn.get_xdata(), np.arange(1, n + 1))
+    np.testing.assert_array_equal(np.isnan(drawn.get_ydata()), np.isnan(losses))
+
+
 @pytest.mark.parametrize("line", [{"step": 0, "eval_loss": 4.2}, {"step": 7}, {"step": 3, "loss": float("nan")}])
 def test_a_loss_picture_of_one_line(line, tmp_path):
     plots.save(plots.loss_curves([line], []), tmp_path / "loss.png")
@@ -226,7 +258,7 @@ def test_any_token_can_be_read(old, new, width, monkeypatch):
     after = np.concatenate([before, np.zeros((new, width), np.float32)])
     texts = assert_legible(plots.embedding_rows(before, after, HOSTILE), monkeypatch)
     for row, token in list(enumerate(HOSTILE, old))[:new]:
-        assert f'{row}  "{plain(token)}"' in texts
+        assert f'{row}  "{printable(token)}"' in texts
 
 
 @pytest.mark.parametrize(
@@ -240,13 +272,13 @@ def test_any_token_can_be_read(old, new, width, monkeypatch):
         ("", ""),
     ],
 )
-def test_plain(text, shown):
-    assert plain(text) == shown
+def test_printable(text, shown):
+    assert printable(text) == shown
 
 
 def test_long_names_are_cut():
-    assert plain("i" * 1000).endswith("i…")
-    assert 8 < len(plain("W" * 1000)) < len(plain("i" * 1000)) < 100
+    assert printable("i" * 1000).endswith("i…")
+    assert 8 < len(printable("W" * 1000)) < len(printable("i" * 1000)) < 100
 
 
 def test_short_counts():
