@@ -1,4 +1,4 @@
-"""One step on ever more chips that are not here: python benchmarks/scale.py [--model=gpt2] [--topology v5e:2x2 v5e:4x4]
+"""One step on more and more chips that are not here: python benchmarks/scale.py [--topology v5e:2x2 v5e:4x4]
 
 Compiles the training step for each slice, with as many sequences on each chip (weak scaling), and prints what a chip
 holds and sends as a table in Markdown. Needs libtpu (pip install 'jaxgpt[tpu]'), and no TPU.
@@ -12,7 +12,7 @@ from jaxgpt.train.compile_only.chips import GIB
 from jaxgpt.train.compile_only.collectives import KINDS
 from jaxgpt.train.compile_only.command import make_spec_of_shapes
 from jaxgpt.train.compile_only.compile_step import compile_step
-from jaxgpt.train.compile_only.step_time import estimate_step_time, held, traffic_of
+from jaxgpt.train.compile_only.step_time import bytes_per_device, estimate_step_time, traffic_of
 from jaxgpt.train.compile_only.topology import find_topology
 from jaxgpt.train.settings import Settings
 
@@ -20,44 +20,45 @@ SLICES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
 
 
 def main() -> None:
-    """Prints a row for each slice as soon as it is compiled."""
+    """Print a row for each slice as soon as it is compiled."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gpt2", help="a checkpoint, or the name of a published model")
     parser.add_argument("--topology", nargs="+", default=SLICES, help="slices, as in v5e:4x4")
     parser.add_argument("--rows", type=int, default=8, help="sequences on each chip")
     parser.add_argument("--remat", action="store_true", help="compute blocks again in the backward pass")
-    parser.add_argument("--mesh", help="as of python -m train; by default as there")
+    parser.add_argument("--mesh", help="as in python -m train; the default is the same")
     arguments = parser.parse_args()
     print("| chips | mesh | state | peak | temporaries | " + " | ".join(KINDS) + " | step, estimated | compiled in |")
     print("|---:|---|" + "---:|" * (len(KINDS) + 5))
     for name in arguments.topology:
-        slice = find_topology(name)
+        topology = find_topology(name)
         settings = Settings(
             model=arguments.model, topology=name, mesh=arguments.mesh, dtype="bfloat16", dropout=0.0,
-            remat=arguments.remat, batch_size=arguments.rows * slice.n_chips,
+            remat=arguments.remat, batch_size=arguments.rows * topology.n_chips,
         )  # fmt: skip
-        spec = make_spec_of_shapes(settings, slice)
+        spec = make_spec_of_shapes(settings, topology)
         compiled = compile_step(spec)
         mesh = " x ".join(str(size) for size in spec.mesh.shape.values())
-        state = held(spec.state(spec.plan.phases[-1].start)) / GIB
+        state = bytes_per_device(spec.state(spec.plan.phases[-1].start)) / GIB
         if compiled.program is None:
-            print(f"| {slice.n_chips} | {mesh} | {state:.2f} GiB | {compiled.refusal} |", flush=True)
+            print(f"| {topology.n_chips} | {mesh} | {state:.2f} GiB | {compiled.refusal} |", flush=True)
             continue
         sent = traffic_of(spec, compiled.program)
         columns = [
-            str(slice.n_chips), mesh, f"{state:.2f} GiB", f"{compiled.peak / GIB:.2f} GiB",
+            str(topology.n_chips), mesh, f"{state:.2f} GiB", f"{compiled.peak_bytes / GIB:.2f} GiB",
             f"{compiled.memory.temp_size_in_bytes / GIB:.2f} GiB",
-            *(f"{sent[kind].bytes / 1e6:,.0f} MB" if sent[kind].count else "" for kind in KINDS),
-            f"{estimate_step_time(spec, slice, compiled.program).seconds * 1000:,.0f} ms", f"{compiled.seconds:.0f} s",
+            *(f"{sent[kind].bytes_sent / 1e6:,.0f} MB" if sent[kind].n_runs else "" for kind in KINDS),
+            f"{estimate_step_time(spec, topology, compiled.program).seconds * 1000:,.0f} ms",
+            f"{compiled.seconds:.0f} s",
         ]  # fmt: skip
         print(f"| {' | '.join(columns)} |", flush=True)
-    remat = ", remat" * arguments.remat
+    remat = ", remat" if arguments.remat else ""
     print(f"\n{arguments.model}, {arguments.rows} sequences of {spec.context} tokens on each chip, bfloat16{remat}")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; jax {version('jax')}, libtpu {libtpu()}")
 
 
 def libtpu() -> str:
-    """Its version, where it is installed and not only named by TPU_LIBRARY_PATH."""
+    """Return the version of libtpu, or its path where TPU_LIBRARY_PATH names one that is not installed."""
     try:
         return version("libtpu")
     except PackageNotFoundError:

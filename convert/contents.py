@@ -13,10 +13,15 @@ from jaxgpt.convert.dialect import Tensors
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import llmc, safetensors, torch_zip
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 """Where a folder's weights are looked for, in this order."""
 
-STATE_DICTS = ("model", "state_dict", "model_state_dict")
+STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
 """Under what a training script may have put its state dict."""
 
 
@@ -45,9 +50,11 @@ def open_contents(path: Path) -> Contents:
 
         params, config = orbax.read(path)
         return Contents("Orbax", params, config=config)
-    weights = path if path.is_file() else next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    weights = path if path.is_file() else next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if weights is None:
-        raise InputError(f"{path}: no checkpoint that can be read here; looked for {', '.join(WEIGHTS)}, and Orbax")
+        raise InputError(
+            f"{path}: no checkpoint that can be read here; looked for {', '.join(WEIGHT_FILES)}, and Orbax"
+        )
     json_file = weights.parent / "config.json"
     config_json = read_json(json_file) if json_file.is_file() else None
     if weights.name.endswith(".safetensors.index.json"):
@@ -68,13 +75,13 @@ def open_contents(path: Path) -> Contents:
     if llmc.is_llmc(weights):
         tensors, config = llmc.read(weights)
         return Contents("llm.c", tensors, config=config)
-    raise InputError(f"{weights}: {_what_else(magic)}")
+    raise InputError(f"{weights}: {_describe_unreadable(magic)}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, without NaN, duplicate names or endless depth."""
     try:
-        fields = json.loads(path.read_text("utf-8"), object_pairs_hook=safetensors.unique)
+        fields = json.loads(path.read_text("utf-8"), object_pairs_hook=safetensors.without_duplicates)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     if not isinstance(fields, dict):
@@ -107,22 +114,22 @@ def _state_dict(path: Path) -> Tensors:
     with path.open("rb") as file:
         magic = file.read(512)
     if magic[:4] != b"PK\3\4":
-        raise InputError(f"{path}: {_what_else(magic)}")
+        raise InputError(f"{path}: {_describe_unreadable(magic)}")
     return _find_state_dict(path, torch_zip.read(path))
 
 
 def _find_state_dict(path: Path, tree: Any) -> dict[str, np.ndarray]:
-    candidates = [tree, *(tree.get(key) for key in STATE_DICTS)] if isinstance(tree, Mapping) else []
+    candidates = [tree, *(tree.get(key) for key in STATE_DICT_KEYS)] if isinstance(tree, Mapping) else []
     for found in candidates:
         if isinstance(found, Mapping) and found and all(isinstance(v, np.ndarray) for v in found.values()):
             if not all(isinstance(name, str) for name in found):
                 raise InputError(f"{path}: its tensors are not named by strings")
             return dict(found)
     inside = f"it holds {', '.join(map(repr, list(tree)[:8]))}" if isinstance(tree, Mapping) else "it is no dict"
-    raise InputError(f"{path}: no state dict in it, nor under {', '.join(STATE_DICTS)}; {inside}")
+    raise InputError(f"{path}: no state dict in it, nor under {', '.join(STATE_DICT_KEYS)}; {inside}")
 
 
-def _what_else(magic: bytes) -> str:
+def _describe_unreadable(magic: bytes) -> str:
     resave = "load it with torch.load(…, weights_only=True) in PyTorch and torch.save its state dict again"
     if magic[:2] == b"\x80\x02" and b"\xfc\x9cF\xf9 j\xa8P\x19" in magic[:32]:
         return f"a pickle of PyTorch before 1.6, which is not read: {resave}"

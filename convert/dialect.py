@@ -104,7 +104,7 @@ class Dialect:
         return {name: shape for name, shape in named if name in tensors and tuple(tensors[name].shape) == shape}
 
 
-def listing(title: str, problems: Iterable[str], most: int = 1000) -> str:
+def problem_list(title: str, problems: Iterable[str], most: int = 1000) -> str:
     """A message with a line for each problem; `most` is more than any GPT-2 has tensors."""
     problems = list(problems)
     shown = problems[:most] + [f"… and {len(problems) - most:,} more"] * (len(problems) > most)

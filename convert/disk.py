@@ -50,7 +50,7 @@ def parse_size(text: str) -> int:
     raise InputError(f"{text!r} is not a size such as 5GB, 500MB or 100KB")
 
 
-def track(doing: str, names: Iterable[str], arrays: Mapping[str, Any], dtype: Any = None) -> Iterator[str]:
+def with_progress(doing: str, names: Iterable[str], arrays: Mapping[str, Any], dtype: Any = None) -> Iterator[str]:
     """The names, one after another, with a bar of the bytes that are done; quiet where nobody is at a terminal."""
     names = list(names)
     sizes = {name: math.prod(arrays[name].shape) * np.dtype(dtype or arrays[name].dtype).itemsize for name in names}

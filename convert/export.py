@@ -15,10 +15,10 @@ from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.dialects.lesson import LESSON
 from jaxgpt.convert.dialects.linear import NANOGPT
-from jaxgpt.convert.disk import check_free, check_space, parse_size, publish, temporary_sibling, track
+from jaxgpt.convert.disk import check_free, check_space, parse_size, publish, temporary_sibling, with_progress
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import torch_zip
-from jaxgpt.convert.hf_folder import FILES, nbytes, write_hf_folder
+from jaxgpt.convert.hf_folder import FILES, size_in_bytes, write_hf_folder
 from jaxgpt.convert.layout import shape_of
 from jaxgpt.convert.mapping import check_params, same, to_theirs
 
@@ -32,10 +32,10 @@ TARGETS: dict[str, tuple[Dialect, tuple[str, ...]]] = {
 
 DTYPES = ("float32", "float16", "bfloat16")
 
-PLAIN = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "layer_norm_epsilon")
+FIXED_AS_IN_GPT2 = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "layer_norm_epsilon")
 """What the models of these files can't be told to do otherwise than GPT-2 does."""
 
-UNSTATED = (
+NOT_IN_PT_FILES = (
     "n_padding", "bos_token_id", "eos_token_id", "reorder_and_upcast_attn", "embd_pdrop", "attn_pdrop", "resid_pdrop",
 )  # fmt: skip
 """What a `.pt` file has no place for; none of it changes a logit."""
@@ -73,30 +73,31 @@ def write(
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     dialect, replaceable = TARGETS[to]
-    limit, kind = parse_size(shard_size), np.dtype(dtype) if dtype else None
+    shard_bytes = parse_size(shard_size)
+    cast_to = np.dtype(dtype) if dtype else None
     check_params(params, config, JAXGPT)
     if to == "hf" and not config.bias:
         params, config = with_zero_biases(params, config)
-    _check_form(dialect, config)
+    _check_representable(dialect, config)
     check_free(path, replaceable, force)
-    size = sum(nbytes(array, kind) for array in params.values())
+    size = sum(size_in_bytes(array, cast_to) for array in params.values())
     check_space(path, 2 * size if to == "orbax" else size)  # Orbax may need scratch files
     with temporary_sibling(path) as temporary:
         match to:
             case "hf":
-                write_hf_folder(temporary, params, config, kind, limit, tokenizer or {})
+                write_hf_folder(temporary, params, config, cast_to, shard_bytes, tokenizer or {})
             case "orbax":
-                _write_orbax(temporary, params, config, kind, tokenizer or {})
+                _write_orbax(temporary, params, config, cast_to, tokenizer or {})
             case "nanogpt":
                 tree = {"model": to_theirs(NANOGPT, params, config), "model_args": model_args(config)}
-                torch_zip.write(temporary, tree | {"iter_num": 0, "best_val_loss": 1e9, "config": {}}, kind)
+                torch_zip.write(temporary, tree | {"iter_num": 0, "best_val_loss": 1e9, "config": {}}, cast_to)
             case "lesson":
-                torch_zip.write(temporary, to_theirs(LESSON, params, config), kind)
+                torch_zip.write(temporary, to_theirs(LESSON, params, config), cast_to)
         if to == "lesson":  # a bare state dict: what it can't tell is given
             written = read(temporary, n_head=config.n_head, activation=config.activation_function)
         else:
             written = read(temporary)
-        _compare(written, params, config, kind)
+        _compare(written, params, config, cast_to)
         publish(temporary, path)
 
 
@@ -116,12 +117,14 @@ def model_args(config: GPTConfig) -> dict[str, Any]:
     return {**sizes, "n_head": config.n_head, "bias": config.bias, "dropout": float(config.resid_pdrop)}
 
 
-def _check_form(dialect: Dialect, config: GPTConfig) -> None:
+def _check_representable(dialect: Dialect, config: GPTConfig) -> None:
     """Refuses what the file's readers would compute otherwise."""
     if dialect.name not in ("nanogpt", "lesson"):
         return
     plain = GPTConfig()
-    wanted = {name: getattr(plain, name) for name in PLAIN} | {"n_inner": 4 * config.n_embd} | dict(dialect.fixed)
+    wanted = (
+        {name: getattr(plain, name) for name in FIXED_AS_IN_GPT2} | {"n_inner": 4 * config.n_embd} | dict(dialect.fixed)
+    )
     if dialect.name == "nanogpt":
         wanted["tie_word_embeddings"] = True
         wanted |= dict.fromkeys(("embd_pdrop", "attn_pdrop"), config.resid_pdrop)
@@ -133,26 +136,26 @@ def _check_form(dialect: Dialect, config: GPTConfig) -> None:
 
 
 def _write_orbax(
-    folder: Path, params: Tensors, config: GPTConfig, kind: np.dtype | None, tokenizer: Mapping[str, Path]
+    folder: Path, params: Tensors, config: GPTConfig, dtype: np.dtype | None, tokenizer: Mapping[str, Path]
 ) -> None:
     from jaxgpt.convert.formats import orbax
 
-    orbax.write(folder, params, config, kind)
+    orbax.write(folder, params, config, dtype)
     (folder / "tokenizer").mkdir()
     for name, file in tokenizer.items():
         shutil.copyfile(file, folder / "tokenizer" / name)
 
 
-def _cast(array: Any, kind: np.dtype | None) -> np.ndarray:
-    return np.asarray(array).astype(kind or array.dtype, copy=False)
+def _cast(array: Any, dtype: np.dtype | None) -> np.ndarray:
+    return np.asarray(array).astype(dtype or array.dtype, copy=False)
 
 
-def _compare(written: Checkpoint, params: Tensors, config: GPTConfig, kind: np.dtype | None) -> None:
+def _compare(written: Checkpoint, params: Tensors, config: GPTConfig, dtype: np.dtype | None) -> None:
     expected = config
     if written.dialect.name not in ("hf", "jaxgpt"):  # files that have no place for these
-        expected = replace(config, **{name: getattr(written.config, name) for name in UNSTATED})
+        expected = replace(config, **{name: getattr(written.config, name) for name in NOT_IN_PT_FILES})
     if written.config != expected:
         raise RuntimeError(f"{written.path}: reads back as {written.config}, not as {expected}")
-    for name in track("comparing", params, params, kind):
-        if not same(_cast(params[name], kind), written.params[name]):
+    for name in with_progress("comparing", params, params, dtype):
+        if not same(_cast(params[name], dtype), written.params[name]):
             raise RuntimeError(f"{written.path}: {name} reads back otherwise than it was written; is the disk sound?")

@@ -28,14 +28,14 @@ def write_hf_folder(
     folder: Path,
     params: Tensors,
     config: GPTConfig,
-    kind: np.dtype | None,
-    limit: int,
+    dtype: np.dtype | None,
+    shard_bytes: int,
     tokenizer: Mapping[str, Path],
 ) -> None:
     """Writes config, generation config, model card, tokenizer and weights, these in shards of at most `limit` bytes."""
     folder.mkdir()
     tensors = to_theirs(HF, params, config)
-    fields = config_to_hf(config) | {"dtype": np.dtype(kind or next(iter(tensors.values())).dtype).name}
+    fields = config_to_hf(config) | {"dtype": np.dtype(dtype or next(iter(tensors.values())).dtype).name}
     write_json(folder / "config.json", fields)
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
@@ -44,30 +44,30 @@ def write_hf_folder(
     (folder / "README.md").write_text(f"---\nlibrary_name: transformers\ntags: [gpt2, jaxgpt]\n---\n\n{card}", "utf-8")
     for name, source in tokenizer.items():
         shutil.copyfile(source, folder / name)
-    shards = _shards(tensors, kind, limit)
+    shards = _shards(tensors, dtype, shard_bytes)
     if len(shards) == 1:
-        return safetensors.write(folder / "model.safetensors", tensors, kind)
+        return safetensors.write(folder / "model.safetensors", tensors, dtype)
     weight_map: dict[str, str] = {}
     for i, names in enumerate(shards, 1):
         file = f"model-{i:05}-of-{len(shards):05}.safetensors"
-        safetensors.write(folder / file, {name: tensors[name] for name in names}, kind)
+        safetensors.write(folder / file, {name: tensors[name] for name in names}, dtype)
         weight_map |= dict.fromkeys(names, file)
-    total = sum(nbytes(array, kind) for array in tensors.values())
+    total = sum(size_in_bytes(array, dtype) for array in tensors.values())
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _shards(tensors: Tensors, kind: np.dtype | None, limit: int) -> list[list[str]]:
+def _shards(tensors: Tensors, dtype: np.dtype | None, shard_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
     for name, array in tensors.items():
-        if shards[-1] and size + nbytes(array, kind) > limit:
+        if shards[-1] and size + size_in_bytes(array, dtype) > shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size += nbytes(array, kind)
+        size += size_in_bytes(array, dtype)
     return shards
 
 
-def nbytes(array: Any, kind: np.dtype | None) -> int:
+def size_in_bytes(array: Any, dtype: np.dtype | None) -> int:
     """Bytes of an array, or of it cast."""
-    return math.prod(array.shape) * np.dtype(kind or array.dtype).itemsize
+    return math.prod(array.shape) * np.dtype(dtype or array.dtype).itemsize

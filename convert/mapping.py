@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.convert.config import GPTConfig
-from jaxgpt.convert.dialect import EMBEDDING, HEAD, Dialect, Tensors, listing
+from jaxgpt.convert.dialect import EMBEDDING, HEAD, Dialect, Tensors, problem_list
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.layout import LazyArray, relayout, shape_of, swap
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
+FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def to_ours(dialect: Dialect, tensors: Tensors, config: GPTConfig) -> tuple[dict[str, Any], GPTConfig]:
@@ -29,10 +29,12 @@ def to_ours(dialect: Dialect, tensors: Tensors, config: GPTConfig) -> tuple[dict
     problems += [
         f"dtype: {name} is {tensors[name].dtype}, not a floating-point type"
         for name, shape in expected.items()
-        if name in tensors and tuple(tensors[name].shape) == shape and np.dtype(tensors[name].dtype).name not in FLOATS
+        if name in tensors
+        and tuple(tensors[name].shape) == shape
+        and np.dtype(tensors[name].dtype).name not in FLOAT_DTYPES
     ]
     if problems:
-        raise InputError(listing(f"not a whole {dialect.title} checkpoint", problems))
+        raise InputError(problem_list(f"not a whole {dialect.title} checkpoint", problems))
     return {row.ours: relayout(_gather(tensors, row.theirs), row.layout, dims) for row in rows}, config
 
 
@@ -54,7 +56,7 @@ def check_params(params: Tensors, config: GPTConfig, dialect: Dialect) -> None:
     """Refuses parameters that are not those of the config."""
     ours = {row.ours: shape_of(row.right, config.dims) for row in dialect.expand(config)}
     if problems := list(_differences(params, ours)):
-        raise InputError(listing("the parameters do not fit the config", problems))
+        raise InputError(problem_list("the parameters do not fit the config", problems))
 
 
 def same(a: Any, b: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from jaxgpt.convert.config import ACTIVATIONS, GPTConfig
 from jaxgpt.convert.contents import Contents
 from jaxgpt.convert.dialect import EMBEDDING, Dialect, Tensors
+from jaxgpt.convert.dialects import DIALECTS
 from jaxgpt.convert.dialects.hf import DIALOGPT, HF
 from jaxgpt.convert.dialects.hf_config import config_from_hf
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
@@ -15,8 +16,6 @@ from jaxgpt.convert.dialects.linear import MINGPT, NANOGPT, UNKNOWN_LINEAR
 from jaxgpt.convert.dialects.llmc import LLMC
 from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
 from jaxgpt.convert.errors import InputError
-
-DIALECTS = {d.name: d for d in (HF, DIALOGPT, NANOGPT, MINGPT, UNKNOWN_LINEAR, LESSON, OLD_MINGPT, LLMC, JAXGPT)}
 
 WRAPPERS = ("_orig_mod.", "module.", "model.")
 """What torch.compile, DataParallel and Lightning put before every name."""
@@ -56,13 +55,13 @@ def recognise(
     if dialect is not None and dialect not in DIALECTS:
         raise InputError(f"--dialect: {dialect!r} is not one of {', '.join(DIALECTS)}")
     tensors = unwrap(contents.tensors)
-    found, reason = (DIALECTS[dialect], "it was given") if dialect else _by_names(contents, tensors)
+    found, reason = (DIALECTS[dialect], "it was given") if dialect else _dialect_by_names(contents, tensors)
     if contents.config is not None:
         config = contents.config
     elif contents.config_json is not None and found is not NANOGPT:  # nanoGPT's own model_args are in the file
         config = config_from_hf(contents.config_json)
     else:
-        config = _by_shapes(found, found.bare_names(tensors), contents.model_args or {}, n_head, activation)
+        config = _config_by_shapes(found, found.bare_names(tensors), contents.model_args or {}, n_head, activation)
     if n_head not in (None, config.n_head):
         raise InputError(f"--n-head={n_head} contradicts the checkpoint, which says {config.n_head}")
     if activation not in (None, config.activation_function):
@@ -85,7 +84,7 @@ def unwrap(tensors: Tensors) -> dict[str, Any]:
     return renamed
 
 
-def _by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, str]:
+def _dialect_by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, str]:
     if contents.format == "Orbax":
         return JAXGPT, "an Orbax checkpoint with the items `params` and `config`"
     if contents.format == "llm.c":
@@ -121,14 +120,14 @@ def _by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, str]:
     )
 
 
-def _by_shapes(
+def _config_by_shapes(
     dialect: Dialect, tensors: Tensors, model_args: dict[str, Any], n_head: int | None, activation: str | None
 ) -> GPTConfig:
     """The config of a checkpoint that comes without one."""
     fc1, pos, tok = dialect.row("blocks.{i}.mlp.fc1.kernel"), dialect.row("pos_emb.embedding"), dialect.row(EMBEDDING)
-    V, D = _axes(tensors, tok.at(0).names[0], tok.left, "VD")
-    (T,) = _axes(tensors, pos.names[0], pos.left, "T")
-    (F,) = _axes(tensors, fc1.at(0).names[0], fc1.left, "F")
+    V, D = _axis_sizes(tensors, tok.at(0).names[0], tok.left, "VD")
+    (T,) = _axis_sizes(tensors, pos.names[0], pos.left, "T")
+    (F,) = _axis_sizes(tensors, fc1.at(0).names[0], fc1.left, "F")
     block = re.compile(re.escape(fc1.names[0]).replace(r"\{i\}", r"(\d+)"))
     n_layer = 1 + max(int(found[1]) for name in tensors if (found := block.fullmatch(name)))
     stated = {"n_head": n_head, "activation_function": activation} | dict(dialect.fixed)
@@ -155,7 +154,7 @@ def _by_shapes(
     return GPTConfig(vocab_size=V, n_positions=T, n_embd=D, n_layer=n_layer, n_inner=F, bias=bias, **stated)
 
 
-def _axes(tensors: Tensors, name: str, side: str, letters: str) -> list[int]:
+def _axis_sizes(tensors: Tensors, name: str, side: str, letters: str) -> list[int]:
     """Sizes of some axes of a tensor, by their letters in its layout."""
     axes = side.split()
     if name not in tensors or len(tensors[name].shape) != len(axes):

@@ -22,12 +22,15 @@ from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.layout import shape_of
 from jaxgpt.convert.shapes import SIZES, shape_of_published
 from jaxgpt.model.gpt import abstract
-from jaxgpt.train.compile_only.batch_limit import differentiated, measure, with_blocks
+from jaxgpt.train.compile_only import topology
+from jaxgpt.train.compile_only.batch_limit import fit_memory_model, n_differentiated_blocks, with_blocks
 from jaxgpt.train.compile_only.chips import CHIPS, GIB, chip_of
 from jaxgpt.train.compile_only.collectives import collectives, group_size
+from jaxgpt.train.compile_only.command import compile_only as compile_only_here
+from jaxgpt.train.compile_only.compile_step import compile_step
 from jaxgpt.train.compile_only.flops import step_flops
-from jaxgpt.train.compile_only.hlo import elements, parse, size
-from jaxgpt.train.compile_only.step_time import held, trains
+from jaxgpt.train.compile_only.hlo import elements, parse, size_in_bytes
+from jaxgpt.train.compile_only.step_time import bytes_per_device, trainable_shapes
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.spec import StepSpec, make_step_spec
 
@@ -61,7 +64,7 @@ def test_flops_are_what_xla_counts_in_products(freeze, untied, remat):
     spec = recipe_of(replace(CONFIG, tie_word_embeddings=not untied), freeze=freeze, remat=remat)
     with jax.numpy_dtype_promotion("standard"):  # Optax is not strict
         theirs = spec.lower(spec.plan.phases[-1]).cost_analysis()["flops"]
-    ours = step_flops(spec.model.config, trains(spec), (4, 128), remat=remat)
+    ours = step_flops(spec.model.config, trainable_shapes(spec), (4, 128), remat=remat)
     assert 1 < theirs / ours.hardware < 1.03
     assert ours.model == ours.hardware or remat
 
@@ -140,7 +143,7 @@ ENTRY %main (p: f32[2,8]) -> f32[8,8] {
 
 
 def test_collectives_are_found_in_all_their_forms():
-    found = {kind: (t.count, t.bytes) for kind, t in collectives(parse(HLO), 8).items()}
+    found = {kind: (t.n_runs, t.bytes_sent) for kind, t in collectives(parse(HLO), 8).items()}
     assert found == {
         "all-gather": (2, 8 * 8 * 4 * 3 // 4 + 32 * 4 * 7 // 8),  # one spread over two fusions, one that starts
         "all-reduce": (5, 5 * (44 * 1 // 2 * 2)),  # the loop counts to 10 in steps of 1 + 1
@@ -157,7 +160,7 @@ def test_groups_and_shapes_are_read_as_xla_writes_them():
     }  # fmt: skip
     assert {text: group_size(text, 16) for text in groups} == groups
     sizes = {"f32[2,3]{1,0}": 24, "bf16[7]": 14, "pred[]": 1, "s4[8]": 4, "f8e4m3fn[6]": 6, "(f32[2], s32[])": 12}
-    assert {text: size(text) for text in sizes} == sizes
+    assert {text: size_in_bytes(text) for text in sizes} == sizes
     assert elements("((f32[2]{0:T(8,128)}, s32[]), u8[1,2])") == ["(f32[2]{0:T(8,128)}, s32[])", " u8[1,2]"]
 
 
@@ -185,7 +188,7 @@ programs = {
 for name, program in programs.items():
     run = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=P("b"), out_specs=P("b"), check_vma=False))
     found = collectives(parse(run.lower(x).compile().as_text()), 8)
-    print(json.dumps([name, {k: [t.count, t.bytes] for k, t in found.items() if t.count}]))
+    print(json.dumps([name, {k: [t.n_runs, t.bytes_sent] for k, t in found.items() if t.n_runs}]))
 """
 
 
@@ -213,7 +216,7 @@ def test_every_chip_has_numbers_and_a_source():
     for chip in CHIPS:
         assert chip.source.startswith("https://")
         assert 1e14 < chip.flops < 1e16
-        assert chip.usable <= chip.hbm < 2**38
+        assert chip.usable_bytes <= chip.hbm < 2**38
         assert 1e11 < chip.bandwidth < 1e13
         assert 1e10 < chip.links < chip.bandwidth
 
@@ -241,15 +244,16 @@ def test_the_largest_batch_follows_from_shallow_models():
     def peak(shallow):
         n, B = shallow.model.config.n_layer, shallow.settings.batch_size
         asked.append((n, B))
-        return held(shallow.state(0)) + 1000 + 200 * n + 30 * B + 4 * n * B
+        return bytes_per_device(shallow.state(0)) + 1000 + 200 * n + 30 * B + 4 * n * B
 
-    room = measure(spec, peak)
+    memory_model = fit_memory_model(spec, peak)
     assert asked == [(1, 4), (1, 8), (2, 4), (2, 8)]
-    assert room.needs(60) == pytest.approx(held(spec.state(0)) + 1000 + 200 * 5 + 30 * 60 + 4 * 5 * 60)
-    assert room.largest(room.needs(60)) == 60
-    assert room.largest(room.needs(60) - 1) == 58
-    assert room.largest(0) == 0
-    assert measure(spec, lambda shallow: None) is None
+    beside_state = 1000 + 200 * 5 + 30 * 60 + 4 * 5 * 60
+    assert memory_model.bytes_needed(60) == pytest.approx(bytes_per_device(spec.state(0)) + beside_state)
+    assert memory_model.batch_limit(memory_model.bytes_needed(60)) == 60
+    assert memory_model.batch_limit(memory_model.bytes_needed(60) - 1) == 58
+    assert memory_model.batch_limit(0) == 0
+    assert fit_memory_model(spec, lambda shallow: None) is None
 
 
 @pytest.mark.parametrize(
@@ -257,9 +261,9 @@ def test_the_largest_batch_follows_from_shallow_models():
 )
 def test_a_shallow_model_trains_what_the_whole_one_does(freeze, blocks):
     spec = recipe_of(freeze=freeze)
-    assert differentiated(spec) == blocks
-    shallow = trains(with_blocks(spec, 1, 8))
-    whole = trains(spec)
+    assert n_differentiated_blocks(spec) == blocks
+    shallow = trainable_shapes(with_blocks(spec, 1, 8))
+    whole = trainable_shapes(spec)
     assert {name for name in shallow if not name.startswith("blocks.")} == {
         name for name in whole if not name.startswith("blocks.")
     }
@@ -306,10 +310,33 @@ def test_this_machines_own_devices_are_compiled_for_and_nothing_is_read_or_writt
     done = call(
         "train", "--compile-only", f"--model={small}", "--data=not-there.txt", "--freeze=first1", "--batch-size=8"
     )
-    assert re.search(r"memory +fits: at its peak it needs \d+\.\d+ GiB", done.stdout)
+    said = re.search(r"memory +fits: the step needs (\S+) GiB of (\S+) GiB that this machine has\n", done.stdout)
+    temporaries = re.search(r"temporaries (\S+) GiB, code", done.stdout)
+    assert 0 < float(temporaries[1]) <= float(said[1]) < float(said[2]), done.stdout
     assert re.search(r"FLOPs +\d+\.\d+ TFLOP model a step", done.stdout)
     assert "8 sequences of 32 tokens" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_step_that_needs_more_than_this_machine_has_does_not_fit(monkeypatch, capsys, small):
+    settings = Settings(model=str(small), compile_only=True, batch_size=64)
+    monkeypatch.setattr(topology, "machine_memory", lambda: 2**20)
+    with jax.numpy_dtype_promotion("standard"):  # Optax is not strict
+        assert compile_only_here(settings) == 1
+    assert re.search(
+        r"does not fit: the step needs \S+ GiB of 0\.00 GiB that this machine has", capsys.readouterr().out
+    )
+    monkeypatch.setattr(topology, "machine_memory", lambda: None)
+    with jax.numpy_dtype_promotion("standard"):
+        assert compile_only_here(settings) == 0
+    assert re.search(r"memory +the step needs \S+ GiB on each device; .* is unknown", capsys.readouterr().out)
+
+
+def test_the_memory_of_a_step_on_a_cpu_includes_its_temporaries():
+    with jax.numpy_dtype_promotion("standard"):
+        compiled = compile_step(recipe_of(batch_size=8))
+    m = compiled.memory
+    assert compiled.peak_bytes >= m.argument_size_in_bytes + m.temp_size_in_bytes > m.peak_memory_in_bytes
 
 
 LIBTPU = os.environ.get("TPU_LIBRARY_PATH", ROOT / ".venv" / "tpu" / "libtpu" / "libtpu.so")

@@ -16,9 +16,9 @@ from torch_gpts import HuggingFaceNames, Lesson, OldMinGPT, tanh_gelu
 
 import jaxgpt
 from jaxgpt import convert
+from jaxgpt.convert.dialects import DIALECTS
 from jaxgpt.convert.dialects.linear import NANOGPT
 from jaxgpt.convert.mapping import same
-from jaxgpt.convert.recognise import DIALECTS
 
 TOKENS = random_tokens((2, DIMS["n_positions"]))
 N = DIMS["n_head"]

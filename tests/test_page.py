@@ -22,7 +22,8 @@ from jaxgpt.train.report.page import write_report
 from jaxgpt.train.settings import Settings
 
 EVIL = (
-    "<script>alert(1)</script> </pre><img src=x onerror=alert(2)> \"' & ${title} $page \x00\x1b[31m \ud800 " + "W" * 300
+    "<script>alert(1)</script> </pre><img src=x onerror=alert(2)> \"' & ${title} $page {{ title }} {% raw %} "
+    "\x00\x1b[31m \ud800 " + "W" * 300
 )
 MODULES = ["tok_emb", "pos_emb", "blocks.0", "blocks.1", "blocks.2", "ln_f"]
 
@@ -78,7 +79,7 @@ class Page(HTMLParser):
 
     def __init__(self, html: str):
         super().__init__()
-        self.elements, self.open, self.text = [], [], ""
+        self.elements, self.open, self.text, self.cells = [], [], "", []
         self.feed(html)
         self.close()
         assert not self.open
@@ -89,6 +90,8 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attrs)))
         if tag not in self.VOID:
             self.open.append(tag)
+        if tag in ("th", "td"):
+            self.cells.append("")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -96,9 +99,17 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.open[-1:] != ["style"]:
             self.text += data
+        if self.open[-1:] in (["th"], ["td"]):
+            self.cells[-1] += data
 
     def all(self, tag: str) -> list[dict]:
         return [attrs for name, attrs in self.elements if name == tag]
+
+
+def table_row(page: Page, name: str) -> list[str]:
+    """The cells after the heading of a flag's row."""
+    i = page.cells.index(f"--{name}")
+    return page.cells[i + 1 : i + 3]
 
 
 def read(folder: Path) -> Page:
@@ -117,8 +128,9 @@ def test_the_report_says_what_the_run_did(tmp_path):
     for words in (
         "4.200 → 2.700", "perplexity 66.7 → 14.9", "of 60", "3.4M", "100.0%: 3,400,000 of 3,400,000",
         "524,288 in the first of 2 phases", "10,030", "1.00 GiB", "The cat\n## not a heading", "The dog",
-        "model       tiny", "python -m train --freeze=gradual --steps=60 --resume", "0.10.2", "--batch-size",
-        f"python -m convert '{tmp_path}/a run' '{tmp_path}/a run-hf' --to=hf",
+        "model       tiny", "python -m train --freeze=gradual --steps=60\n", "0.10.2", "--batch-size",
+        f"jaxgpt train --resume '{tmp_path}/a run'", f"jaxgpt generate '{tmp_path}/a run' --prompt=Once",
+        f"jaxgpt convert '{tmp_path}/a run' '{tmp_path}/a run-hf' --to=hf",
     ):  # fmt: skip
         assert words in page.text, words
     assert len(page.all("img")) == 4
@@ -132,6 +144,24 @@ def test_changed_settings_come_first(tmp_path):
     marked = re.findall(r'<tr class="changed"><th scope="row">(.*?)</th>', html)
     assert marked == ["--freeze", "--out", "--steps", "--prompt"]
     assert html.rindex('class="changed"') < html.index(">--model<")
+
+
+def test_settings_that_the_run_resolved_are_shown_with_their_values(tmp_path):
+    folder = make_run(tmp_path / "run", patience=None, lr=None, mesh=None, dropout=0.2)
+    assert table_row(read(folder), "lr") == ["none", "none"]
+    facts = json.loads((folder / "run.json").read_text())
+    resolved = {"lr": 0.001, "mesh": "data=1,fsdp=1,tensor=1", "dropout": 0.2, "context": 0, "prompt": EVIL}
+    (folder / "run.json").write_text(json.dumps(facts | {"resolved": resolved}))
+    page = read(folder)
+    assert table_row(page, "lr") == ["0.001 (default)", "chosen by the run"]
+    assert table_row(page, "mesh") == ["data=1,fsdp=1,tensor=1 (default)", "chosen by the run"]
+    assert table_row(page, "context") == ["0 (default)", "chosen by the run"]
+    assert table_row(page, "dropout") == ["0.2", "chosen by the run"]
+    assert table_row(page, "prompt") == ["Once", "chosen by the run"]
+    assert table_row(page, "patience") == ["none", "none"]
+    for odd in (None, 3, ["lr"], "lr"):
+        (folder / "run.json").write_text(json.dumps(facts | {"resolved": odd}))
+        assert table_row(read(folder), "lr") == ["none", "none"]
 
 
 def test_a_command_that_resumes_is_not_told_to_twice(tmp_path):
@@ -161,7 +191,7 @@ def test_nothing_from_the_files_is_markup(tmp_path):
     assert [(tag, attrs.keys()) for tag, attrs in page.elements] == tame
     assert page.text.count("<script>alert(1)</script> </pre><img src=x onerror=alert(2)>") >= 10
     assert "\x00" not in page.text
-    assert page.text.count("${title} $page") >= 10
+    assert page.text.count("${title} $page {{ title }} {% raw %}") >= 10
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "updates.jsonl", "samples.md", "plots/embedding.png"])

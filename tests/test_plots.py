@@ -12,7 +12,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from jaxgpt.train.report import plots
-from jaxgpt.train.report.timeline import columns, plain, short
+from jaxgpt.train.report.timeline import columns, printable, short
+from jaxgpt.train.run.run_json import PhaseInfo
 
 NAMES = ["head", "last1+ln_f", "regex:blocks.*.ln_.*$", "$x^$", "full"]
 CASES = [
@@ -26,23 +27,23 @@ def modules_of(layers: int) -> list[str]:
     return ["tok_emb", "pos_emb", *(f"blocks.{i}" for i in range(layers)), "ln_f", "lm_head"]
 
 
-def phases_of(modules: list[str], starts: list[int]) -> list[dict]:
+def phases_of(modules: list[str], starts: list[int]) -> list[PhaseInfo]:
     """Each phase trains more from the top, and half of the module under that."""
     phases = []
     for i, start in enumerate(starts):
         frozen = len(modules) * (len(starts) - i) // (len(starts) + 1)
         trains = {name: 1.0 if row > frozen else 0.5 * (row == frozen) for row, name in enumerate(modules)}
         name = NAMES[i % len(NAMES)]
-        phases.append({"start": start, "name": name, "trainable": 10 ** (i % 12) + 234, "trains": trains})
+        phases.append(PhaseInfo(start, name, 10 ** (i % 12) + 234, trains))
     return phases
 
 
-def updates_of(steps: list[int], modules: list[str], phases: list[dict]) -> list[dict]:
+def updates_of(steps: list[int], modules: list[str], phases: list[PhaseInfo]) -> list[dict]:
     """Updates of what trains; in step 1 all are 0, as in a warm-up from 0."""
     rng = np.random.default_rng(0)
     updates = []
     for step in steps:
-        trains = [phase for phase in phases if phase["start"] < step][-1]["trains"]
+        trains = [phase for phase in phases if phase.start < step][-1].trains
         moves = rng.uniform(1e-5, 1e-3, len(modules)) * (step > 1)
         updates.append({name: float(move) if trains[name] else 0.0 for name, move in zip(modules, moves, strict=True)})
     return updates
@@ -95,8 +96,8 @@ def test_the_heatmap_shows_the_updates_and_hatches_exactly_what_is_frozen():
         assert box.get_hatch()
         inside = (np.asarray(steps) > box.get_x()) & (np.asarray(steps) <= box.get_x() + box.get_width())
         hatched[round(box.get_y() + 0.5)] |= inside
-    begun = np.searchsorted([phase["start"] for phase in phases], steps) - 1
-    frozen = [[not phases[i]["trains"][name] for i in begun] for name in modules]
+    begun = np.searchsorted([phase.start for phase in phases], steps) - 1
+    frozen = [[not phases[i].trains[name] for i in begun] for name in modules]
     np.testing.assert_array_equal(hatched, frozen)
     np.testing.assert_array_equal(mesh.get_array().mask, frozen)
     colors = mesh.to_rgba(mesh.get_array())
@@ -150,9 +151,9 @@ def test_the_freeze_map_shows_each_phase():
     assert len(boxes) == 3 * len(modules)
     for box in boxes:
         start, name = round(box.get_x()), modules[round(box.get_y() + 0.45)]
-        phase = next(phase for phase in phases if phase["start"] == start)
+        phase = next(phase for phase in phases if phase.start == start)
         assert box.get_width() == {0: 20, 20: 30, 50: 30}[start]
-        look = looks[phase["trains"][name]]
+        look = looks[phase.trains[name]]
         assert box.get_facecolor() == to_rgba(look["facecolor"])
         assert box.get_hatch() == look.get("hatch")
 
@@ -169,6 +170,38 @@ def test_the_losses_are_the_logged_ones():
     assert ax.get_ylabel() == "loss (nats per token)"
     (under,) = ax.child_axes
     np.testing.assert_array_equal(under.lines[0].get_ydata(), [nan, 1e-3, 1e-3, 1e-3, 0.5e-3])
+
+
+def test_of_many_losses_each_is_a_dot_and_the_line_is_smooth(monkeypatch):
+    rng, n = np.random.default_rng(0), 20_000
+    losses = 2 + 3 * np.exp(-np.arange(1, n + 1) / 500) + 0.1 * rng.normal(size=n)
+    losses[9000] = 1e30  # a spike is shown, and does not bend the line
+    losses[[12_000, n - 1]] = np.nan
+    metrics = [{"step": i, "loss": float(loss)} for i, loss in enumerate(losses, 1)]
+    figure = plots.loss_curves(metrics, [])
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    np.testing.assert_array_equal(lines["training"].get_ydata(), losses)
+    np.testing.assert_array_equal(lines["not finite"].get_xdata(), [12_001, n])
+    steps, smooth = lines["smoothed"].get_data()
+    assert len(steps) <= 1000
+    assert (steps[0], steps[-1]) == (1, n)
+    assert smooth[0] == losses[0]
+    assert np.isnan(smooth[-1])
+    np.testing.assert_allclose(smooth[:-1], (2 + 3 * np.exp(-steps / 500))[:-1], atol=0.1)
+    assert_legible(figure, monkeypatch)
+
+
+@pytest.mark.parametrize("n", [1, 29, 30, 31, 150])
+def test_few_losses_are_joined_and_a_loss_that_is_nan_is_a_gap(n):
+    losses = np.r_[np.nan, np.linspace(4, 2, n - 1)] if n > 1 else np.array([3.0])
+    lines = {line.get_label(): line for line in plots.loss_curves(
+        [{"step": i, "loss": float(loss)} for i, loss in enumerate(losses, 1)], []
+    ).axes[0].lines}  # fmt: skip
+    assert ("smoothed" in lines) == (n >= 30)
+    assert (lines["training"].get_linestyle() == "-") == (n < 30)
+    drawn = lines.get("smoothed", lines["training"])
+    np.testing.assert_array_equal(drawn.get_xdata(), np.arange(1, n + 1))
+    np.testing.assert_array_equal(np.isnan(drawn.get_ydata()), np.isnan(losses))
 
 
 @pytest.mark.parametrize("line", [{"step": 0, "eval_loss": 4.2}, {"step": 7}, {"step": 3, "loss": float("nan")}])
@@ -226,7 +259,7 @@ def test_any_token_can_be_read(old, new, width, monkeypatch):
     after = np.concatenate([before, np.zeros((new, width), np.float32)])
     texts = assert_legible(plots.embedding_rows(before, after, HOSTILE), monkeypatch)
     for row, token in list(enumerate(HOSTILE, old))[:new]:
-        assert f'{row}  "{plain(token)}"' in texts
+        assert f'{row}  "{printable(token)}"' in texts
 
 
 @pytest.mark.parametrize(
@@ -240,13 +273,13 @@ def test_any_token_can_be_read(old, new, width, monkeypatch):
         ("", ""),
     ],
 )
-def test_plain(text, shown):
-    assert plain(text) == shown
+def test_printable(text, shown):
+    assert printable(text) == shown
 
 
 def test_long_names_are_cut():
-    assert plain("i" * 1000).endswith("i…")
-    assert 8 < len(plain("W" * 1000)) < len(plain("i" * 1000)) < 100
+    assert printable("i" * 1000).endswith("i…")
+    assert 8 < len(printable("W" * 1000)) < len(printable("i" * 1000)) < 100
 
 
 def test_short_counts():

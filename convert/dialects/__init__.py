@@ -1,1 +1,13 @@
-"""One table per family of checkpoints."""
+"""One table per family of checkpoints; `DIALECTS` has them all by name."""
+
+from jaxgpt.convert.dialects.hf import DIALOGPT, HF
+from jaxgpt.convert.dialects.jaxgpt import JAXGPT
+from jaxgpt.convert.dialects.lesson import LESSON
+from jaxgpt.convert.dialects.linear import MINGPT, NANOGPT, UNKNOWN_LINEAR
+from jaxgpt.convert.dialects.llmc import LLMC
+from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
+
+DIALECTS = {
+    dialect.name: dialect
+    for dialect in (HF, DIALOGPT, NANOGPT, MINGPT, UNKNOWN_LINEAR, LESSON, OLD_MINGPT, LLMC, JAXGPT)
+}

@@ -21,10 +21,10 @@ from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.layout import LazyArray
 
-CHUNK = 2**26
+CHUNK_BYTES = 2**26
 """Bytes of the largest piece of an array that is written, and has to be read, at once."""
 
-ADDED = frozenset({"n_padding"})
+NEWER_FIELDS = frozenset({"n_padding"})
 """Fields that checkpoints written before there were such don't have: at their defaults."""
 
 
@@ -33,7 +33,7 @@ def read_config(path: Path) -> GPTConfig:
     try:
         fields = json.loads((path / "config" / "metadata").read_text("utf-8"))
         known = {field.name for field in dataclasses.fields(GPTConfig)}
-        if not isinstance(fields, dict) or not known - ADDED <= fields.keys() <= known:
+        if not isinstance(fields, dict) or not known - NEWER_FIELDS <= fields.keys() <= known:
             raise InputError(f"its fields are not {', '.join(sorted(known))}")
         return GPTConfig(**fields)
     except (OSError, ValueError) as error:
@@ -53,9 +53,11 @@ def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig]:
     return found, read_config(path)
 
 
-def restore(path: Path, places: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """The parameters as JAX arrays in their places (shardings by name); a host reads only what its devices hold."""
-    targets = {name: ocp.ArrayRestoreArgs(sharding=place, dtype=dtype, strict=False) for name, place in places.items()}
+def restore(path: Path, shardings: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """The parameters as JAX arrays in their shardings (shardings by name); a host reads only what its devices hold."""
+    targets = {
+        name: ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype, strict=False) for name, sharding in shardings.items()
+    }
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(targets, 0), restore_args=targets)
@@ -88,7 +90,7 @@ def write(path: Path, params: Mapping[str, Any], config: GPTConfig, dtype: np.dt
             type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler)),
         )
         handler = ocp.CompositeCheckpointHandler(params=params_handler, config=ocp.JsonCheckpointHandler())
-        chunked = {name: ocp.SaveArgs(chunk_byte_size=CHUNK) for name in arrays}
+        chunked = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in arrays}
         items = {
             "params": ocp.args.PyTreeSave(arrays, save_args=chunked),
             "config": ocp.args.JsonSave(dataclasses.asdict(config)),

@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxgpt.convert.disk import track
+from jaxgpt.convert.disk import with_progress
 from jaxgpt.convert.errors import InputError
 
 DTYPES = {
@@ -86,7 +86,7 @@ def write(path: Path, tensors: Mapping[str, Any], dtype: np.dtype | None = None)
     text += b" " * (-len(text) % 8)
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in track("writing", order, tensors, dtype):
+        for name in with_progress("writing", order, tensors, dtype):
             array = np.asarray(tensors[name])
             # row-major whatever the strides: safetensors 0.8 writes a strided array's bytes in memory order (#825)
             array = np.ascontiguousarray(array, dtype=dtype or array.dtype)
@@ -97,7 +97,7 @@ def write(path: Path, tensors: Mapping[str, Any], dtype: np.dtype | None = None)
 
 def _parse(path: Path, text: bytes) -> list[tuple[str, np.dtype, tuple[int, ...], int, int]]:
     try:
-        header = json.loads(text, object_pairs_hook=unique)
+        header = json.loads(text, object_pairs_hook=without_duplicates)
         header.pop("__metadata__", None)
         return [_entry(name, fields) for name, fields in header.items()]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -116,7 +116,7 @@ def _entry(name: str, fields: dict[str, Any]) -> tuple[str, np.dtype, tuple[int,
     return name, DTYPES[dtype], tuple(shape), begin, stop
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose names all differ: `object_pairs_hook` of `json.loads`."""
     if len(fields := dict(pairs)) != len(pairs):
         raise ValueError("a name stands twice")

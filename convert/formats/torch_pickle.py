@@ -32,7 +32,7 @@ STORAGES = {
 """`torch.FloatStorage` and so on, whose elements a storage holds."""
 
 
-class Machine:
+class PickleMachine:
     """Runs the opcodes of a state dict's pickle: https://docs.python.org/3/library/pickletools.html."""
 
     def __init__(self, data: mmap.mmap, storages: Mapping[str, zipfile.ZipInfo]):
@@ -71,26 +71,26 @@ class Machine:
                 stack.append(tuple(items))
             case "APPEND" | "APPENDS":
                 items = self._pop(1) if name == "APPEND" else self._above_mark()
-                _plain(stack[-1], list).extend(items)
+                _expect(stack[-1], list).extend(items)
             case "SETITEM" | "SETITEMS":
                 items = self._pop(2) if name == "SETITEM" else self._above_mark()
-                _plain(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+                _expect(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
                 self._memo[len(self._memo) if name == "MEMOIZE" else argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(self._memo[argument])
             case "GLOBAL":
-                stack.append(_callable(*argument.split(" ")))
+                stack.append(_resolve_global(*argument.split(" ")))
             case "STACK_GLOBAL":
-                stack.append(_callable(*self._pop(2)))
+                stack.append(_resolve_global(*self._pop(2)))
             case "REDUCE":
                 function, arguments = self._pop(2)
-                stack.append(self._call(function, _plain(arguments, tuple)))
+                stack.append(self._call(function, _expect(arguments, tuple)))
             case "BINPERSID":
-                stack.append(self._storage(_plain(stack.pop(), tuple)))
+                stack.append(self._storage(_expect(stack.pop(), tuple)))
             case "BUILD":  # an OrderedDict's attributes: `_metadata` of a state dict
                 stack.pop()
-                _plain(stack[-1], collections.OrderedDict)
+                _expect(stack[-1], collections.OrderedDict)
             case _:
                 raise InputError(f"its pickle does what no state dict needs: {name}")
 
@@ -109,9 +109,9 @@ class Machine:
 
     def _call(self, function: Any, arguments: tuple) -> Any:
         if function is collections.OrderedDict:
-            return collections.OrderedDict(*(dict(_plain(pairs, list)) for pairs in arguments))
+            return collections.OrderedDict(*(dict(_expect(pairs, list)) for pairs in arguments))
         if function == "torch._utils._rebuild_parameter":
-            return _plain(arguments[0], np.ndarray)
+            return _expect(arguments[0], np.ndarray)
         if function == "torch._utils._rebuild_tensor_v2":
             return _tensor(*arguments[:4])
         raise InputError(f"its pickle calls {function!r}")
@@ -136,8 +136,8 @@ class Machine:
 
 def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
     """A view of a storage, if all of it lies within."""
-    _plain(storage, np.ndarray)
-    numbers = [offset, *_plain(shape, tuple), *_plain(strides, tuple)]
+    _expect(storage, np.ndarray)
+    numbers = [offset, *_expect(shape, tuple), *_expect(strides, tuple)]
     if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or len(shape) != len(strides) or len(shape) > 8:
         raise InputError(f"a tensor of shape {shape!r} and strides {strides!r} at {offset!r}")
     if math.prod(max(n, 1) for n in shape) >= 2**48:
@@ -149,7 +149,7 @@ def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> n
     return np.lib.stride_tricks.as_strided(storage[offset:] if 0 not in shape else storage[:0], shape, steps)
 
 
-def _callable(module: str, name: str) -> Any:
+def _resolve_global(module: str, name: str) -> Any:
     """What stands for a global of the pickle; nothing is imported."""
     full = f"{module}.{name}"
     if full == "collections.OrderedDict":
@@ -160,16 +160,16 @@ def _callable(module: str, name: str) -> Any:
     raise InputError(f"its pickle names {full}, which is no part of a state dict: refused, and nothing was called")
 
 
-def _plain(value: Any, kind: type) -> Any:
+def _expect(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise InputError(f"its pickle has a {type(value).__name__} where a {kind.__name__} belongs")
     return value
 
 
-def pickled(value: Any, arrays: dict[int, tuple[int, Any]], dtype: np.dtype | None) -> bytes:
+def pickle_of(value: Any, arrays: dict[int, tuple[int, Any]], dtype: np.dtype | None) -> bytes:
     """The opcodes, of protocol 2, that make a value; `arrays` collects the storages, by the identity of an array."""
     if isinstance(value, dict):
-        pairs = b"".join(pickled(k, arrays, dtype) + pickled(v, arrays, dtype) for k, v in value.items())
+        pairs = b"".join(pickle_of(k, arrays, dtype) + pickle_of(v, arrays, dtype) for k, v in value.items())
         return b"ccollections\nOrderedDict\n)R(" + pairs + b"u"
     if value is None or isinstance(value, bool):
         return {None: b"N", True: b"\x88", False: b"\x89"}[value]
@@ -185,10 +185,12 @@ def pickled(value: Any, arrays: dict[int, tuple[int, Any]], dtype: np.dtype | No
     strides = [math.prod(value.shape[i + 1 :]) for i in range(len(value.shape))]
 
     def integers(numbers) -> bytes:
-        return b"(" + b"".join(pickled(n, arrays, dtype) for n in numbers) + b"t"
+        return b"(" + b"".join(pickle_of(n, arrays, dtype) for n in numbers) + b"t"
 
     count = math.prod(value.shape)
-    storage = b"(" + pickled("storage", arrays, dtype) + f"ctorch\n{kind}\n".encode()
-    storage += pickled(str(key), arrays, dtype) + pickled("cpu", arrays, dtype) + pickled(count, arrays, dtype) + b"tQ"
+    storage = b"(" + pickle_of("storage", arrays, dtype) + f"ctorch\n{kind}\n".encode()
+    storage += (
+        pickle_of(str(key), arrays, dtype) + pickle_of("cpu", arrays, dtype) + pickle_of(count, arrays, dtype) + b"tQ"
+    )
     rest = integers(value.shape) + integers(strides) + b"\x89" + b"ccollections\nOrderedDict\n)R"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"J\0\0\0\0" + rest + b"tR"

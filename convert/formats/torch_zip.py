@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.convert.disk import track
+from jaxgpt.convert.disk import with_progress
 from jaxgpt.convert.errors import InputError
-from jaxgpt.convert.formats.torch_pickle import Machine, pickled
+from jaxgpt.convert.formats.torch_pickle import PickleMachine, pickle_of
 
 MAX_PICKLE, MAX_MEMBERS = 100_000_000, 100_000
 """Bytes and zip members; a GPT-2's pickle has some ten kilobytes and a member for each tensor."""
@@ -42,8 +42,8 @@ def read(path: Path) -> Any:
                     raise InputError(f"{path}: {info.filename} is compressed, which torch.save never does")
             if members[pickles[0]].file_size > MAX_PICKLE:
                 raise InputError(f"{path}: its pickle has {members[pickles[0]].file_size:,} bytes")
-            order = archive.read(f"{root}byteorder") if f"{root}byteorder" in members else b"little"
-            if order != b"little":
+            byteorder = archive.read(f"{root}byteorder") if f"{root}byteorder" in members else b"little"
+            if byteorder != b"little":
                 raise InputError(f"{path}: saved on a big-endian machine, which is not supported")
             program = archive.read(pickles[0])
     except (
@@ -62,7 +62,7 @@ def read(path: Path) -> Any:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     storages = {name.removeprefix(f"{root}data/"): m for name, m in members.items() if name.startswith(f"{root}data/")}
     try:
-        return Machine(data, storages).run(program)
+        return PickleMachine(data, storages).run(program)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # whatever a hostile pickle makes of the machine is the file's fault
@@ -75,12 +75,12 @@ def write(path: Path, tree: Any, dtype: np.dtype | None = None) -> None:
     An array that stands twice is one storage with two names, as PyTorch's tied tensors are.
     """
     arrays: dict[int, tuple[int, Any]] = {}
-    program = b"\x80\x02" + pickled(tree, arrays, dtype) + b"."
+    program = b"\x80\x02" + pickle_of(tree, arrays, dtype) + b"."
     with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED, allowZip64=True) as archive:
         archive.writestr("archive/data.pkl", program)
         archive.writestr("archive/byteorder", "little")
         named = {str(key): array for key, array in arrays.values()}
-        for key in track("writing", named, named, dtype):
+        for key in with_progress("writing", named, named, dtype):
             array = named[key]
             values = np.asarray(array)
             values = np.ascontiguousarray(values, dtype=dtype or values.dtype)

@@ -1,7 +1,7 @@
-"""The largest batch that fits, from the memory of shallow models: to compile the whole one for each size takes hours.
+"""The largest batch that fits, estimated from shallow models: compiling the whole model for each size takes hours.
 
-What a step holds beside its state is very nearly a + b n + c B + d n B, of n blocks that are differentiated and B
-sequences. Models of one and two blocks give the four numbers.
+What a step needs beside its state is very nearly a + b n + c B + d n B, for n differentiated blocks and B sequences.
+Models of one and two blocks give the four numbers.
 """
 
 import math
@@ -10,83 +10,86 @@ from dataclasses import dataclass, replace
 
 from jaxgpt.mesh import batch_shards
 from jaxgpt.model.gpt import abstract
-from jaxgpt.train.compile_only.step_time import held, trains
+from jaxgpt.train.compile_only.step_time import bytes_per_device, trainable_shapes
 from jaxgpt.train.step.spec import StepSpec, make_step_spec
 
-BLOCKS, ROWS = (1, 2), (2, 4)
-"""Depths and sequences (on each device, in each part of `--accumulate`) of the shallow models."""
+SHALLOW_DEPTHS, SHALLOW_ROWS = (1, 2), (2, 4)
+"""Blocks and sequences (on each device, in each part of `--accumulate`) of the shallow models."""
 
 Peak = Callable[[StepSpec], float | None]
-"""Bytes in use on a device at the worst moment of a step of the last phase; None where it does not fit."""
+"""Peak bytes on a device in a step of the last phase; None where the step does not fit."""
 
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """How the memory of a step grows with its batch."""
+    """The memory of a step as a function of its batch."""
 
-    unit: int
-    """Sequences by which a batch can grow: one for each device that has some of its own, and for each part."""
-    state: int
-    """Bytes that a device holds of parameters and moments."""
-    fixed: float
-    """Bytes that a device needs beside them, whatever the batch."""
-    growing: float
-    """Bytes that it needs for each unit."""
+    unit_rows: int
+    """Sequences by which a batch grows: one for each device that holds its own, times the parts of `--accumulate`."""
+    state_bytes: int
+    """Bytes of parameters and moments on each device."""
+    fixed_bytes: float
+    """Other bytes on each device that do not depend on the batch."""
+    unit_bytes: float
+    """Bytes on each device for each unit of the batch."""
 
-    def needs(self, batch: int) -> float:
-        """Bytes on each device for a batch of so many sequences."""
-        return self.state + self.fixed + self.growing * batch / self.unit
+    def bytes_needed(self, batch: int) -> float:
+        """Return the bytes on each device for a batch of this many sequences."""
+        return self.state_bytes + self.fixed_bytes + self.unit_bytes * batch / self.unit_rows
 
-    def largest(self, usable: float) -> int:
-        """The largest batch that fits; 0 if none does."""
-        return max(0, math.floor((usable - self.state - self.fixed) / self.growing)) * self.unit
+    def batch_limit(self, usable_bytes: float) -> int:
+        """Return the largest batch that fits, or 0 if none does."""
+        n_units = math.floor((usable_bytes - self.state_bytes - self.fixed_bytes) / self.unit_bytes)
+        return max(0, n_units) * self.unit_rows
 
 
-def measure(spec: StepSpec, peak: Peak) -> MemoryModel | None:
-    """Compiles the shallow models; None where they don't tell, because one does not fit."""
-    unit = batch_shards(spec.mesh) * spec.settings.accumulate
-    depth = differentiated(spec)
-    beside: dict[tuple[int, int], float] = {}
-    for n in BLOCKS:
-        for rows in ROWS:
-            shallow = with_blocks(spec, n, unit * rows)
+def fit_memory_model(spec: StepSpec, peak: Peak) -> MemoryModel | None:
+    """Compile the shallow models and fit their memory; return None if one of them does not fit."""
+    unit_rows = batch_shards(spec.mesh) * spec.settings.accumulate
+    depth = n_differentiated_blocks(spec)
+    beside_state: dict[tuple[int, int], float] = {}
+    for n in SHALLOW_DEPTHS:
+        for rows in SHALLOW_ROWS:
+            shallow = with_blocks(spec, n, unit_rows * rows)
             if (found := peak(shallow)) is None:
                 return None
-            beside[n, rows] = found - state_bytes(shallow)
-    few, many = (beside[1, rows] + (depth - 1) * (beside[2, rows] - beside[1, rows]) for rows in ROWS)
-    growing = (many - few) / (ROWS[1] - ROWS[0])
-    return MemoryModel(unit, state_bytes(spec), few - growing * ROWS[0], growing)
+            beside_state[n, rows] = found - state_bytes_of(shallow)
+    few, many = (
+        beside_state[1, rows] + (depth - 1) * (beside_state[2, rows] - beside_state[1, rows]) for rows in SHALLOW_ROWS
+    )
+    unit_bytes = (many - few) / (SHALLOW_ROWS[1] - SHALLOW_ROWS[0])
+    return MemoryModel(unit_rows, state_bytes_of(spec), few - unit_bytes * SHALLOW_ROWS[0], unit_bytes)
 
 
-def differentiated(spec: StepSpec) -> int:
-    """Number of blocks whose backward pass is run: from the lowest that trains on."""
-    names = trains(spec)
+def n_differentiated_blocks(spec: StepSpec) -> int:
+    """Count the blocks that have a backward pass: from the lowest trainable one up."""
+    names = trainable_shapes(spec)
     if any(name.startswith(("tok_emb.", "pos_emb.")) for name in names):
         return spec.model.config.n_layer
     blocks = [int(name.split(".")[1]) for name in names if name.startswith("blocks.")]
     return spec.model.config.n_layer - min(blocks, default=spec.model.config.n_layer)
 
 
-def state_bytes(spec: StepSpec) -> int:
-    """What a device holds of the state in the last phase."""
-    return held(spec.state(spec.plan.phases[-1].start))
+def state_bytes_of(spec: StepSpec) -> int:
+    """Return the bytes of the state on each device in the last phase."""
+    return bytes_per_device(spec.state(spec.plan.phases[-1].start))
 
 
 def with_blocks(spec: StepSpec, n: int, batch: int) -> StepSpec:
-    """The specification of a model of the uppermost n blocks, of which the same trains, for another batch."""
+    """Make the specification of a model of the uppermost n blocks that trains the same parameters, for this batch."""
     config = spec.model.config
-    dropped = config.n_layer - n
+    n_dropped = config.n_layer - n
 
     def lowered(name: str) -> str | None:
         if not name.startswith("blocks."):
             return name
         _, i, rest = name.split(".", 2)
-        return f"blocks.{int(i) - dropped}.{rest}" if int(i) >= dropped else None
+        return f"blocks.{int(i) - n_dropped}.{rest}" if int(i) >= n_dropped else None
 
-    names = [name.replace(".", r"\.") for name in map(lowered, trains(spec)) if name]
+    names = [name.replace(".", r"\.") for name in map(lowered, trainable_shapes(spec)) if name]
     settings = replace(
         spec.settings, freeze=f"regex:{'|'.join(names)}", batch_size=batch, layer_lr_decay=1.0, lr_scale=()
     )
     model = abstract(replace(config, n_layer=n), dtype=spec.model.dtype)
-    packed = spec.batch.segments is not None
-    return make_step_spec(settings, spec.mesh, model, steps=spec.steps, packed=packed)
+    is_packed = spec.batch.segments is not None
+    return make_step_spec(settings, spec.mesh, model, steps=spec.steps, packed=is_packed)

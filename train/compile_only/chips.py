@@ -1,4 +1,4 @@
-"""What accelerators can do at most: one table, from their makers' pages."""
+"""Peak numbers of accelerators, in one table, from their makers' pages."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,28 +8,28 @@ GB, GIB = 10**9, 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """An accelerator, as a whole; `cores` of JAX's devices share one."""
+    """A whole accelerator; JAX may count it as several devices, which is `cores`."""
 
     name: str
     """As in `--topology`."""
     kinds: tuple[str, ...]
-    """What JAX calls its devices (`device_kind`), or the words that it begins with."""
+    """Values of JAX's `device_kind`, or the words that it begins with."""
     flops: float
-    """Dense bfloat16 FLOP/s, multiply and add counted as two."""
+    """Dense bfloat16 FLOP/s; a multiplication and an addition count as two."""
     hbm: float
     """Bytes of memory."""
-    usable: float
-    """Of them, what a program is given. TPU: by the compiler (libtpu 0.0.42) when it refuses a program that is too
-    large. GPU: the three quarters that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
+    usable_bytes: float
+    """Bytes of memory that a program may use. TPU: the limit that the compiler (libtpu 0.0.42) names when it refuses a
+    program that is too large. GPU: the 75 % that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION is set."""
     bandwidth: float
-    """Bytes/s from and to that memory."""
+    """Bytes/s between the chip and its memory."""
     links: float
-    """Bytes/s that it can send to other chips over all its links at once, and receive as many: half of what the makers
-    call bidirectional."""
+    """Bytes/s that the chip can send over all its links at once, and receive at the same time: half of the makers'
+    bidirectional number."""
     source: str
     cores: int = 1
     slices: tuple[str, ...] = ()
-    """Those that can be compiled for without one, as in `v5e:2x2`."""
+    """Sizes of slices that can be compiled for without such a chip, as in `v5e:2x2`."""
 
 
 def _gpu(name: str, kind: str, tflops: float, gb: int, gb_s: float, links_gb_s: float, source: str) -> Chip:
@@ -61,12 +61,13 @@ CHIPS = (
     _gpu("l4", "NVIDIA L4", 121, 24, 300, 32, "l4"),
     _gpu("l40s", "NVIDIA L40S", 362, 48, 864, 32, "l40s"),
 )  # fmt: skip
-"""Dense FLOP/s are half of what NVIDIA's pages give "with sparsity"; L4 and L40S talk over PCIe 4. The page of v5p says
-95 GB of memory, of which the compiler gives more. libtpu 0.0.42 ends the process where it should compile for tpu7x."""
+"""Dense FLOP/s are half of the numbers "with sparsity" on NVIDIA's pages. L4 and L40S communicate over PCIe 4. The page
+of v5p says 95 GB of memory, and the compiler allows more. libtpu 0.0.42 crashes when it compiles for tpu7x, which
+therefore has no slices."""
 
 
 def chip_of(device: Any) -> Chip | None:
-    """The chip that one of JAX's devices is, or is part of; None for one that is not in the table, such as a CPU."""
+    """Return the chip that a JAX device belongs to; None for one that is not in the table, such as a CPU."""
     kind = device.device_kind
     starts = {start: chip for chip in CHIPS for start in chip.kinds if f"{kind} ".startswith(f"{start} ")}
     return starts[max(starts, key=len)] if starts else None

@@ -1,35 +1,34 @@
-"""What the chips send each other in a step, read from the text of a compiled program.
+"""Bytes that the chips send each other in a step, read from the text of a compiled program.
 
-XLA writes a collective in several ways. One that computation hides begins with `-start` and ends with `-done`, or on a
-TPU appears in each of the fusions that it is spread over, under one `channel_id`. A reduce-scatter is on some TPUs an
-all-reduce in a computation called `all-reduce-scatter`; and where it is spread over the product that it sums, it is a
-ring of collective-permutes.
+XLA writes a collective in several ways. An asynchronous one begins with `-start` and ends with `-done`; on a TPU it may
+appear in several fusions under one `channel_id`. On some TPUs a reduce-scatter is an all-reduce in a computation called
+`all-reduce-scatter`, or a ring of collective-permutes where it is fused with the product that it sums.
 """
 
 import math
 import re
 from dataclasses import dataclass
 
-from jaxgpt.train.compile_only.hlo import HloModule, Instruction, elements, size
+from jaxgpt.train.compile_only.hlo import HloModule, Instruction, elements, size_in_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Of one kind of collective, in one step."""
+    """All collectives of one kind in one step."""
 
-    count: int
-    bytes: int
-    """That each chip sends, where pieces are passed on in a ring: of n chips, (n - 1)/n of what is gathered, scattered
-    or exchanged, and twice that of what is reduced for all."""
+    n_runs: int
+    bytes_sent: int
+    """Bytes that each chip sends with a ring algorithm: for n chips, (n - 1)/n of the gathered, scattered or exchanged
+    array, and twice that for an all-reduce."""
 
 
 def collectives(program: HloModule, n_devices: int) -> dict[str, Traffic]:
-    """What each kind of collective sends in a run of a program.
+    """Count the collectives in one run of a program and the bytes that they send, by kind.
 
     Args:
-        n_devices: of the program: the size of a group that is not spelled out.
+        n_devices: devices of the program, which is the size of a group that is not listed.
     """
     found: dict[tuple[str, str], tuple[int, int]] = {}
     for name, times in program.runs().items():
@@ -49,22 +48,23 @@ def collectives(program: HloModule, n_devices: int) -> dict[str, Traffic]:
 
 
 def _sent(instruction: Instruction, kind: str, n_devices: int) -> int:
-    """Bytes that each chip sends."""
-    n, starts = group_size(instruction.rest, n_devices), instruction.operation != kind
-    # a start's type holds what goes in, what comes out, and more; only an all-reduce's is what comes out
-    parts = elements(instruction.shape)[:2] if starts and kind != "all-reduce" else [instruction.shape]
-    whole = max(map(size, parts))
+    """Return the bytes that each chip sends."""
+    n = group_size(instruction.rest, n_devices)
+    is_start = instruction.operation != kind
+    # the type of a `-start` holds operand, result and more; only an all-reduce's is the result alone
+    parts = elements(instruction.shape)[:2] if is_start and kind != "all-reduce" else [instruction.shape]
+    whole = max(map(size_in_bytes, parts))
     if kind == "collective-permute":
         return whole
-    if kind == "reduce-scatter" and not starts:
+    if kind == "reduce-scatter" and not is_start:
         whole *= n
     return whole * (n - 1) // n * (2 if kind == "all-reduce" else 1)
 
 
 def group_size(rest: str, n_devices: int) -> int:
-    """How many chips take part in a collective together, by its attributes.
+    """Return the number of chips in each group of a collective, from its attributes.
 
-    They are listed, `{{0,1},{2,3}}`; or counted, `[2,2]<=[4]`; or named by axes of a mesh, `mesh['x'=2,'y'=4] {'y'}`,
+    Groups are listed, `{{0,1},{2,3}}`; or counted, `[2,2]<=[4]`; or named by axes of a mesh, `mesh['x'=2,'y'=4] {'y'}`,
     in which `'y':(1)2` is a part of an axis.
     """
     groups = rest.partition("replica_groups=")[2]

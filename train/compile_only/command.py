@@ -1,6 +1,6 @@
-"""`--compile-only`: the training step is compiled for a slice that may not be there, and what it will take is said.
+"""`--compile-only`: compile the training step, also for a slice that does not exist, and describe it.
 
-Nothing is written, and neither data nor weights nor tokenizer are read.
+It writes nothing, and reads neither data nor weights nor tokenizer.
 """
 
 import math
@@ -21,10 +21,10 @@ from jaxgpt.convert.source import BUNDLED
 from jaxgpt.mesh import make_mesh
 from jaxgpt.model.gpt import abstract
 from jaxgpt.train.command import check_settings
-from jaxgpt.train.compile_only.batch_limit import measure
+from jaxgpt.train.compile_only.batch_limit import fit_memory_model
 from jaxgpt.train.compile_only.compile_step import compile_step
 from jaxgpt.train.compile_only.step_time import estimate_step_time
-from jaxgpt.train.compile_only.summary import statement
+from jaxgpt.train.compile_only.summary import does_fit, summarise
 from jaxgpt.train.compile_only.topology import Topology, find_topology
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.spec import STEPS, StepSpec, make_step_spec
@@ -32,44 +32,51 @@ from jaxgpt.vocab import row_multiple
 
 
 def compile_only(settings: Settings) -> int:
-    """Compiles the step of the last phase, in which most trains, says what came of it, and returns the exit code."""
+    """Compile the step of the last phase, in which most trains, print its summary, and return the exit code."""
     check_settings(settings)
-    slice = find_topology(settings.topology)
-    spec = make_spec_of_shapes(settings, slice)
-    with ThreadPoolExecutor(2) as pool:  # one core compiles the step, the other the shallow models
-        measured = pool.submit(measure, spec, lambda shallow: compile_step(shallow).peak) if slice.usable else None
+    topology = find_topology(settings.topology)
+    spec = make_spec_of_shapes(settings, topology)
+    with ThreadPoolExecutor(2) as pool:  # one thread compiles the step, the other the shallow models
+        fitted = None
+        if topology.chip:
+            fitted = pool.submit(fit_memory_model, spec, lambda shallow: compile_step(shallow).peak_bytes)
         compiled = compile_step(spec)
-        room = measured.result() if measured else None
-    fits = compiled.peak is not None and (slice.usable is None or compiled.peak <= slice.usable)
-    guess = estimate_step_time(spec, slice, compiled.program) if compiled.program and slice.chip else None
-    print(statement(spec, slice, compiled, guess, room, fits=fits))
-    return ExitCode.OK if fits else ExitCode.FAILED
+        memory_model = fitted.result() if fitted else None
+    step_time = None
+    if compiled.program and topology.chip:
+        step_time = estimate_step_time(spec, topology, compiled.program)
+    print(summarise(spec, topology, compiled, step_time, memory_model))
+    return ExitCode.FAILED if does_fit(topology, compiled) is False else ExitCode.OK
 
 
-def make_spec_of_shapes(settings: Settings, slice: Topology) -> StepSpec:
-    """The specification of the run that the settings describe, as far as it can be known without its data."""
+def make_spec_of_shapes(settings: Settings, topology: Topology) -> StepSpec:
+    """Make the specification of the run that the settings describe, as far as it is known without the data."""
     config = config_of(settings.model)
-    mesh = make_mesh(settings.mesh, devices=slice.devices, width=config.n_embd)
+    mesh = make_mesh(settings.mesh, devices=topology.devices, width=config.n_embd)
     model = abstract(as_trained(config, settings, mesh), dtype=jnp.dtype(settings.dtype))
     if re.search(r"@[\d.]+ep", settings.freeze):
-        raise InputError(f"--freeze={settings.freeze}: the data are not read here; say when in steps or percent")
-    return make_step_spec(settings, mesh, model, steps=settings.steps or STEPS, packed=settings.rows == "packed")
+        raise InputError(
+            f"--freeze={settings.freeze}: epochs are unknown because --compile-only reads no data; use steps or percent"
+        )
+    is_packed = settings.rows == "packed"
+    return make_step_spec(settings, mesh, model, steps=settings.steps or STEPS, packed=is_packed)
 
 
 def config_of(model: str) -> jaxgpt.GPTConfig:
-    """The shape of a checkpoint that is here, or of a published one."""
+    """Return the shape of a published model, or of a checkpoint that is here."""
     is_here = model in BUNDLED or Path(model).expanduser().exists()
     return (None if is_here else shape_of_published(model)) or convert.read(model).config
 
 
 def as_trained(config: jaxgpt.GPTConfig, settings: Settings, mesh: Mesh) -> jaxgpt.GPTConfig:
-    """With the changes that a run makes to a model before it trains: dropout, head, and rows for tokens."""
+    """Apply the changes that a run makes to a model before it trains: dropout, head, and rows for tokens."""
     if (p := settings.dropout) is not None:
         config = replace(config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
     if settings.untie_head:
         config = replace(config, tie_word_embeddings=False)
-    tokens = config.n_tokens + len(settings.add_tokens.split(",") if settings.add_tokens else ())
-    if tokens == config.n_tokens and config.vocab_size % mesh.shape["tensor"] == 0:
+    n_added = len(settings.add_tokens.split(",")) if settings.add_tokens else 0
+    if not n_added and config.vocab_size % mesh.shape["tensor"] == 0:
         return config
-    rows = math.ceil(tokens / row_multiple(mesh)) * row_multiple(mesh)
-    return replace(config, vocab_size=rows, n_padding=rows - tokens)
+    n_tokens = config.n_tokens + n_added
+    n_rows = math.ceil(n_tokens / row_multiple(mesh)) * row_multiple(mesh)
+    return replace(config, vocab_size=n_rows, n_padding=n_rows - n_tokens)

@@ -1,8 +1,8 @@
-"""Work of a training step, by formula: XLA counts a loop's body once and a kernel of ours never.
+"""FLOPs of a training step, by formula: XLA's count takes a loop's body once and misses custom kernels.
 
-Only matrix products count, a multiplication and an addition each, as in appendix B of Chowdhery et al. 2022 (PaLM):
-attention over all T x T pairs, though a causal kernel skips half of them. Softmax, LayerNorm, GELU and AdamW, which do
-not count, are a few percent.
+Only matrix products count, with a multiplication and an addition each, as in appendix B of Chowdhery et al. 2022
+(PaLM). Attention counts all T x T pairs, though a causal kernel skips half of them. Softmax, LayerNorm, GELU and AdamW
+do not count; they are a few percent.
 """
 
 from collections.abc import Collection, Iterator
@@ -13,88 +13,88 @@ from jaxgpt.convert.config import GPTConfig
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one step, over all chips."""
+    """FLOPs of one step, over all chips."""
 
     forward: int
     backward: int
-    """Of what trains only: a product needs the gradient of its kernel if that trains, and that of its input if anything
-    below it does. Below the lowest that trains, nothing is differentiated."""
-    again: int = 0
-    """What `--remat` computes a second time."""
+    """A product needs the gradient of its kernel if the kernel trains, and the gradient of its input if anything below
+    it trains. Below the lowest trainable parameter nothing is differentiated."""
+    recomputed: int = 0
+    """The part of the forward pass that `--remat` computes a second time."""
 
     @property
     def model(self) -> int:
-        """What the mathematics needs: of this, utilisation (MFU) is a fraction."""
+        """Forward and backward: model FLOPs utilisation (MFU) is a fraction of these."""
         return self.forward + self.backward
 
     @property
     def hardware(self) -> int:
-        """What the chips do."""
-        return self.model + self.again
+        """FLOPs that the chips execute."""
+        return self.model + self.recomputed
 
 
 @dataclass(frozen=True)
 class Product:
-    """A product in the forward pass, in the order of the network."""
+    """A matrix product of the forward pass."""
 
     name: str
-    """Of what it multiplies with: a kernel; or a block's attention, which multiplies activations with each other."""
+    """Name of its kernel, or of a block's attention, which multiplies activations with each other."""
     flops: int
     activations: int
-    """Numbers that it reads and writes, but for the kernel's."""
+    """Numbers that it reads and writes, without the kernel's."""
     kernel: int = 0
-    """Numbers of its kernel."""
+    """Numbers in its kernel."""
     before: str | None = None
-    """The LayerNorm between the product before it and this one."""
+    """The LayerNorm between the previous product and this one."""
 
 
 def step_flops(config: GPTConfig, trainable: Collection[str], batch: tuple[int, int], *, remat: bool = False) -> Flops:
-    """What a step costs.
+    """Count the FLOPs of a step.
 
     Args:
-        trainable: names of the parameters that train.
+        trainable: names of the trainable parameters.
         batch: B and T.
     """
     forward = backward = recomputed = 0
-    for product, gradients, again in passes(config, trainable, batch, remat=remat):
+    for product, n_gradients, is_recomputed in passes(config, trainable, batch, remat=remat):
         forward += product.flops
-        backward += gradients * product.flops
-        recomputed += again * product.flops
+        backward += n_gradients * product.flops
+        recomputed += is_recomputed * product.flops
     return Flops(forward, backward, recomputed)
 
 
 def passes(
     config: GPTConfig, trainable: Collection[str], batch: tuple[int, int], *, remat: bool = False
 ) -> Iterator[tuple[Product, int, bool]]:
-    """Each product, how many as large its gradients take, and whether it is computed again."""
+    """Yield each product, the number of products of its size in the backward pass, and whether it is recomputed."""
     modules = {name.rpartition(".")[0] for name in trainable}
-    below = bool(modules & {"tok_emb", "pos_emb"})
+    trains_below = bool(modules & {"tok_emb", "pos_emb"})
     for product in products(config, *batch):
-        below = below or product.before in modules
+        trains_below = trains_below or product.before in modules
         is_attention, module = product.name.endswith(".attn"), product.name.rpartition(".")[0]
-        # of an attention, both that it multiplies are activations
-        gradients = 2 * below if is_attention else below + (product.name in trainable)
-        in_block = product.name.startswith("blocks.")
+        # both operands of attention are activations
+        n_gradients = 2 * trains_below if is_attention else trains_below + (product.name in trainable)
+        is_in_block = product.name.startswith("blocks.")
         block = ".".join(product.name.split(".")[:2])
-        differentiated = below or any(name.startswith(f"{block}.") for name in modules)
-        # the output of fc2 is added to the stream, and no gradient needs it
-        yield product, gradients, remat and in_block and differentiated and not module.endswith(".fc2")
-        below = below or (not is_attention and module in modules)
+        is_differentiated = trains_below or any(name.startswith(f"{block}.") for name in modules)
+        # no gradient needs the output of fc2, which is added to the residual stream
+        yield product, n_gradients, remat and is_in_block and is_differentiated and not module.endswith(".fc2")
+        trains_below = trains_below or (not is_attention and module in modules)
 
 
 def products(config: GPTConfig, B: int, T: int) -> list[Product]:
-    """All products of a forward pass over B rows of T tokens."""
-    D, n = config.n_embd, B * T
+    """List the products of a forward pass over B rows of T tokens, in the order of the network."""
+    D, n_tokens = config.n_embd, B * T
 
     def linear(name: str, rows: int, columns: int, before: str | None = None) -> Product:
-        return Product(name, 2 * n * rows * columns, n * (rows + columns), rows * columns, before)
+        return Product(name, 2 * n_tokens * rows * columns, n_tokens * (rows + columns), rows * columns, before)
 
     found = []
     for i in range(config.n_layer):
         block = f"blocks.{i}"
         found += [
             linear(f"{block}.attn.c_attn.kernel", D, 3 * D, f"{block}.ln_1"),
-            Product(f"{block}.attn", 2 * 2 * n * T * D, n * 4 * D),
+            Product(f"{block}.attn", 2 * 2 * n_tokens * T * D, n_tokens * 4 * D),
             linear(f"{block}.attn.c_proj.kernel", D, D),
             linear(f"{block}.mlp.fc1.kernel", D, config.n_inner, f"{block}.ln_2"),
             linear(f"{block}.mlp.fc2.kernel", config.n_inner, D),

@@ -1,11 +1,11 @@
-"""The text of a compiled program, as XLA prints it: computations, and how often a run goes through each."""
+"""Parser of XLA's text of a compiled program: its computations, and how often one run executes each."""
 
 import math
 import re
 from dataclasses import dataclass
 
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
-"""Of the types whose names do not end with their number of bits."""
+"""Bits of the types whose names do not end with that number."""
 
 COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"^\s+(ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
@@ -21,46 +21,46 @@ class Instruction:
 
     name: str
     shape: str
-    """As it is written: an array's, or a tuple's in parentheses."""
+    """Type as text: an array's, or a tuple's in parentheses."""
     operation: str
     rest: str
     """Operands and attributes."""
     is_root: bool = False
-    """Whether it is what its computation returns."""
+    """It is the result of its computation."""
     known_trips: int | None = None
-    """How often a loop is run, where it says so."""
+    """Number of iterations of a loop, where the text states it."""
 
     @property
     def operands(self) -> list[str]:
-        """Names of what it is given."""
+        """Names of its operands."""
         return re.findall(r"%([^\s,()]+)", self.rest.partition(")")[0])
 
     @property
     def number(self) -> int | None:
-        """The value of an integer that is constant."""
-        is_one = self.operation == "constant" and NUMBER.match(self.shape)
-        return int(self.rest.partition(")")[0]) if is_one else None
+        """Value of a constant integer; None for anything else."""
+        is_number = self.operation == "constant" and NUMBER.match(self.shape)
+        return int(self.rest.partition(")")[0]) if is_number else None
 
     @property
     def index(self) -> int:
-        """Which element of a tuple it takes."""
+        """Index of the tuple element that a get-tuple-element reads."""
         return int(self.rest.partition("index=")[2].partition(",")[0])
 
     @property
     def calls(self) -> list[str]:
-        """Names of the computations that it runs."""
+        """Names of the computations that it calls."""
         return [name.strip("% ") for names in CALLED.findall(self.rest) for name in names.split(",") if name.strip()]
 
 
 @dataclass(frozen=True)
 class HloModule:
-    """A parsed text."""
+    """A parsed program."""
 
     computations: dict[str, list[Instruction]]
     entry: str
 
     def runs(self) -> dict[str, int]:
-        """Computations that a run goes through, and how often; one that several call, as often as the busiest."""
+        """Count how often one run executes each computation; one with several callers counts for the busiest."""
         times: dict[str, int] = {}
 
         def visit(name: str, factor: int) -> None:
@@ -75,7 +75,7 @@ class HloModule:
         return times
 
     def _trips(self, instruction: Instruction) -> int:
-        """How often an instruction runs what it calls; a loop that does not say counts from 0 up to its bound."""
+        """Return how often an instruction runs what it calls; a loop without a stated count counts from 0."""
         if instruction.operation != "while":
             return 1
         if instruction.known_trips is not None:
@@ -89,12 +89,12 @@ class HloModule:
         if len(bounds) != 1 or len(counters) != 1:
             return max(bounds, default=1)
         (end,) = [i for i in body.values() if i.is_root]
-        step = _added(body, end.operands[counters[0]]) if end.operation == "tuple" else 1
+        step = _increment_of(body, end.operands[counters[0]]) if end.operation == "tuple" else 1
         return math.ceil(bounds[0] / max(step, 1))
 
 
-def _added(body: dict[str, Instruction], name: str) -> int:
-    """What a turn of a loop adds to a counter, which XLA may have made several turns of: copies and additions."""
+def _increment_of(body: dict[str, Instruction], name: str) -> int:
+    """Return the sum that one iteration adds to a loop counter; XLA may have unrolled it into several additions."""
     total = 0
     while (i := body.get(name)) is not None and i.operation in ("add", "copy"):
         numbers = [body[operand].number or 0 for operand in i.operands if operand in body]
@@ -104,7 +104,7 @@ def _added(body: dict[str, Instruction], name: str) -> int:
 
 
 def parse(text: str) -> HloModule:
-    """The program of `compiled.as_text()`."""
+    """Parse the text that `compiled.as_text()` returns."""
     computations: dict[str, list[Instruction]] = {}
     entry = ""
     for line in text.splitlines():
@@ -112,7 +112,7 @@ def parse(text: str) -> HloModule:
             here = computations[begins[2]] = []
             entry = begins[2] if begins[1] else entry
         elif computations and " = " in line:
-            said, _, backend = line.partition(", backend_config=")  # which is long and says little
+            said, _, backend = line.partition(", backend_config=")  # long, and only the trip count is of use
             if found := INSTRUCTION.match(said.partition(", metadata=")[0]):
                 trips = TRIPS.search(backend)
                 root, name, shape, operation, rest = found.groups()
@@ -122,7 +122,7 @@ def parse(text: str) -> HloModule:
 
 
 def elements(shape: str) -> list[str]:
-    """The types in a tuple's, or the one that it is."""
+    """Split the type of a tuple into the types of its elements; any other type is its only element."""
     if not shape.startswith("("):
         return [shape]
     parts, depth = [""], 0
@@ -135,8 +135,8 @@ def elements(shape: str) -> list[str]:
     return parts
 
 
-def size(shape: str) -> int:
-    """Bytes of all arrays in a type."""
+def size_in_bytes(shape: str) -> int:
+    """Return the bytes of all arrays in a type."""
     total = 0
     for dtype, dims in SHAPE.findall(shape):
         bits = BITS[dtype] if dtype in BITS else int(re.sub(r"\D", "", dtype) or 0)

@@ -1,129 +1,174 @@
-"""What `--compile-only` says, as text."""
+"""The text that `--compile-only` prints."""
 
 from jaxgpt.params import count_params
 from jaxgpt.train.compile_only.batch_limit import MemoryModel
 from jaxgpt.train.compile_only.chips import GIB
 from jaxgpt.train.compile_only.compile_step import Compiled
-from jaxgpt.train.compile_only.step_time import LINKS, MATRIX_UNITS, MEMORY, StepTime, flops_of, traffic_of
+from jaxgpt.train.compile_only.step_time import (
+    ASSUMED_COMPUTE_UTILISATION,
+    ASSUMED_LINK_UTILISATION,
+    ASSUMED_MEMORY_UTILISATION,
+    StepTime,
+    flops_of,
+    traffic_of,
+)
 from jaxgpt.train.compile_only.topology import Topology
 from jaxgpt.train.step.spec import StepSpec
 
 
-def statement(
-    spec: StepSpec, slice: Topology, compiled: Compiled, guess: StepTime | None, room: MemoryModel | None, *, fits: bool
+def summarise(
+    spec: StepSpec,
+    topology: Topology,
+    compiled: Compiled,
+    step_time: StepTime | None,
+    memory_model: MemoryModel | None,
 ) -> str:
-    """All of it."""
-    least = ", with the least effort" * (spec.mesh.devices.flat[0].platform == "tpu")
+    """Describe the compiled step, a titled paragraph for each subject."""
+    is_for_tpu = spec.mesh.devices.flat[0].platform == "tpu"
+    effort = ", with the least effort" if is_for_tpu else ""
     parts = [
-        ("program", program(spec)),
-        ("slice", [where(spec, slice)]),
-        ("compiled", [f"in {compiled.seconds:.0f} s{least}"]),
-        ("memory", memory(slice, compiled, fits)),
-        ("FLOPs", flops(spec)),
+        ("program", program_lines(spec)),
+        ("slice", [topology_line(spec, topology)]),
+        ("compiled", [f"in {compiled.seconds:.0f} s{effort}"]),
+        ("memory", memory_lines(topology, compiled)),
+        ("FLOPs", flops_lines(spec)),
     ]
     if compiled.program:
-        parts.append(("sent", collectives(spec, compiled)))
-    if guess:
-        parts.append(("time", time(spec, slice, guess)))
-    if room and slice.usable:
-        parts.append(("largest", largest(slice, room)))
+        parts.append(("sent", collective_lines(spec, compiled)))
+    if step_time:
+        parts.append(("time", time_lines(spec, topology, step_time)))
+    if memory_model and topology.usable_bytes:
+        parts.append(("largest", batch_lines(topology.usable_bytes, memory_model)))
     lines = []
-    for title, said in parts:
-        lines += [f"{title if i == 0 else '':<12}{line}" for i, line in enumerate(said)]
+    for title, paragraph in parts:
+        lines += [f"{title if i == 0 else '':<12}{line}" for i, line in enumerate(paragraph)]
     return "\n".join(lines)
 
 
-def program(spec: StepSpec) -> list[str]:
-    """The model, what trains, and a step."""
+def program_lines(spec: StepSpec) -> list[str]:
+    """Describe the model, what trains, and the batch."""
     config, settings, plan = spec.model.config, spec.settings, spec.plan
-    trains = spec.state(plan.phases[-1].start).trainable
-    phases = f"; the last of {len(plan.phases)} phases" * (len(plan.phases) > 1)
-    how = [settings.dtype, *["remat"] * settings.remat]
-    how += [f"in {settings.accumulate} parts"] * (settings.accumulate > 1)
-    how += [f"dropout {config.attn_pdrop:g}"] * (config.attn_pdrop > 0)
+    n_trainable = count_params(spec.state(plan.phases[-1].start).trainable)
+    phases = f"; the last of {len(plan.phases)} phases" if len(plan.phases) > 1 else ""
+    options: list[str] = [settings.dtype]
+    if settings.remat:
+        options.append("remat")
+    if settings.accumulate > 1:
+        options.append(f"in {settings.accumulate} parts")
+    if config.attn_pdrop > 0:
+        options.append(f"dropout {config.attn_pdrop:g}")
     return [
         f"{settings.model}: {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, vocabulary "
         f"{config.vocab_size:,}; {count_params(spec.params):,} parameters",
-        f"--freeze={plan.text}: {count_params(trains):,} train{phases}",
-        f"{settings.batch_size:,} sequences of {spec.context:,} tokens a step, {', '.join(how)}",
+        f"--freeze={plan.text}: {n_trainable:,} train{phases}",
+        f"{settings.batch_size:,} sequences of {spec.context:,} tokens a step, {', '.join(options)}",
     ]
 
 
-def where(spec: StepSpec, slice: Topology) -> str:
-    """The devices and the mesh over them."""
+def topology_line(spec: StepSpec, topology: Topology) -> str:
+    """Describe the devices and the mesh over them."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in spec.mesh.shape.items())
-    cores = f" of {slice.chip.cores} devices each" if slice.chip and slice.chip.cores > 1 else ""
-    return f"{slice.name}: {slice.n_chips:,} chip{'s' * (slice.n_chips > 1)}{cores}; mesh {mesh}"
+    chips = "1 chip" if topology.n_chips == 1 else f"{topology.n_chips:,} chips"
+    cores = f" of {topology.chip.cores} devices each" if topology.chip and topology.chip.cores > 1 else ""
+    return f"{topology.name}: {chips}{cores}; mesh {mesh}"
 
 
-def memory(slice: Topology, compiled: Compiled, fits: bool) -> list[str]:
-    """On each device."""
-    room = f" of {gib(slice.usable)} that a program is given" if slice.usable else ""
+def memory_lines(topology: Topology, compiled: Compiled) -> list[str]:
+    """Describe the memory of a step on each device."""
     if compiled.memory is None:
         return [f"does not fit: {compiled.refusal}"]
     m = compiled.memory
+    needed = gib(compiled.peak_bytes)
+    if topology.is_cpu:
+        needed, overlap, owner = f"the step needs {needed}", "", "this machine has"
+        if len(topology.devices) > 1:
+            owner += " for each device"
+    else:
+        needed, overlap, owner = f"at its peak it needs {needed}", " (never all at once)", "a program is given"
+    if (fits := does_fit(topology, compiled)) is None:
+        verdict = f"{needed} on each device; how much a device has is unknown"
+    else:
+        verdict = f"{'fits' if fits else 'does not fit'}: {needed} of {gib(topology.usable_bytes)} that {owner}"
+        if not topology.is_cpu:
+            verdict += ", on each device"
     return [
-        f"{'fits' if fits else 'does not fit'}: at its peak it needs {gib(compiled.peak)}{room}, on each device",
-        f"arguments {gib(m.argument_size_in_bytes)}, temporaries {gib(m.temp_size_in_bytes)} (never all at once), code "
+        verdict,
+        f"arguments {gib(m.argument_size_in_bytes)}, temporaries {gib(m.temp_size_in_bytes)}{overlap}, code "
         f"{gib(m.generated_code_size_in_bytes)}, output {gib(m.output_size_in_bytes)}, of which "
-        f"{gib(m.alias_size_in_bytes)} where the arguments were",
+        f"{gib(m.alias_size_in_bytes)} in place of the arguments",
     ]
 
 
-def flops(spec: StepSpec) -> list[str]:
-    """Of a step, over all chips."""
+def does_fit(topology: Topology, compiled: Compiled) -> bool | None:
+    """Compare the peak with the memory of a device; return None where that is unknown."""
+    if compiled.peak_bytes is None:
+        return False
+    return None if topology.usable_bytes is None else compiled.peak_bytes <= topology.usable_bytes
+
+
+def flops_lines(spec: StepSpec) -> list[str]:
+    """Describe the FLOPs of a step, over all chips."""
     found = flops_of(spec)
-    again = f"; {tera(found.hardware)} hardware: blocks computed again {tera(found.again)}" if found.again else ""
-    return [f"{tera(found.model)} model a step: forward {tera(found.forward)}, backward {tera(found.backward)}{again}"]
+    line = f"{tera(found.model)} model a step: forward {tera(found.forward)}, backward {tera(found.backward)}"
+    if found.recomputed:
+        line += f"; {tera(found.hardware)} hardware: blocks computed again {tera(found.recomputed)}"
+    return [line]
 
 
-def collectives(spec: StepSpec, compiled: Compiled) -> list[str]:
-    """By each device in a step."""
+def collective_lines(spec: StepSpec, compiled: Compiled) -> list[str]:
+    """Describe what each device sends in a step."""
     assert compiled.program is not None
     found = traffic_of(spec, compiled.program)
     lines = [
-        f"{kind:<20}{traffic.count:>6,} x  {traffic.bytes / 1e6:>10,.1f} MB"
+        f"{kind:<20}{traffic.n_runs:>6,} x  {traffic.bytes_sent / 1e6:>10,.1f} MB"
         for kind, traffic in found.items()
-        if traffic.count
+        if traffic.n_runs
     ]
-    return [*lines, f"{'in all':<29}{sum(t.bytes for t in found.values()) / 1e6:>10,.1f} MB a step from each device"]
+    total = sum(traffic.bytes_sent for traffic in found.values())
+    return [*lines, f"{'in all':<29}{total / 1e6:>10,.1f} MB a step from each device"]
 
 
-def time(spec: StepSpec, slice: Topology, guess: StepTime) -> list[str]:
-    """An estimate, and what it assumes."""
-    tokens = spec.settings.batch_size * spec.context / guess.seconds
-    chip = slice.chip
+def time_lines(spec: StepSpec, topology: Topology, step_time: StepTime) -> list[str]:
+    """Describe the estimated time of a step and its assumptions."""
+    tokens_per_s = spec.settings.batch_size * spec.context / step_time.seconds
+    chip = topology.chip
     assert chip is not None
-    mfu = flops_of(spec).model / slice.n_chips / chip.flops / guess.seconds
+    mfu = flops_of(spec).model / topology.n_chips / chip.flops / step_time.seconds
+    parts = (
+        ("compute", step_time.compute_seconds, ASSUMED_COMPUTE_UTILISATION, f"{chip.flops / 1e12:,.0f} TFLOP/s"),
+        ("memory", step_time.memory_seconds, ASSUMED_MEMORY_UTILISATION, f"{chip.bandwidth / 1e9:,.0f} GB/s"),
+        ("interconnect", step_time.interconnect_seconds, ASSUMED_LINK_UTILISATION, f"{chip.links / 1e9:,.0f} GB/s"),
+    )
     return [
-        f"about {ms(guess.seconds)} a step, {tokens:,.0f} tokens/s, {mfu:.0%} of the peak (MFU): an "
-        f"estimate, bound by {guess.bound}",
-        f"compute {ms(guess.compute)} at {MATRIX_UNITS:.0%} of {chip.flops / 1e12:,.0f} TFLOP/s; memory "
-        f"{ms(guess.memory)} at {MEMORY:.0%} of {chip.bandwidth / 1e9:,.0f} GB/s; interconnect "
-        f"{ms(guess.interconnect)} at {LINKS:.0%} of {chip.links / 1e9:,.0f} GB/s; all at the same time",
+        f"about {ms(step_time.seconds)} a step, {tokens_per_s:,.0f} tokens/s, {mfu:.0%} of the peak (MFU): an "
+        f"estimate, bound by {step_time.bound}",
+        "; ".join(f"{name} {ms(seconds)} at {used:.0%} of {peak}" for name, seconds, used, peak in parts)
+        + "; all at the same time",
     ]
 
 
-def largest(slice: Topology, room: MemoryModel) -> list[str]:
-    """The largest batch."""
-    assert slice.usable is not None
-    batch = room.largest(slice.usable)
+def batch_lines(usable_bytes: float, memory_model: MemoryModel) -> list[str]:
+    """Describe the largest batch that fits."""
+    batch = memory_model.batch_limit(usable_bytes)
     if not batch:
-        return [f"batch: none fits; {room.unit} sequences, the least, need about {gib(room.needs(room.unit))}"]
-    needs = gib(room.needs(batch))
-    return [f"batch: about {batch:,} sequences, with {needs}: an estimate from models of 1 and 2 blocks"]
+        least = memory_model.unit_rows
+        return [
+            f"batch: none fits; the smallest, {least} sequences, needs about {gib(memory_model.bytes_needed(least))}"
+        ]
+    needed = gib(memory_model.bytes_needed(batch))
+    return [f"batch: about {batch:,} sequences, with {needed}: an estimate from models of 1 and 2 blocks"]
 
 
-def gib(n: float | None) -> str:
-    """Bytes for a person."""
-    return f"{(n or 0) / GIB:.2f} GiB"
+def gib(n_bytes: float | None) -> str:
+    """Format bytes as GiB."""
+    return f"{(n_bytes or 0) / GIB:.2f} GiB"
 
 
-def tera(n: float) -> str:
-    """FLOPs for a person."""
-    return f"{n / 1e12:,.2f} TFLOP"
+def tera(flops: float) -> str:
+    """Format FLOPs as TFLOP."""
+    return f"{flops / 1e12:,.2f} TFLOP"
 
 
 def ms(seconds: float) -> str:
-    """A time for a person, with two digits where it is short."""
+    """Format seconds as milliseconds, with two digits if they are few."""
     return f"{seconds * 1000:,.0f} ms" if seconds > 0.0995 else f"{seconds * 1000:.2g} ms"

@@ -1,5 +1,6 @@
-"""The report of a run: one HTML page that needs nothing else, made from the files of its folder."""
+"""The report of a run: one self-contained HTML page, made from the files of its folder."""
 
+import base64
 import json
 import math
 import re
@@ -8,62 +9,70 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
-from string import Template
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from jaxgpt.convert.disk import temporary_sibling
 from jaxgpt.train.report import plots
-from jaxgpt.train.report.markup import note, picture, pre, table, text
 from jaxgpt.train.report.timeline import short
 from jaxgpt.train.run.logs import best_step, read_lines
-from jaxgpt.train.run.run_json import RunInfo
+from jaxgpt.train.run.run_json import PhaseInfo, RunInfo
 from jaxgpt.train.settings import Settings
 
-Lines = list[dict[str, Any]]
-TEMPLATE = Path(__file__).parent / "report.html"
+TEMPLATE = "report.html.jinja"
+"""The markup; it lies beside this file, and is given plain values."""
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters that HTML doesn't allow."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
+"""The first bytes of a PNG file."""
+
 PICTURES = {
-    "loss.png": (
+    "loss": (
         "Line chart of the loss over the training steps.",
-        "The loss on the text that is trained on, and on text that is held out. A phase begins at a vertical line.",
+        "The loss on the text that is trained on, and on held-out text. A phase begins at a vertical line.",
     ),
-    "updates.png": (
+    "updates": (
         "Heatmap of the weight updates by layer and training step.",
         "How far each layer moved: the norm of a step's update over the norm of the weights. A column shows the step "
-        "at its right edge and stands for those since the one logged before. Hatched layers were frozen; what trains "
-        "and didn't move, as at a learning rate of 0, is as dark as can be.",
+        "at its right edge and stands for the steps since the one logged before. Hatched layers were frozen. A "
+        "trainable layer that didn't move, as at a learning rate of 0, has the darkest colour.",
     ),
-    "freeze.png": (
+    "freeze": (
         "Map of what trains, by layer and training step.",
         "What the freezing strategy lets train, over all planned steps, and the number of parameters in each phase.",
     ),
-    "embedding.png": (
+    "embedding": (
         "Rows of the token embedding before and after tokens were added.",
         "The last rows of the token embedding before and after the vocabulary grew; new rows are framed.",
     ),
 }
-"""What each says to someone who can't see it, and to everyone."""
+"""Alternative text and caption of each picture, by the name of its file."""
 
 
 def write_report(folder: Path) -> Path:
-    """Draws the pictures of a run and writes its `report.html`, of one that was killed too.
+    """Draw the pictures of a run and write its `report.html`; a run that was killed has one too.
 
     Raises:
-        InputError: a folder that holds no run.
+        InputError: the folder holds no run.
     """
-    facts = asdict(RunInfo.read(folder))
+    info = RunInfo.read(folder)
     metrics, updates = read_lines(folder / "metrics.jsonl"), read_lines(folder / "updates.jsonl")
-    draw(folder / "plots", metrics, updates, facts["phases"], facts["steps"])
-    page = Template(TEMPLATE.read_text("utf-8")).substitute(
-        title=text(f"Fine-tuning of {facts['settings'].get('model', 'a model')}"),
-        subtitle=text(f"--freeze={facts['settings'].get('freeze')}, text: {facts['data'].get('source', 'unknown')}"),
-        numbers=_numbers(facts, metrics),
+    draw(folder / "plots", metrics, updates, info.phases, info.steps)
+    page = _template().render(
+        title=f"Fine-tuning of {info.settings.get('model', 'a model')}",
+        subtitle=f"--freeze={info.settings.get('freeze')}, text: {info.data.source}",
+        numbers=_numbers(info, metrics),
         pictures=_pictures(folder / "plots"),
         samples=_samples(folder / "samples.md"),
-        sanity=pre(facts["sanity"], "wide", "checks") if facts.get("sanity") else note("run.json has none."),
-        phases=_phases(facts),
-        settings=_settings(facts["settings"]),
-        machine=_machine(facts),
-        commands=_commands(folder, facts, metrics),
+        sanity=info.sanity,
+        phases=_phases(info),
+        settings=_settings(info),
+        machine=_machine(info),
+        commands=_commands(folder, info, metrics),
     )
     path = folder / "report.html"
     with temporary_sibling(path) as temporary:
@@ -72,115 +81,159 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def draw(folder: Path, metrics: Lines, updates: Lines, phases: Sequence[plots.Phase], steps: int) -> None:
-    """Makes the pictures for which there is something to draw, and removes those for which there is nothing."""
-    made = {}
+def draw(
+    folder: Path,
+    metrics: list[dict[str, Any]],
+    updates: list[dict[str, Any]],
+    phases: Sequence[PhaseInfo],
+    n_steps: int,
+) -> None:
+    """Draw the pictures that have data, and remove those that have none."""
+    figures = {}
     if updates := [line for line in updates if line["step"] > 0 and line.get("updates")]:
         moves = [line["updates"] for line in updates]
-        modules = list(phases[0]["trains"] if phases else moves[0])
-        made["updates.png"] = plots.update_heatmap([line["step"] for line in updates], moves, modules, phases)
+        modules = list(phases[0].trains if phases else moves[0])
+        figures["updates"] = plots.update_heatmap([line["step"] for line in updates], moves, modules, phases)
     if metrics:
-        made["loss.png"] = plots.loss_curves(metrics, phases)
+        figures["loss"] = plots.loss_curves(metrics, phases)
     if phases:
-        made["freeze.png"] = plots.freeze_map(phases, max(steps, phases[-1]["start"] + 1))
-    for name in ("updates.png", "loss.png", "freeze.png"):
-        (folder / name).unlink(missing_ok=True)
-    for name, figure in made.items():
-        plots.save(figure, folder / name)
+        figures["freeze"] = plots.freeze_map(phases, max(n_steps, phases[-1].start + 1))
+    for name in ("updates", "loss", "freeze"):
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    for name, figure in figures.items():
+        plots.save(figure, folder / f"{name}.png")
 
 
-def _numbers(facts: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
-    """The result in a few numbers."""
+def _template() -> Any:
+    """Load the template; it escapes every value and replaces characters that HTML doesn't allow."""
+
+    def finalize(value: Any) -> Any:
+        # only the template's own macros return Markup: a value from a file is never one
+        return value if isinstance(value, Markup) else CONTROL.sub("\ufffd", str(value))
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, finalize=finalize,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    return environment.get_template(TEMPLATE)
+
+
+def _numbers(info: RunInfo, metrics: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Summarise the result in a few numbers."""
     losses, speeds, peaks = (
         [line[key] for line in metrics if line.get(key) is not None]
         for key in ("eval_loss", "tokens_per_s", "peak_memory")
     )
-    loss, says = "not known", "metrics.jsonl holds no evaluation"
+    loss, note = "unknown", "metrics.jsonl holds no evaluation"
     if losses:
-        loss = " → ".join(f"{loss:.3f}" for loss in (losses[0], losses[-1])[: len(losses)])
-        perplexities = " → ".join(f"{_exp(loss):,.1f}" for loss in (losses[0], losses[-1])[: len(losses)])
-        says = f"nats per token; perplexity {perplexities}" + "; not evaluated since" * (len(losses) == 1)
+        first_and_last = (losses[0], losses[-1])[: len(losses)]
+        loss = " → ".join(f"{loss:.3f}" for loss in first_and_last)
+        note = f"nats per token; perplexity {' → '.join(f'{_exp(loss):,.1f}' for loss in first_and_last)}"
+        if len(losses) == 1:
+            note += "; not evaluated since"
         if losses[-1] > min(losses):
             step = best_step(metrics)
-            says += f"; best {min(losses):.3f} " + (f"at step {step}" if step else "before training")
-    trainable = [phase["trainable"] for phase in facts["phases"]] or [facts["parameters"].get("trainable", 0)]
-    total, planned = facts["parameters"].get("all", 0), facts["steps"]
+            note += f"; best {min(losses):.3f} " + (f"at step {step}" if step else "before training")
+    trainable = [phase.trainable for phase in info.phases] or [info.parameters.get("trainable", 0)]
+    total, planned = info.parameters.get("all", 0), info.steps
     share = f"{trainable[-1] / total:.1%}: {trainable[-1]:,} of {total:,}" if total else f"{trainable[-1]:,}"
     if len(trainable) > 1:
         share += f"; {trainable[0]:,} in the first of {len(trainable)} phases"
     boxes = (
-        ("Loss on held-out text", loss, says),
-        ("Steps", f"{metrics[-1]['step']:,}" if metrics else "not known", f"of {planned:,}"),
+        ("Loss on held-out text", loss, note),
+        ("Steps", f"{metrics[-1]['step']:,}" if metrics else "unknown", f"of {planned:,}"),
         ("Trained parameters", short(trainable[-1]), share),
-        ("Speed", f"{median(speeds):,.0f}" if speeds else "not known", "tokens per second, median"),
-        ("Memory", f"{max(peaks) / 2**30:.2f} GiB" if peaks else "not known", "at its peak"),
+        ("Speed", f"{median(speeds):,.0f}" if speeds else "unknown", "tokens per second, median"),
+        ("Memory", f"{max(peaks) / 2**30:.2f} GiB" if peaks else "unknown", "at its peak"),
     )
-    return "\n".join(f"<div><dt>{text(a)}</dt><dd>{text(b)}</dd><dd>{text(c)}</dd></div>" for a, b, c in boxes)
+    return [{"name": name, "value": value, "note": words} for name, value, words in boxes]
 
 
-def _pictures(folder: Path) -> str:
-    optional = ("embedding.png",)
-    shown = [name for name in PICTURES if name not in optional or (folder / name).exists()]
-    return "\n".join(picture(folder / name, *PICTURES[name]) for name in shown)
+def _pictures(folder: Path) -> list[dict[str, Any]]:
+    """Read the pictures; a file that is missing or is no PNG has no `base64`."""
+    found = []
+    for name, (alt, caption) in PICTURES.items():
+        path = folder / f"{name}.png"
+        if name == "embedding" and not path.exists():  # only runs that added tokens have one
+            continue
+        png = path.read_bytes() if path.is_file() else b""
+        picture: dict[str, Any] = {"name": name, "alt": alt, "caption": caption, "base64": ""}
+        if len(png) >= 24 and png.startswith(PNG):
+            width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # of the header
+            picture |= {"width": width, "height": height, "base64": base64.b64encode(png).decode()}
+        found.append(picture)
+    return found
 
 
-def _samples(path: Path) -> str:
-    """Both texts of samples.md, beside each other."""
+def _samples(path: Path) -> list[dict[str, str]]:
+    """Split samples.md into the texts before and after training."""
     whole = path.read_text("utf-8", "replace") if path.is_file() else ""
-    before, after, rest = (*re.split(r"^## After (\d+) steps$", whole, maxsplit=1, flags=re.M), "", "")[:3]
+    before, *later = re.split(r"^## After (\d+) steps$", whole, maxsplit=1, flags=re.M)
     texts = {"Before training": before.removeprefix("## Before training").strip("\n")}
-    texts |= {f"After {after} steps": rest.strip("\n")} if after else {}
-    boxes = (
-        f"<div><h3>{text(when)}</h3>{pre(words, 'prose') if words else note('samples.md holds no text.')}</div>"
-        for when, words in texts.items()
-    )
-    return f'<div class="pair">{"".join(boxes)}</div>'
+    if later:
+        step, after = later
+        texts[f"After {step} steps"] = after.strip("\n")
+    return [{"when": when, "text": text} for when, text in texts.items()]
 
 
-def _phases(facts: dict[str, Any]) -> str:
-    rows = [
-        (number, phase["name"], f"{phase['start']:,} steps", f"{phase['trainable']:,}")
-        for number, phase in enumerate(facts["phases"], 1)
+def _row(name: Any, *cells: Any, is_changed: bool = False) -> dict[str, Any]:
+    return {"name": name, "cells": cells, "is_changed": is_changed}
+
+
+def _phases(info: RunInfo) -> list[dict[str, Any]]:
+    return [
+        _row(number, phase.name, f"{phase.start:,} steps", f"{phase.trainable:,}")
+        for number, phase in enumerate(info.phases, 1)
     ]
-    return (
-        table(("Phase", "Name", "Begins after", "Parameters that train"), rows) if rows else note("run.json has none.")
-    )
 
 
-def _settings(settings: dict[str, Any]) -> str:
-    """Every flag, its value and its default; what differs comes first."""
+def _settings(info: RunInfo) -> list[dict[str, Any]]:
+    """List every flag with its value and its default, those that differ first.
+
+    A setting that is null has the value that the run resolved it to, where run.json has one.
+    """
+    settings, resolved = info.settings, info.resolved
+    if not isinstance(resolved, dict):  # an older run's
+        resolved = {}
     defaults = {field.name: json.loads(json.dumps(field.default, default=str)) for field in fields(Settings)}
-    changed = [name for name, value in settings.items() if value != defaults.get(name, "")]
-    names = [*changed, *(name for name in settings if name not in changed)]
-    rows = [(_flag(name), _value(settings[name]), _value(defaults.get(name, "unknown"))) for name in names]
-    return table(("Flag", "Value", "Default"), rows, marked=[_flag(name) for name in changed])
+    rows = []
+    for name, value in settings.items():
+        shown, default = _value(value), _value(defaults.get(name, "unknown"))
+        if resolved.get(name) is not None:
+            if value is None:
+                shown = f"{_value(resolved[name])} (default)"
+            if defaults.get(name, "") is None:
+                default = "chosen by the run"
+        rows.append(_row(_flag(name), shown, default, is_changed=value != defaults.get(name, "")))
+    return sorted(rows, key=lambda row: not row["is_changed"])
 
 
-def _machine(facts: dict[str, Any]) -> str:
-    machine = facts["machine"]
+def _machine(info: RunInfo) -> list[dict[str, Any]]:
+    machine = info.machine
     data = {
         f"data: {name.replace('_', ' ')}": f"{value:,}" if isinstance(value, int) else value
-        for name, value in facts["data"].items()
+        for name, value in asdict(info.data).items()
     }
     rest = {name: value for name, value in machine.items() if name != "packages"}
-    rows = [(name, _value(value)) for name, value in {**data, **rest, **machine.get("packages", {})}.items()]
-    return table(("What", "Value"), rows) if rows else note("run.json doesn't say.")
+    return [_row(name, _value(value)) for name, value in {**data, **rest, **machine.get("packages", {})}.items()]
 
 
-def _commands(folder: Path, facts: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
+def _commands(folder: Path, info: RunInfo, metrics: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """List the commands that a reader may want next; export and text are of the best checkpoint."""
     step = best_step(metrics)
-    model = folder if step in (0, metrics[-1]["step"] if metrics else 0) else folder / "checkpoints" / str(step)
-    place, command = shlex.quote(str(model)), facts.get("command", "python -m train")
-    chat = facts["data"].get("kind") == "chat"
-    prompt = facts["settings"].get("prompt") or ("Who are you?" if chat else "The")
-    ask = "--chat " * chat + f"--prompt={shlex.quote(prompt)}"
+    is_last = step in (0, metrics[-1]["step"] if metrics else 0)
+    run, export = shlex.quote(str(folder)), shlex.quote(f"{folder}-hf")
+    model = run if is_last else shlex.quote(str(folder / "checkpoints" / str(step)))
+    is_chat = info.data.kind == "chat"
+    prompt = info.settings.get("prompt") or ("Who are you?" if is_chat else "The")
+    chat = "--chat " if is_chat else ""
     lines = {
-        "Make this run again": command,
-        "Go on with it": command if "--resume" in command.split() else f"{command} --resume",
-        "Export it for transformers": f"python -m convert {place} {shlex.quote(f'{folder}-hf')} --to=hf",
-        "Generate text": f"python -m jaxgpt generate {place} {ask}",
+        "Make this run again": info.command,
+        "Go on with it": f"jaxgpt train --resume {run}",
+        "Export it for transformers": f"jaxgpt convert {model} {export} --to=hf",
+        "Generate text": f"jaxgpt generate {model} {chat}--prompt={shlex.quote(prompt)}",
     }
-    return "\n".join(f"<h3>{what}</h3>{pre(line)}" for what, line in lines.items())
+    return [{"purpose": purpose, "line": line} for purpose, line in lines.items()]
 
 
 def _exp(loss: float) -> float:
@@ -192,4 +245,6 @@ def _flag(name: str) -> str:
 
 
 def _value(value: Any) -> str:
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else "none" if value is None else str(value)
+    if value is None or value == []:
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""Pictures of a run: how far each layer moved, what trained, the losses, and the rows of a grown vocabulary."""
+"""Pictures of a run: updates by layer, what trained, losses, and the rows of a grown vocabulary."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,16 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from jaxgpt.convert.disk import temporary_sibling
-from jaxgpt.train.report.timeline import FAINT, INK, SMALL, Phase, columns, layer_axis, layers_height, plain, timeline
+from jaxgpt.train.report.timeline import (
+    FAINT,
+    INK,
+    SMALL,
+    columns,
+    layer_axis,
+    layers_height,
+    printable,
+    timeline,
+)
+from jaxgpt.train.run.run_json import PhaseInfo
 
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#D55E00", "#009E73"  # Okabe and Ito 2008: for the colour-blind too
+PALE = "#9CC9E3"  # of BLUE
 FROZEN: dict[str, Any] = {"facecolor": "#f2f2f2", "edgecolor": "#b5b5b5", "hatch": "////", "linewidth": 0.0}
 STATES: dict[str, dict[str, Any]] = {
     "trained": {"facecolor": BLUE, "edgecolor": BLUE, "linewidth": 0.0},
@@ -23,24 +34,28 @@ STATES: dict[str, dict[str, Any]] = {
     "frozen": FROZEN,
 }
 DECADES = 5
-"""Orders of magnitude below the largest update that have a colour of their own."""
+"""Orders of magnitude below the largest update that the colours resolve."""
+FEW = 30
+"""Fewer lines of metrics.jsonl than these are joined by a line, without smoothing."""
+POINTS = 1000
+"""Most points of a smooth line; a picture has about as many columns."""
 ROWS = 16
-"""Rows of a matrix that are shown in one piece."""
+"""Most old rows, and most new rows, that a picture of a matrix shows."""
 
 
 def update_heatmap(
-    steps: Sequence[int], updates: Sequence[Mapping[str, float]], modules: Sequence[str], phases: Sequence[Phase]
+    steps: Sequence[int], updates: Sequence[Mapping[str, float]], modules: Sequence[str], phases: Sequence[PhaseInfo]
 ) -> Figure:
-    """How far each module moved in a step, relative to its weights; hatched where it was frozen and didn't move.
+    """Draw each module's update relative to its weights; a frozen module that didn't move is hatched.
 
     Args:
-        steps: that were logged, ascending, from 1 on; at least one.
-        updates: in each of them, `‖Δw‖ / ‖w‖` of every module.
-        modules: in network order; the first comes to the bottom.
+        steps: logged steps, ascending, from 1 on; at least one.
+        updates: `‖Δw‖ / ‖w‖` of every module in each of them.
+        modules: names in the order of the network; the first is at the bottom.
     """
-    edges, shown = columns(steps, [phase["start"] for phase in phases])
+    edges, shown = columns(steps, [phase.start for phase in phases])
     drawn = np.c_[update_matrix(updates, modules), np.full(len(modules), np.nan)][:, shown]
-    idle = [[not _trains(phases, name, end) for end in edges[1:]] for name in modules]
+    idle = [[not _is_training(phases, name, end) for end in edges[1:]] for name in modules]
     frozen = (drawn == 0) & np.asarray(idle).reshape(drawn.shape)
     figure, ax = timeline("Weight updates", layers_height(modules), phases, int(edges[-1]))
     moved = drawn[np.isfinite(drawn) & (drawn > 0)]
@@ -50,7 +65,7 @@ def update_heatmap(
         edges,
         np.arange(len(modules) + 1) - 0.5,
         np.ma.masked_array(drawn, frozen | ~np.isfinite(drawn)),
-        norm=LogNorm(low, max(high, 10 * low), clip=True),  # no movement of what trains is the lowest colour
+        norm=LogNorm(low, max(high, 10 * low), clip=True),  # a trainable module that did not move has the lowest colour
         cmap="viridis",
     )
     for row in range(len(modules)):
@@ -64,34 +79,42 @@ def update_heatmap(
 
 
 def update_matrix(updates: Sequence[Mapping[str, float]], modules: Sequence[str]) -> Float[np.ndarray, "M S"]:
-    """The updates as a matrix of modules and logged steps; NaN where one is missing."""
+    """Arrange the updates as a matrix of modules and logged steps, with NaN for a missing one."""
     rows = [[update.get(name, math.nan) for update in updates] for name in modules]
     return np.asarray(rows, np.float64).reshape(len(modules), len(updates))
 
 
-def freeze_map(phases: Sequence[Phase], steps: int) -> Figure:
-    """What trains and what is frozen, by layer and phase, in a training of `steps` steps."""
-    modules = list(phases[0]["trains"])
+def freeze_map(phases: Sequence[PhaseInfo], steps: int) -> Figure:
+    """Draw what trains and what is frozen, by layer and phase, over `steps` steps."""
+    modules = list(phases[0].trains)
     figure, ax = timeline("What trains, and how many parameters", layers_height(modules), phases, steps, counts=True)
-    for phase, end in zip(phases, [*(later["start"] for later in phases[1:]), steps], strict=True):
+    for phase, end in zip(phases, [*(later.start for later in phases[1:]), steps], strict=True):
         for row, name in enumerate(modules):
-            state = _state(phase["trains"].get(name, 0.0))
-            ax.barh(row, max(end - phase["start"], 0), left=phase["start"], height=0.9, **STATES[state])
+            state = _state(phase.trains.get(name, 0.0))
+            ax.barh(row, max(end - phase.start, 0), left=phase.start, height=0.9, **STATES[state])
     layer_axis(ax, modules)
     _legend_below(ax, STATES)
     return figure
 
 
-def loss_curves(metrics: Sequence[Mapping[str, Any]], phases: Sequence[Phase]) -> Figure:
-    """Loss on what is trained on and on what is held out, and the learning rate, from the lines of metrics.jsonl."""
+def loss_curves(metrics: Sequence[Mapping[str, Any]], phases: Sequence[PhaseInfo]) -> Figure:
+    """Draw the training loss, the held-out loss and the learning rate, from the lines of metrics.jsonl.
+
+    Every logged loss is a dot. A line joins few dots; many of them are smoothed instead.
+    """
     steps = np.asarray([line["step"] for line in metrics])
     losses, held_out, rates = (_numbers(metrics, key) for key in ("loss", "eval_loss", "lr"))
     panel = 0.9 if np.isfinite(rates).any() else 0.0
     height, gap = 3.6, 0.25
     figure, ax = timeline("Loss", height, phases, int(steps.max()), below=panel and panel + gap, color=FAINT)
-    dot = "." if len(steps) < 30 else None
+    dot = "." if len(steps) < FEW else None
     finite = np.isfinite(held_out)
-    ax.plot(steps, losses, color=BLUE, lw=1, marker=dot, label="training")
+    if len(steps) < FEW:
+        ax.plot(steps, losses, color=BLUE, lw=1, marker=".", label="training")
+    else:
+        size = 6 if len(steps) < 1000 else 3
+        ax.plot(steps, losses, ".", color=PALE, ms=size, mew=0, label="training", zorder=1)
+        ax.plot(*smoothed(steps, losses), color=BLUE, lw=1.2, label="smoothed")
     ax.plot(steps[finite], held_out[finite], color=ORANGE, lw=1, marker="o", ms=5, clip_on=False, label="held out")
     broken = [line["step"] for line in metrics if _is_broken(line.get("loss")) or _is_broken(line.get("eval_loss"))]
     if broken:
@@ -112,11 +135,35 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]], phases: Sequence[Phase]) -
     return figure
 
 
+def smoothed(
+    steps: Int[np.ndarray, " S"], losses: Float[np.ndarray, " S"]
+) -> tuple[Int[np.ndarray, " P"], Float[np.ndarray, " P"]]:
+    """Smooth many losses: average the middle half of each window, so that single spikes do not bend the line.
+
+    A window is a twentieth of the losses. It shrinks towards the beginning, where a loss falls fast, and is cut off at
+    the end. A loss that is NaN stays a gap.
+
+    Returns:
+        Steps, at most `POINTS` of them, and their averages.
+    """
+    n = len(losses)
+    at = np.unique(np.linspace(0, n - 1, POINTS).round().astype(int))
+    means = np.full(len(at), math.nan)
+    for i, place in enumerate(at):
+        if np.isfinite(losses[place]):
+            half = min(place, max(1, n // 40))
+            window = losses[place - half : place + half + 1]
+            window = np.sort(window[np.isfinite(window)])
+            n_cut = len(window) // 4
+            means[i] = window[n_cut : len(window) - n_cut].mean()
+    return steps[at], means
+
+
 def embedding_rows(before: Float[Any, "V D"], after: Float[Any, "W D"], tokens: Sequence[str]) -> Figure:
-    """The last rows of an embedding matrix before and after its vocabulary grew, the new ones framed and named.
+    """Draw the last rows of an embedding before and after its vocabulary grew, the new ones framed and named.
 
     Args:
-        tokens: texts of the new rows, in order; rows beyond them are padding.
+        tokens: texts of the new rows, in order; further rows are padding.
     """
     old, new = len(before), len(after) - len(before)
     first, last = max(old - ROWS, 0), old + min(new, ROWS)
@@ -146,19 +193,19 @@ def embedding_rows(before: Float[Any, "V D"], after: Float[Any, "W D"], tokens: 
         ax.add_patch(Rectangle((0, old), width, last - old, fill=False, edgecolor=GREEN, linewidth=2.5, clip_on=False))
     bar = figure.add_axes((5.35 / 11.5, 0.45 / total, 4.2 / 11.5, 0.12 / total))
     figure.colorbar(image, cax=bar, orientation="horizontal", extend="both", label="weight")
-    figure.text(0.75 / 11.5, 0.62 / total, _in_words(before, after, first, last), va="top", size=SMALL, color=INK)
+    figure.text(0.75 / 11.5, 0.62 / total, _caption(before, after, first, last), va="top", size=SMALL, color=INK)
     return figure
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a picture as PNG, whole or not at all."""
+    """Write a picture as PNG, whole or not at all."""
     with temporary_sibling(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
         temporary.replace(path)
 
 
-def _in_words(before: Any, after: Any, first: int, last: int) -> str:
-    """What of the matrices the picture doesn't show."""
+def _caption(before: Any, after: Any, first: int, last: int) -> str:
+    """Describe what the picture of the matrices doesn't show."""
     changed = int((np.asarray(before) != np.asarray(after[: len(before)])).any(axis=1).sum())
     return "\n".join(
         [
@@ -170,13 +217,13 @@ def _in_words(before: Any, after: Any, first: int, last: int) -> str:
 
 
 def _token(tokens: Sequence[str], place: int) -> str:
-    return f'"{plain(tokens[place])}"' if place < len(tokens) else "(padding)"
+    return f'"{printable(tokens[place])}"' if place < len(tokens) else "(padding)"
 
 
-def _trains(phases: Sequence[Phase], module: str, step: int) -> bool:
-    """Whether some of a module trains in a step, by the phase to which it belongs."""
-    begun = [phase for phase in phases if phase["start"] < step]
-    return bool(begun and begun[-1]["trains"].get(module))
+def _is_training(phases: Sequence[PhaseInfo], module: str, step: int) -> bool:
+    """Tell whether some of a module trains in a step, by the phase of the step."""
+    begun = [phase for phase in phases if phase.start < step]
+    return bool(begun and begun[-1].trains.get(module))
 
 
 def _state(share: float) -> str:
@@ -184,7 +231,7 @@ def _state(share: float) -> str:
 
 
 def _numbers(metrics: Sequence[Mapping[str, Any]], key: str) -> Float[np.ndarray, " S"]:
-    """The values of a field that are finite, NaN in the place of others."""
+    """Return the finite values of a field, with NaN in place of all others."""
     values = np.asarray([math.nan if line.get(key) is None else line[key] for line in metrics], np.float64)
     return np.where(np.isfinite(values), values, math.nan)
 
@@ -194,7 +241,7 @@ def _is_broken(value: float | None) -> bool:
 
 
 def _legend_below(ax: Any, styles: Mapping[str, Mapping[str, Any]]) -> None:
-    """Says under the right end of the axes what the boxes mean."""
+    """Explain the boxes under the right end of the axes."""
     handles = [Patch(label=label, **style) for label, style in styles.items()]
     below = -0.22 / (ax.figure.get_figheight() * ax.get_position().height)
     ax.legend(handles=handles, loc="upper right", bbox_to_anchor=(1, below), frameon=False, ncols=3, fontsize=SMALL)

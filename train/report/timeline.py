@@ -1,6 +1,6 @@
-"""Axes over the training steps, with the phases of a run named above and its layers at the side."""
+"""Axes over the training steps, with the names of a run's phases above and of its layers at the side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,36 +10,35 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
-Phase = Mapping[str, Any]
-"""As in run.json: `start`, `name`, number of `trainable` parameters, the fraction of each module that `trains`."""
+from jaxgpt.train.run.run_json import PhaseInfo
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 10.0, 0.95, 1.55, 0.45, 0.75
-"""Of a picture, and its margins, in inches; names of late phases reach into the right one."""
+"""Width of a picture and its margins, in inches; names of late phases reach into the right margin."""
 INK, FAINT = "#444444", "#999999"
 SMALL, LINE = 8.0, 0.15
-"""Small print: size in points, height of a line in inches."""
+"""Small print: its size in points, and the height of a line in inches."""
 LONGEST, MOST_LEVELS = 1.4, 12
-"""Inches of a name, and names above one another, that there is room for."""
+"""Longest name in inches, and most names above one another."""
 
 
 def timeline(
-    title: str, height: float, phases: Sequence[Phase], end: int, *,
+    title: str, height: float, phases: Sequence[PhaseInfo], end: int, *,
     counts: bool = False, below: float = 0, color: str = INK,
 ) -> tuple[Figure, Axes]:  # fmt: skip
-    """A figure with axes over the steps from 0 to `end`, and every phase's name above its beginning.
+    """Make a figure with axes over the steps from 0 to `end`, and every phase's name above its beginning.
 
     Args:
-        height: of the axes, in inches.
-        counts: whether the number of trainable parameters comes under each name.
+        height: height of the axes, in inches.
+        counts: write the number of trainable parameters under each name.
         below: inches to leave free for more axes under these.
-        color: of the lines between phases.
+        color: color of the lines between phases.
     """
     end = max(end, 1)
-    shown = [phase for phase in phases if phase["start"] < end]
-    labels = [plain(str(phase["name"])) + (f"\n{short(phase['trainable'])}" if counts else "") for phase in shown]
-    places = [phase["start"] / end * (WIDTH - LEFT - RIGHT) for phase in shown]
+    shown = [phase for phase in phases if phase.start < end]
+    labels = [printable(str(phase.name)) + (f"\n{short(phase.trainable)}" if counts else "") for phase in shown]
+    places = [phase.start / end * (WIDTH - LEFT - RIGHT) for phase in shown]
     level = _levels(places, labels)
-    if max(level, default=0) >= MOST_LEVELS:  # too many for names: they are numbered
+    if max(level, default=0) >= MOST_LEVELS:  # too many for names: numbers instead
         labels = [str(number) for number in range(1, len(shown) + 1)]
         level = _levels(places, labels)
     line = LINE * (1.2 + counts)
@@ -53,7 +52,7 @@ def timeline(
     ax.spines[["top", "right"]].set_visible(False)
     across = ax.get_xaxis_transform()
     for phase, label, steps_up in zip(shown, labels, level, strict=True):
-        x, base = phase["start"], steps_up * line
+        x, base = phase.start, steps_up * line
         ax.plot([x, x], [0, 1 + (base + 0.8 * line) / height], color=color, lw=0.8, transform=across, clip_on=False)
         ax.annotate(
             label, (x, 1), xycoords=across, xytext=(3, 72 * base + 3), textcoords="offset points",
@@ -63,33 +62,33 @@ def timeline(
 
 
 def layer_axis(ax: Axes, modules: Sequence[str]) -> None:
-    """Names the modules at the side: `blocks.7` is 7, and of very many blocks only some are named."""
+    """Label the modules at the side: `blocks.7` is 7, and only some of very many blocks have a label."""
     blocks = [row for row, name in enumerate(modules) if name.startswith("blocks.")]
     every = -(-len(blocks) // 16)
     hidden = {row for i, row in enumerate(blocks) if row != blocks[-1] and (i % every or i > len(blocks) - 1 - every)}
     rows = [row for row in range(len(modules)) if row not in hidden]
-    ax.set_yticks(rows, [plain(modules[row].removeprefix("blocks.")) for row in rows], size=SMALL, parse_math=False)
+    ax.set_yticks(rows, [printable(modules[row].removeprefix("blocks.")) for row in rows], size=SMALL, parse_math=False)
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(-0.5, len(modules) - 0.5)
     ax.set_ylabel("layer (input → output)")
 
 
 def layers_height(modules: Sequence[str]) -> float:
-    """Inches for axes with a row for each module."""
+    """Return the inches of axes with a row for each module."""
     return len(modules) * (0.26 if len(modules) <= 20 else 0.16)
 
 
 def columns(steps: Sequence[int], starts: Sequence[int]) -> tuple[Int[np.ndarray, "S+1"], Int[np.ndarray, " S"]]:
-    """Where each column of a picture over the steps begins and ends, and which logged step it shows.
+    """Compute where each column of a picture begins and ends, and which logged step it shows.
 
-    A logged step stands for those since the one logged before, and never for steps of another phase.
+    A logged step stands for the steps since the one logged before, and never for steps of another phase.
 
     Args:
-        steps: that were logged, ascending, from 1 on.
-        starts: of the phases, ascending.
+        steps: logged steps, ascending, from 1 on.
+        starts: first steps of the phases, ascending.
 
     Returns:
-        Edges; for each column between them an index into `steps`, or -1 where nothing of its phase was logged.
+        Edges, and for each column between them an index into `steps`, or -1 where its phase has no logged step.
     """
     edges = np.unique([0, *steps, *(start for start in starts if start < steps[-1])])
     phase_of_step, phase_of_column = (np.searchsorted(starts, ends) for ends in (steps, edges[1:]))
@@ -101,8 +100,8 @@ def columns(steps: Sequence[int], starts: Sequence[int]) -> tuple[Int[np.ndarray
     return edges, np.asarray(shown)
 
 
-def plain(text: str) -> str:
-    """A text in one line of at most `LONGEST` inches of small print, in which what the font can't draw is escaped."""
+def printable(text: str) -> str:
+    """Cut a text to one line of `LONGEST` inches of small print, and escape characters that the font lacks."""
     glyphs = _font().get_charmap()
     whole = "".join(c if c.isprintable() and ord(c) in glyphs else ascii(c)[1:-1] for c in text[:100])
     end = len(whole)
@@ -112,7 +111,7 @@ def plain(text: str) -> str:
 
 
 def short(count: int) -> str:
-    """`12.4M` for 12,443,980."""
+    """Shorten a count: `12.4M` for 12,443,980."""
     for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= size:
             return f"{count / size:.3g}{letter}"
@@ -120,16 +119,16 @@ def short(count: int) -> str:
 
 
 def _levels(places: Sequence[float], labels: Sequence[str]) -> list[int]:
-    """How high each label lies, so that none meets another, nor the line that leads up to another."""
+    """Return each label's level, so that no label meets another, or the line that leads up to another."""
     level = [0] * len(places)
     for i in reversed(range(len(places))):
-        end = places[i] + _width(labels[i]) + 0.12  # and some space
+        end = places[i] + _width(labels[i]) + 0.12  # some space
         level[i] = max((level[j] + 1 for j in range(i + 1, len(places)) if places[j] < end), default=0)
     return level
 
 
 def _width(text: str) -> float:
-    """Inches that the longest line of a text takes in small print."""
+    """Return the inches of a text's longest line in small print."""
     font = _font()
     font.set_size(SMALL, 72)
     widths = []
