@@ -1,6 +1,7 @@
 """What a user can mend, and how the command lines say it."""
 
 import contextlib
+import difflib
 import io
 import os
 import re
@@ -19,6 +20,12 @@ def about(subject: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{subject}: {error}") from None
+
+
+def did_you_mean(word: str, known: Collection[str], *, cutoff: float = 0.6) -> str:
+    """Return `: did you mean first6?` where a known word is like the given one, and nothing elsewhere."""
+    close = difflib.get_close_matches(word, known, 1, cutoff)
+    return f": did you mean {close[0]}?" if close else ""
 
 
 def in_flags(message: str, flags: Collection[str]) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from jaxgpt.convert.command_line.console import show
 from jaxgpt.convert.command_line.flags import flags_of
-from jaxgpt.convert.command_line.parser import did_you_mean, version
-from jaxgpt.convert.errors import InputError, one_clear_line
+from jaxgpt.convert.command_line.parser import version
+from jaxgpt.convert.errors import InputError, did_you_mean, one_clear_line
 from jaxgpt.convert.exit_codes import ExitCode
 
 COMMANDS = {

@@ -19,13 +19,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-import tyro
 import yaml
 from conftest import ROOT
-from jaxgpt.train.config import with_config
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 from pydantic import ValidationError
 
+from jaxgpt.convert.errors import InputError
+from jaxgpt.train.command import read_command
 from jaxgpt.train.failures import MISTAKE
 from jaxgpt.train.finetune import DIVERGED, LOST
 from jaxgpt.train.settings import Settings
@@ -96,9 +96,9 @@ def instruction(name: str) -> str:
 def parsed(flags: list[str]) -> Settings:
     """The flags as the program reads them; one that it doesn't know ends the test."""
     try:
-        return tyro.cli(Settings, config=(tyro.conf.FlagCreatePairsOff,), args=with_config(flags))
-    except SystemExit:
-        pytest.fail(f"the program doesn't take {shlex.join(flags)}")
+        return read_command(flags)
+    except InputError as error:
+        pytest.fail(f"the program doesn't take {shlex.join(flags)}: {error}")
 
 
 # stubs

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import call, random_tokens
-from jaxgpt.train.config import as_flags, plain, with_config
 from runs import arrays, metrics
 
 import jaxgpt
@@ -18,7 +17,8 @@ import jaxgpt.train.loop as train_steps
 from jaxgpt import named_params
 from jaxgpt.convert.mapping import same
 from jaxgpt.convert.source import complete_steps
-from jaxgpt.train.settings import Settings
+from jaxgpt.train.command import as_flags, read_command
+from jaxgpt.train.settings import Settings, stored_settings, to_json
 from jaxgpt.train.step.batch import Batch, micro_batches
 from jaxgpt.train.step.step import Objective, TrainState
 
@@ -217,35 +217,50 @@ def test_config_repeats_a_run_and_flags_have_the_last_word(base, tmp_path):
 
 
 def test_every_setting_survives_the_way_through_run_json_and_flags():
-    import tyro
-
     odd = Settings(
         data="my data.txt", freeze="gradual:head@0,full@50%", untie_head=True, add_tokens="<|a|>,<|b|>",
         out=Path("runs/with space"), steps=7, lr_scale=(r"blocks\.1.*=2.0", "ln_f.*=0.5"), prompt="-x --lr=3",
         layer_lr_decay=0.9, dropout=0.0, track=("tensorboard",), cache=Path("c"), patience=2, remat=True,
     )  # fmt: skip
     for settings in (Settings(), odd):
-        flags = as_flags(json.loads(json.dumps(plain(settings))))
-        assert tyro.cli(Settings, args=flags, config=(tyro.conf.FlagCreatePairsOff,)) == settings
-    assert as_flags(plain(Settings())) == []
-    assert {field.name for field in fields(Settings)} == plain(Settings()).keys()
+        flags = as_flags(json.loads(json.dumps(to_json(settings))))
+        assert read_command(flags) == settings
+        assert Settings(**stored_settings(json.loads(json.dumps(to_json(settings))))) == settings
+    assert as_flags(to_json(Settings())) == []
+    assert {field.name for field in fields(Settings)} == to_json(Settings()).keys()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no run.json"),
-        ("[]", "is no run.json"),
-        ('{"settings": 3}', "is no run.json"),
-        ('{"settings": {"exec": 1}}', "holds settings that there are not: exec"),
-        (None, "is no run.json"),
+        ("{", r"run\.json can't be read \(JSONDecodeError"),
+        ("[]", r"run\.json can't be read"),
+        ("[" * 100_000, r"run\.json can't be read \(RecursionError"),
+        ('{"settings": 3}', r"run\.json can't be read"),
+        ('{"settings": {"exec": 1}}', "holds settings that are unknown here: exec"),
+        ('{"settings": {"steps": "ten"}}', "steps is of the wrong type: 'ten'"),
+        ('{"settings": {"steps": true}}', "steps is of the wrong type: True"),
+        ('{"settings": {"steps": 0}}', "--steps: must be from 1 to 1,000,000,000, not 0"),
+        ('{"settings": {"lr_scale": ["ln_f.*=1.0", 3]}}', "lr_scale is of the wrong type: 3"),
+        ('{"settings": {"dtype": "float8"}}', "--dtype: must be float32 or bfloat16, not 'float8'"),
+        (None, r"run\.json can't be read \(FileNotFoundError"),
     ],
 )
 def test_what_is_no_config_is_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "run.json").write_text(content)
-    with pytest.raises(jaxgpt.InputError, match=message):
-        with_config([f"--config={tmp_path}/run.json"])
+    for named in (tmp_path / "run.json", tmp_path):  # the file, or its folder
+        with pytest.raises(jaxgpt.InputError, match=message):
+            read_command([f"--config={named}"])
+
+
+def test_what_addresses_machines_or_permits_destruction_is_never_repeated(tmp_path):
+    """Values of run.json are values, and no flags."""
+    dangerous = {"force": True, "resume_anyway": True, "resume": True, "coordinator": "evil:1", "processes": 2}
+    stored = {"lr_scale": ["ln_f.*=1.0", "--force"], "seed": 3, **dangerous}
+    (tmp_path / "run.json").write_text(json.dumps({"settings": stored}))
+    settings = read_command([f"--config={tmp_path}", "--out=elsewhere"])
+    assert settings == Settings(lr_scale=("ln_f.*=1.0", "--force"), seed=3, out=Path("elsewhere"), config=tmp_path)
 
 
 def test_resume_anyway_goes_on_with_another_run_and_says_so(train, texts, tmp_path):
@@ -255,7 +270,8 @@ def test_resume_anyway_goes_on_with_another_run_and_says_so(train, texts, tmp_pa
     flags = ("--steps=6", f"--data={other}", "--lr=1e-3")
     _, refused = train(*flags, "--resume", check=False)
     assert "--steps was 4 and is 6" in refused
-    assert "the contents of --data are others. --resume-anyway goes on" in refused
+    assert "--data was " in refused
+    assert "--resume-anyway" in refused
     _, text = train(*flags, "--resume-anyway")
     assert re.search(r"resumed after step 4 although .*--lr was 0.01 and is 0.001; the contents of --data", text)
     assert [line["step"] for line in metrics(out)] == list(range(7))

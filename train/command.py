@@ -47,7 +47,8 @@ def read_command(arguments: Sequence[str]) -> Settings:
         given |= {"resume": True, "out": Path(named).expanduser()}
     values: dict[str, Any] = {}
     if given.get("config") is not None:
-        values = settings_of(given["config"])
+        with about("--config"):
+            values = settings_of(given["config"])
     out = given.get("out", values.get("out", Settings().out))
     resumes = given.get("resume") or given.get("resume_anyway")
     if resumes and not given.get("force") and (out / NAME).is_file():
@@ -88,8 +89,10 @@ def settings_of(run: Path) -> dict[str, Any]:
         InputError: it can't be read, or holds settings that are unknown or of another type.
     """
     path = run.expanduser()
-    with about(str(path)):
-        return stored_settings(RunInfo.read(path if path.is_dir() else path.parent).settings)
+    folder = path if path.is_dir() else path.parent
+    stored = RunInfo.read(folder).settings
+    with about(str(folder)):
+        return stored_settings(stored)
 
 
 def command_of(settings: Settings) -> str:
@@ -115,7 +118,7 @@ def as_flags(settings: Mapping[str, Any], usual: Mapping[str, Any] | None = None
         if name not in repeated or not repeated[name] or value == usual.get(name):
             continue
         if isinstance(value, list):
-            flags += [spelled(name), *map(str, value)]
+            flags += [f"{spelled(name)}={item}" for item in value]  # a value may look like a flag
         elif isinstance(value, bool):
             flags.append(spelled(name) if value else f"--no-{name.replace('_', '-')}")
         else:

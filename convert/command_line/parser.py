@@ -2,17 +2,16 @@
 
 import argparse
 import dataclasses
-import difflib
 import importlib.metadata
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from jaxgpt.convert.command_line.console import show
 from jaxgpt.convert.command_line.flags import Flag, Value, flags_of, from_text, spelled, values_of
 from jaxgpt.convert.command_line.help import Help, help_text
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,6 @@ def version() -> str:
     return f"jaxgpt {importlib.metadata.version('jaxgpt')}"
 
 
-def did_you_mean(word: str, known: Collection[str], *, cutoff: float = 0.6) -> str:
-    """Return `: did you mean first6?` where a known word is like the given one, and nothing elsewhere."""
-    close = difflib.get_close_matches(word, known, 1, cutoff)
-    return f": did you mean {close[0]}?" if close else ""
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(message.removeprefix("argument "))
@@ -100,7 +93,7 @@ def _add(parser: argparse.ArgumentParser, name: str, described: Flag, value: Val
         parser.add_argument(spelled(name), dest=name, nargs="?", const=True)
         parser.add_argument(f"--no-{name}", dest=name, action="store_false")
     elif value.many:
-        parser.add_argument(spelled(name), dest=name, nargs="*")
+        parser.add_argument(spelled(name), dest=name, nargs="*", action="extend")
     else:
         parser.add_argument(spelled(name), dest=name)
 

@@ -117,8 +117,9 @@ class RunInfo:
             known = {item.name: found[item.name] for item in fields(cls) if item.name in found}
             for name, kind in (("resolved", dict), ("parameters", dict), ("machine", dict), ("changed", list)):
                 known[name] = kind(known.get(name) or kind())
-            known["steps"] = int(found.get("steps") or settings.get("steps") or 0)
-            data = {item.name: found["data"][item.name] for item in fields(DataInfo) if item.name in found["data"]}
+            known["steps"] = int(found["steps"]) if "steps" in found else 0
+            stored = dict(found.get("data") or {})
+            data = {item.name: stored[item.name] for item in fields(DataInfo) if item.name in stored}
             return cls(**(known | {"settings": settings, "phases": phases, "data": DataInfo(**data)}))
         except UNREADABLE as error:
             reason = f"{type(error).__name__}: {error}"
