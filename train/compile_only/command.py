@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 import jaxgpt
 from jaxgpt import convert
 from jaxgpt.convert.errors import InputError
-from jaxgpt.convert.shapes import shape_of_published
+from jaxgpt.convert.published import config_of_published
 from jaxgpt.convert.source import BUNDLED
 from jaxgpt.mesh import make_mesh
 from jaxgpt.model.gpt import abstract
@@ -61,7 +61,7 @@ def make_spec_of_shapes(settings: Settings, slice: Topology) -> StepSpec:
 def config_of(model: str) -> jaxgpt.GPTConfig:
     """The shape of a checkpoint that is here, or of a published one."""
     is_here = model in BUNDLED or Path(model).expanduser().exists()
-    return (None if is_here else shape_of_published(model)) or convert.read(model).config
+    return (None if is_here else config_of_published(model)) or convert.read(model).config
 
 
 def as_trained(config: jaxgpt.GPTConfig, settings: Settings, mesh: Mesh) -> jaxgpt.GPTConfig:
