@@ -12,7 +12,7 @@ import jaxgpt
 from jaxgpt import convert
 from jaxgpt.chat import prepare_chat, render
 from jaxgpt.convert.disk import check_space
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, about
 from jaxgpt.data.sources import peek
 from jaxgpt.mesh import make_mesh, shardings
 from jaxgpt.params import count_params, module_shares, named_params, with_params
@@ -76,8 +76,13 @@ def load_model(settings: Settings, mesh: Mesh) -> tuple[jaxgpt.GPT, Any, tuple[s
         model = rebuilt(model, dropping, named_params(model))
     if settings.untie_head:
         model = jaxgpt.untie_head(model)
-    added = add_tokens(tokenizer, settings.add_tokens.split(",")) if settings.add_tokens is not None else ()
-    if peek(find_source(settings)) == "chat":
+    added: tuple[str, ...] = ()
+    if settings.add_tokens is not None:
+        with about("--add-tokens"):
+            added = add_tokens(tokenizer, settings.add_tokens.split(","))
+    with about("--data"):
+        kind = peek(find_source(settings))
+    if kind == "chat":
         added += prepare_chat(tokenizer)
     if added:
         model = jaxgpt.resize_vocab(model, tokenizer, pad_multiple=row_multiple(mesh), seed=settings.seed)
@@ -98,7 +103,8 @@ def prepare(settings: Settings, run: Run) -> tuple[Setup, dict[str, jax.Array]]:
         if source is not None:
             look_for(flag, source)
     config = convert.read(settings.model).config
-    mesh = make_mesh(settings.mesh, width=config.n_embd)
+    with about("--mesh"):
+        mesh = make_mesh(settings.mesh, width=config.n_embd)
     batch_shapes(settings, mesh, config.n_positions, packed=False)  # before the model is read
     model, tokenizer, added = load_model(settings, mesh)
     data = load_data(settings, tokenizer, settings.context or config.n_positions)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 import jaxgpt
 from jaxgpt import convert
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, about
 from jaxgpt.convert.published import config_of_published
 from jaxgpt.convert.source import BUNDLED
 from jaxgpt.mesh import make_mesh
@@ -51,7 +51,8 @@ def compile_only(settings: Settings) -> int:
 def make_spec_of_shapes(settings: Settings, slice: Topology) -> StepSpec:
     """The specification of the run that the settings describe, as far as it can be known without its data."""
     config = config_of(settings.model)
-    mesh = make_mesh(settings.mesh, devices=slice.devices, width=config.n_embd)
+    with about("--mesh"):
+        mesh = make_mesh(settings.mesh, devices=slice.devices, width=config.n_embd)
     model = abstract(as_trained(config, settings, mesh), dtype=jnp.dtype(settings.dtype))
     if re.search(r"@[\d.]+ep", settings.freeze):
         raise InputError(f"--freeze={settings.freeze}: the data are not read here; say when in steps or percent")

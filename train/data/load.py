@@ -8,7 +8,7 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, about
 from jaxgpt.data.corpus import Corpus, tokenise
 from jaxgpt.data.documents import Source, Texts
 from jaxgpt.data.sources import find
@@ -59,15 +59,13 @@ def find_source(settings: Settings) -> str | Source:
 
 
 def look_for(flag: str, source: str | Source) -> None:
-    """Refuses a source that is not there, before anything takes time.
+    """Refuse a source that is not there, before anything takes time.
 
     Raises:
         InputError: which names the flag.
     """
-    try:
+    with about(flag):
         find(source)
-    except InputError as error:
-        raise InputError(str(error).replace("--data:", f"{flag}:", 1)) from None
 
 
 def load_data(settings: Settings, tokenizer: Any, context: int) -> Data:
@@ -76,10 +74,12 @@ def load_data(settings: Settings, tokenizer: Any, context: int) -> Data:
     Raises:
         InputError: there is no text, it can't be read, or it is too short.
     """
-    corpus = tokenise(find_source(settings), tokenizer, cache=settings.cache, progress=True)
+    with about("--data"):
+        corpus = tokenise(find_source(settings), tokenizer, cache=settings.cache, progress=True)
     held_out = corpus.held_out
     if settings.eval_data is not None:
-        held_out = tokenise(settings.eval_data, tokenizer, cache=settings.cache, progress=True)
+        with about("--eval-data"):
+            held_out = tokenise(settings.eval_data, tokenizer, cache=settings.cache, progress=True)
     packed = settings.rows != "stream" and (corpus.kind == "chat" or settings.rows is not None)
     if settings.rows == "stream" and corpus.kind == "chat":
         raise InputError("--rows=stream: conversations are not cut anywhere; use packed or padded")

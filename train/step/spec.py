@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 import jaxgpt
 from jaxgpt import freeze
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, about
 from jaxgpt.mesh import batch_sharding, batch_shards, shardings
 from jaxgpt.params import by_module, named_params, with_params
 from jaxgpt.train.settings import Settings
@@ -95,8 +95,10 @@ def make_step_spec(
         InputError: a strategy that means nothing, or a model or batch that the mesh can't divide.
     """
     config, params = model.config, named_params(model)
-    param_shardings = shardings(params, mesh)
-    plan = freeze.parse(settings.freeze, config, steps, epoch_steps=epoch_steps)
+    with about("--mesh"):
+        param_shardings = shardings(params, mesh)
+    with about("--freeze"):
+        plan = freeze.parse(settings.freeze, config, steps, epoch_steps=epoch_steps)
     trains = plan.partition(params, steps)[0]
     return StepSpec(
         settings=settings,
