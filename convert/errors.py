@@ -8,6 +8,12 @@ import re
 import sys
 from collections.abc import Collection, Iterator
 
+ARGUMENT = re.compile(
+    r"(?<!\w)'[^']*'"  # in quotes: as it is
+    r"|(?<![\w.-])(?P<name>[a-z][a-z0-9_]*)=(?P<value>True|False|[^\s=(),;`']*)"
+)
+"""An argument of the library in a message, such as `force=True`; quotes come first, so that nothing in them is one."""
+
 
 class InputError(ValueError):
     """The user's input can't be used: one message that names the cause and what to do; command lines exit with 2."""
@@ -32,17 +38,17 @@ def in_flags(message: str, flags: Collection[str]) -> str:
     """Turn the arguments that a message of the library names into the flags of a command line.
 
     `force=True` becomes `--force`, `tie=False` becomes `--no-tie`, `n_head=` and `n_head=5` become `--n-head=` and
-    `--n-head=5`. Only names in `flags` are turned.
+    `--n-head=5`. Only names in `flags` are turned, and nothing between quotes, which the user wrote.
     """
 
     def flag(found: re.Match) -> str:
         name, value = found["name"], found["value"]
-        if name not in flags:
+        if name not in flags:  # None for quotes
             return found[0]
         name = name.replace("_", "-")
         return {"True": f"--{name}", "False": f"--no-{name}"}.get(value, f"--{name}={value}")
 
-    return re.sub(r"(?<![\w.-])(?P<name>[a-z][a-z0-9_]*)=(?P<value>True|False|[^\s=(),;`']*)", flag, message)
+    return ARGUMENT.sub(flag, message)
 
 
 @contextlib.contextmanager

@@ -60,12 +60,12 @@ def make_mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, 
         for part in text.split(","):
             found = re.fullmatch(r"(data|fsdp|tensor)=([1-9]\d{0,5})", part.strip())
             if not found:
-                raise InputError(f"--mesh: {part!r} is not AXIS=SIZE, with AXIS one of {', '.join(AXES)}")
+                raise InputError(f"mesh {text!r}: {part!r} is not AXIS=SIZE, with AXIS one of {', '.join(AXES)}")
             if text.count(f"{found[1]}=") > 1:
-                raise InputError(f"--mesh: {found[1]} stands twice in {text}")
+                raise InputError(f"mesh {text!r}: {found[1]} is given twice")
             sizes[found[1]] = int(found[2])
     if math.prod(sizes.values()) != len(devices):
-        raise InputError(f"--mesh: {text} makes {math.prod(sizes.values())} devices, but there are {len(devices)}")
+        raise InputError(f"mesh {text!r} makes {math.prod(sizes.values())} devices, but there are {len(devices)}")
     grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -85,7 +85,7 @@ def shardings(params: Mapping[str, Any], mesh: Mesh, rules: Rules[P] = RULES) ->
         for size, axis in zip(shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(
-                    f"--mesh: {name} {tuple(shape)} can't be divided by {axis}={mesh.shape[axis]}; "
+                    f"{name} {tuple(shape)} can't be divided by the mesh's {axis}={mesh.shape[axis]}; "
                     "put more devices on `data`, which splits only the batch"
                 )
     return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}

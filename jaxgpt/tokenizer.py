@@ -83,18 +83,18 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:
         InputError: an empty token, white space around it, one that is given twice, or no valid text.
     """
     if isinstance(tokens, str):
-        raise InputError(f"--add-tokens: a list of tokens is expected, not the text {tokens!r}")
+        raise InputError(f"new tokens must be a list, not the text {tokens!r}")
     for i, token in enumerate(tokens):
         if problem := _problem(token) or ("is given twice" if token in tokens[:i] else None):
-            raise InputError(f"--add-tokens: {token!r} {problem}")
+            raise InputError(f"new token {token!r} {problem}")
     known = tokenizer.get_vocab()
     new = tuple(token for token in tokens if token not in known)
     if new:
         tokenizer.add_special_tokens({"extra_special_tokens": list(new)}, replace_extra_special_tokens=False)
         if shared := set(known.values()).intersection(tokenizer.convert_tokens_to_ids(list(new))):
             raise InputError(
-                f"--add-tokens: the tokenizer gives a new token the id {min(shared)}, which another token has: "
-                "its ids have holes; number them without holes first"
+                f"the tokenizer gives a new token the id {min(shared)}, which another token has: its ids have holes; "
+                "number them without holes first"
             )
     return new
 

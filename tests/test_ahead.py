@@ -20,7 +20,7 @@ import jaxgpt
 from jaxgpt import make_mesh
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.layout import shape_of
-from jaxgpt.convert.shapes import SIZES, shape_of_published
+from jaxgpt.convert.published import PUBLISHED, config_of_published
 from jaxgpt.model.gpt import abstract
 from jaxgpt.train.compile_only import topology
 from jaxgpt.train.compile_only.batch_limit import fit_memory_model, n_differentiated_blocks, with_blocks
@@ -71,11 +71,11 @@ def test_flops_are_what_xla_counts_in_products(freeze, untied, remat):
 
 def test_flops_of_published_models_are_those_of_the_papers_formula():
     """6 N + 12 L D T for each token, where N are the parameters that multiply (PaLM, appendix B)."""
-    for model, (L, D, _) in SIZES.items():
-        config = shape_of_published(model)
+    for model in PUBLISHED:
+        config, L, D, T = model.config, model.n_layer, model.n_embd, model.n_positions
         params = sizes_of(config)
         N = sum(size for name, size in params.items() if name.endswith("kernel") or name == "tok_emb.embedding")
-        assert step_flops(config, params, (2, 1024)).model == 2 * 1024 * (6 * N + 12 * L * D * 1024)
+        assert step_flops(config, params, (2, T)).model == 2 * T * (6 * N + 12 * L * D * T)
 
 
 def test_published_shapes_have_the_parameters_that_are_published():
@@ -83,8 +83,9 @@ def test_published_shapes_have_the_parameters_that_are_published():
         "distilgpt2": 81_912_576, "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080,
         "gpt2-xl": 1_557_611_200, "openai-community/gpt2@main": 124_439_808, "microsoft/DialoGPT-small": 124_439_808,
     }  # fmt: skip
-    assert {name: sum(sizes_of(shape_of_published(name)).values()) for name in counts} == counts
-    assert shape_of_published("someone/gpt2") is None
+    assert {name: sum(sizes_of(config_of_published(name)).values()) for name in counts} == counts
+    assert config_of_published("someone/gpt2") is None
+    assert config_of_published("tiny") == jaxgpt.convert.read("tiny").config
 
 
 # collectives

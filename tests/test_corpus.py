@@ -279,7 +279,7 @@ def test_two_at_once_both_get_their_tokens(tmp_path, monkeypatch):
 def test_a_cache_that_can_not_be_written_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "file").touch()
-    with pytest.raises(jaxgpt.InputError, match=r"kept in .*file/cache \(Not a directory\): .* with --cache"):
+    with pytest.raises(jaxgpt.InputError, match=r"kept in .*file/cache \(Not a directory\): .* with cache=FOLDER"):
         tokenise(tmp_path / "a.txt", jaxgpt.load_tokenizer("tiny"), cache=tmp_path / "file" / "cache")
     if os.path.exists("/dev/full"):
         writer = token_files.Writer(tmp_path, "key", "<u2")

@@ -192,4 +192,4 @@ except jaxgpt.InputError as error:
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == "20 5 train 0<|endoftext|> hf:me/talks:train, record 1"
-    assert re.fullmatch(r"--data: hf:me/nothing can't be read: \w+NotFoundError: .+", second)
+    assert re.fullmatch(r"hf:me/nothing can't be read: \w+NotFoundError: .+", second)

@@ -20,6 +20,7 @@ from transformers import GPT2LMHeadModel
 
 import jaxgpt
 from jaxgpt import convert
+from jaxgpt.convert.errors import in_flags
 from jaxgpt.convert.mapping import same
 from jaxgpt.convert.source import complete_steps
 from jaxgpt.train.__main__ import main
@@ -240,10 +241,12 @@ def refused(flags: list[str], capsys, monkeypatch) -> str:
 
 BAD = {
     "an unknown strategy": (["--freeze=fisrt6"], "A freezing strategy is one of"),
-    "too many blocks": (["--freeze=first40"], "has only 3 blocks"),
+    "too many blocks": (["--freeze=first40"], "--freeze: strategy 'first40': the model has only 3 blocks"),
     "no such model": (["--model=/nowhere"], "no such file or folder"),
-    "no such data": (["--data=/nowhere"], "is no file and no folder"),
+    "no such data": (["--data=/nowhere"], "--data: /nowhere is no file and no folder"),
     "empty data": (["--data={tmp}/empty.txt"], "is empty"),
+    "no such held-out data": (["--eval-data=/nowhere"], "--eval-data: /nowhere is no file and no folder"),
+    "empty held-out data": (["--eval-data={tmp}/empty.txt"], "--eval-data: "),
     "white space": (["--data={tmp}/white.txt"], "is empty"),
     "binary data": (["--data={tmp}/binary.txt"], "is not text: there is a zero byte at 3"),
     "latin-1 data": (["--data={tmp}/latin.txt"], "is not UTF-8 text: byte 0xe9 at 3"),
@@ -260,7 +263,8 @@ BAD = {
     "no run in --out": (["--out={tmp}/precious", "--resume"], "holds tokenizer but no run.json"),
     "no run to replace": (["--out={tmp}/precious", "--force"], "holds tokenizer but no run.json"),
     "odd mesh": (["--mesh=rows=2"], "is not AXIS=SIZE"),
-    "large mesh": (["--mesh=data=3"], "makes 3 devices, but there are 1"),
+    "large mesh": (["--mesh=data=3"], "--mesh: mesh 'data=3' makes 3 devices, but there are 1"),
+    "an odd token": (["--add-tokens=a b ,"], "--add-tokens: new token 'a b ' has white space around it"),
     "another tokenizer": (["--model={tmp}/mismatch"], "has 4,097 tokens, the model only 4,096"),
     "truncated weights": (["--model={tmp}/truncated"], "truncated"),
     "missing config": (["--model={small}/model.safetensors", "--tokenizer={tmp}/images"], "no tokenizer lies there"),
@@ -294,6 +298,13 @@ def test_bad_input_gets_one_clear_line_and_writes_nothing(name, small, tmp_path,
     assert message in error
     assert error.count("\n") == 1 or "A freezing strategy" in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_arguments_in_messages_become_flags_but_not_in_quotes():
+    message = "mesh 'fsdp=2,data=2' can't be; the user's force=True, tie=False, n_head=5 or cache=FOLDER, not dtype=x"
+    assert in_flags(message, {"data", "force", "tie", "n_head", "cache"}) == (
+        "mesh 'fsdp=2,data=2' can't be; the user's --force, --no-tie, --n-head=5 or --cache=FOLDER, not dtype=x"
+    )
 
 
 def test_a_folder_that_holds_a_run_needs_resume_or_force(small, whole_run, tmp_path, capsys, monkeypatch):

@@ -131,7 +131,7 @@ class Source:
             for document in file.documents(advance):
                 if kind not in (None, document.kind):
                     raise InputError(
-                        f"--data: {file.where(document.number)}: a {document.kind}, and all before it are {kind}s: "
+                        f"{file.where(document.number)}: a {document.kind}, and all before it are {kind}s: "
                         "texts and chats can't be mixed in one source"
                     )
                 kind = document.kind
@@ -153,7 +153,7 @@ def as_documents(file: Any, records: Iterable[tuple[int, dict[str, Any]]]) -> It
             for part in document.text or (message["content"] for message in document.chat or ()):
                 part.encode()
         except UnicodeEncodeError:
-            raise InputError(f"--data: {file.where(number)}: half of a surrogate pair is no valid text") from None
+            raise InputError(f"{file.where(number)}: half of a surrogate pair is no valid text") from None
         except InputError as error:
-            raise InputError(f"--data: {file.where(number)}: {error}") from None
+            raise InputError(f"{file.where(number)}: {error}") from None
         yield document

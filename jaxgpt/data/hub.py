@@ -70,7 +70,7 @@ def find_saved(folder: Any) -> Source:
     except InputError:
         raise
     except Exception as error:  # JSON, Arrow and the file system fail in their own ways
-        raise InputError(f"--data: {folder} can't be read as a saved data set: {_cause(error)}") from None
+        raise InputError(f"{folder} can't be read as a saved data set: {_cause(error)}") from None
 
 
 def find_on_hub(source: str) -> Source:
@@ -81,21 +81,21 @@ def find_on_hub(source: str) -> Source:
     """
     match = re.fullmatch(r"hf:((?:[\w.-]+/)?[\w.-]+)(?::([\w.\[\]:%+-]+))?", source)
     if not match:
-        raise InputError(f"--data: {source} is not of the form hf:OWNER/NAME or hf:OWNER/NAME:SPLIT")
+        raise InputError(f"{source} is not of the form hf:OWNER/NAME or hf:OWNER/NAME:SPLIT")
     datasets, (name, split) = _package(source), match.groups()
     try:
         return _source(source, datasets.load_dataset(name, split=split))
     except InputError:
         raise
     except Exception as error:  # the network, the hub and every format of its files fail in their own ways
-        raise InputError(f"--data: {source} can't be read: {_cause(error)}") from None
+        raise InputError(f"{source} can't be read: {_cause(error)}") from None
 
 
 def _source(name: str, loaded: Any) -> Source:
     if not isinstance(loaded, dict):
         return Source(name, (Split(name, loaded),))
     if "train" not in loaded:
-        raise InputError(f"--data: {name} has no split train, only {', '.join(loaded) or 'none'}: name one with :SPLIT")
+        raise InputError(f"{name} has no split train, only {', '.join(loaded) or 'none'}: name one with :SPLIT")
     held_out = next((split for split in HELD_OUT if split in loaded), None)
     rest = held_out and Source(f"{name}:{held_out}", (Split(f"{name}:{held_out}", loaded[held_out]),))
     return Source(name, (Split(f"{name}:train", loaded["train"]),), rest or None)
@@ -105,7 +105,7 @@ def _package(source: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise InputError(f"--data: {source} needs Hugging Face's datasets: pip install 'jaxgpt[datasets]'") from None
+        raise InputError(f"{source} needs Hugging Face's datasets: pip install 'jaxgpt[datasets]'") from None
     return datasets
 
 

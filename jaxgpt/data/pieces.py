@@ -69,7 +69,7 @@ class Cutter:
                     begin = cut
             if len(text) - begin > LONGEST:
                 raise InputError(
-                    f"--data: {name}: {LONGEST // 10**6} million characters without a place where this tokenizer lets "
+                    f"{name}: {LONGEST // 10**6} million characters without a place where this tokenizer lets "
                     "a text be cut: give it as several documents"
                 )
         if begin or text.strip():

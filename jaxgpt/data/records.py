@@ -31,13 +31,13 @@ def read_text(name: str, stream: BinaryIO) -> Iterator[str]:
     while True:
         chunk = stream.read(CHUNK)
         if (zero := chunk.find(b"\0")) >= 0:
-            raise InputError(f"--data: {name} is not text: there is a zero byte at {position + zero:,}")
+            raise InputError(f"{name} is not text: there is a zero byte at {position + zero:,}")
         begun = position - len(decoder.getstate()[0])
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             byte, where = error.object[error.start], begun + error.start
-            raise InputError(f"--data: {name} is not UTF-8 text: byte {byte:#x} at {where:,}") from None
+            raise InputError(f"{name} is not UTF-8 text: byte {byte:#x} at {where:,}") from None
         if not chunk:
             return
         position += len(chunk)
@@ -49,7 +49,7 @@ def read_lines(name: str, stream: BinaryIO) -> Records:
     number = 0
     while line := stream.readline(LONGEST + 1):
         number += 1
-        where = f"--data: {name}, line {number:,}"
+        where = f"{name}, line {number:,}"
         if len(line) > LONGEST:
             raise InputError(f"{where}: longer than {LONGEST // 2**20} MiB")
         if number == 1:
@@ -64,12 +64,12 @@ def read_array(name: str, stream: BinaryIO) -> Records:
     signs.skip("\ufeff")
     if not signs.skip("["):
         raise InputError(
-            f"--data: {name} does not begin with [: one array of objects is expected; "
+            f"{name} does not begin with [: one array of objects is expected; "
             "a file with one object a line is to be called .jsonl"
         )
     while not (number == 0 and signs.skip("]")):
         number += 1
-        where = f"--data: {name}, record {number:,}"
+        where = f"{name}, record {number:,}"
         if (sign := signs.next()) != "{":
             raise InputError(f"{where}: an object is expected, not {sign or 'the end of the file'}")
         while True:
@@ -87,7 +87,7 @@ def read_array(name: str, stream: BinaryIO) -> Records:
         if not signs.skip(","):
             raise InputError(f"{where}: a comma or the end of the array is expected after it")
     if signs.next():
-        raise InputError(f"--data: {name}: something follows the array")
+        raise InputError(f"{name}: something follows the array")
 
 
 def read_parquet(name: str, file: BinaryIO, size: int, advance: Advance) -> Records:
@@ -99,7 +99,7 @@ def read_parquet(name: str, file: BinaryIO, size: int, advance: Advance) -> Reco
     try:
         import pyarrow.parquet
     except ImportError:
-        raise InputError(f"--data: {name}: Parquet needs pip install 'jaxgpt[datasets]'") from None
+        raise InputError(f"{name}: Parquet needs pip install 'jaxgpt[datasets]'") from None
     try:
         table = pyarrow.parquet.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
         rows, columns = table.metadata.num_rows, text_column(table.schema_arrow)
@@ -112,7 +112,7 @@ def read_parquet(name: str, file: BinaryIO, size: int, advance: Advance) -> Reco
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"--data: {name} can't be read as Parquet ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{name} can't be read as Parquet ({str(error).splitlines()[0]})") from None
 
 
 def text_column(schema: Any) -> list[str] | None:

@@ -33,7 +33,7 @@ def find(source: str | Path | Source) -> Source:
         if path.is_dir():
             return _folder(path)
         if not (path.exists() if streams.is_remote(path) else path.is_file()):
-            raise InputError(f"--data: {path} is no file and no folder")
+            raise InputError(f"{path} is no file and no folder")
     return Source(str(path), (_file(path),))
 
 
@@ -48,7 +48,7 @@ def peek(source: str | Path | Source) -> Kind:
         return "tokens"
     for _, document in found.documents(lambda n: None):
         return document.kind
-    raise InputError(f"--data: {found.name} is empty")
+    raise InputError(f"{found.name} is empty")
 
 
 def _folder(path: Any) -> Source:
@@ -62,7 +62,7 @@ def _folder(path: Any) -> Source:
         return find_saved(path)
     files = [_file(file, "/".join(parts)) for parts, file in streams.files_below(path) if _is_read(file.name)]
     if not files:
-        raise InputError(f"--data: {path} holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
+        raise InputError(f"{path} holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
     return Source(str(path), tuple(files))
 
 

@@ -39,7 +39,7 @@ def locate(source: str | Path) -> Any:
         return Path(text).expanduser()
     scheme = text.split("://")[0]
     if scheme not in SCHEMES:
-        raise InputError(f"--data: {text}: {scheme}:// can't be read; expected is a path or one of {urls()}")
+        raise InputError(f"{text}: {scheme}:// can't be read; expected is a path or one of {urls()}")
     # or gcsfs asks first, over another protocol, what kind the bucket is: without credentials that may hang
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     from etils import epath
@@ -62,13 +62,13 @@ def readable(path: Any) -> Iterator[None]:
     except ImportError as error:
         scheme = str(path).split("://")[0]
         what = f"{path} can't be read without a package that is not here ({error})"
-        raise InputError(f"--data: {what}: pip install '{SCHEMES.get(scheme, scheme)}'") from None
+        raise InputError(f"{what}: pip install '{SCHEMES.get(scheme, scheme)}'") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"--data: {path} can't be read: {_cause(error)}") from None
+        raise InputError(f"{path} can't be read: {_cause(error)}") from None
     except Exception as error:
         if not is_remote(path) and not type(error).__module__.startswith(THIRD_PARTIES):
             raise  # a mistake of ours; what a bucket's package raises is anybody's guess
-        raise InputError(f"--data: {path} can't be read: {_cause(error)}") from None
+        raise InputError(f"{path} can't be read: {_cause(error)}") from None
 
 
 def is_remote(path: Any) -> bool:

@@ -34,7 +34,7 @@ def writable(cache: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"--cache: tokens can't be kept in {cache} ({error.strerror or error}): name another folder with --cache"
+            f"tokens can't be kept in {cache} ({error.strerror or error}): name another folder with cache=FOLDER"
         ) from None
 
 
@@ -112,7 +112,7 @@ def find_or_write(cache: Path, key: str, dtype: str, write: Callable[[Writer], d
             writer.finish({"version": VERSION} | meta, path)
         finally:
             writer.close()
-    raise InputError(f"--cache: what is written into {cache} is not there afterwards: name another folder with --cache")
+    raise InputError(f"tokens written to {cache} are missing afterwards: name another folder with cache=FOLDER")
 
 
 def _map(path: Path, dtype: str) -> np.ndarray:

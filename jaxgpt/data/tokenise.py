@@ -98,7 +98,7 @@ def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool)
                     tokens += end is not None
                     finish(item)
         if not tokens:
-            raise InputError(f"--data: {source.name} is empty")
+            raise InputError(f"{source.name} is empty")
         bar.summary(sum(documents), tokens)
     files = [{"name": file.name, "documents": n} for file, n in zip(source.files, documents, strict=True)]
     return {"kind": kind, "bytes": n_bytes, "files": files}
@@ -160,7 +160,7 @@ def _chats(source: Source, tokenizer: Any, batch: list[_Item]) -> list[Any]:
                 encode_chats(tokenizer, [item.chat])
             except InputError as error:
                 where = source.files[item.file].where(item.number)
-                raise InputError(f"--data: {where}: {error}") from None
+                raise InputError(f"{where}: {error}") from None
         raise
 
 

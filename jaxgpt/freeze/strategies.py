@@ -39,14 +39,16 @@ def parse(text: str, config: GPTConfig, steps: int | None = None, *, epoch_steps
         thaws = {param for param, thawed in match(phase.rules, names).items() if thawed}
         if not thaws:
             raise InputError(
-                f"--freeze={text}: {name}: nothing would train; parameters are named like {', '.join(names[:3])}"
+                f"strategy {text!r}: {name}: nothing would train; parameters are named like {', '.join(names[:3])}"
             )
         if phases and all(label != FROZEN for label in Plan(text, tuple(phases)).labels(thaws, phase.start).values()):
-            raise InputError(f"--freeze={text}: {name} thaws nothing that does not train already")
+            raise InputError(f"strategy {text!r}: {name} thaws nothing that does not train already")
         if phase.start <= phases[-1].start if phases else phase.start != 0:
-            raise InputError(f"--freeze={text}: phases must begin at 0 and each later than the one before, not {after}")
+            raise InputError(
+                f"strategy {text!r}: phases must begin at 0 and each later than the one before, not {after}"
+            )
         if steps is not None and phase.start >= steps:
-            raise InputError(f"--freeze={text}: {name} would begin after the last of {steps:,} steps")
+            raise InputError(f"strategy {text!r}: {name} would begin after the last of {steps:,} steps")
         phases.append(phase)
     return Plan(text, tuple(phases))
 
@@ -61,7 +63,7 @@ def split_phases(text: str, config: GPTConfig) -> list[tuple[str, str]]:
     rest = text.removeprefix("gradual:")
     *pairs, end = re.split(r"@([0-9]{1,9}(?:\.[0-9]{1,9})?(?:%|ep)?)(?:,|$)", rest)
     if end or rest.endswith(",") or not all(pairs) or not pairs:
-        raise InputError(f"--freeze={text}: phases are written STRATEGY@START and joined by commas\n{GRAMMAR}")
+        raise InputError(f"strategy {text!r}: phases are written STRATEGY@START and joined by commas\n{GRAMMAR}")
     return [(name.strip(), after) for name, after in zip(pairs[::2], pairs[1::2], strict=True)]
 
 
@@ -71,16 +73,16 @@ def start_of(text: str, after: str, steps: int | None, epoch_steps: float | None
     number = after.removesuffix(unit)
     if not unit:
         if "." in number:
-            raise InputError(f"--freeze={text}: {after} is no whole number of steps")
+            raise InputError(f"strategy {text!r}: {after} is no whole number of steps")
         return int(number)
     if unit == "ep":
         if epoch_steps is None:
-            raise InputError(f"--freeze={text}: {after} needs epoch_steps, the number of steps in an epoch")
+            raise InputError(f"strategy {text!r}: {after} needs epoch_steps, the number of steps in an epoch")
         return round(float(number) * epoch_steps)
     if steps is None:
-        raise InputError(f"--freeze={text}: needs the number of steps")
+        raise InputError(f"strategy {text!r}: needs the number of steps")
     if unit == "/3" and steps < 3:
-        raise InputError(f"--freeze={text}: needs at least 3 steps, one for each phase, not {steps}")
+        raise InputError(f"strategy {text!r}: needs at least 3 steps, one for each phase, not {steps}")
     return round(float(number) * steps / 100) if unit == "%" else int(number) * steps // 3
 
 
@@ -90,7 +92,7 @@ def rules(text: str, name: str, config: GPTConfig) -> Rules[bool]:
     if found := re.fullmatch(r"(first|last)(\d{1,6})", name):
         kind, n, L = found[1], int(found[2]), config.n_layer
         if n > L:
-            raise InputError(f"--freeze={text}: the model has only {L} blocks")
+            raise InputError(f"strategy {text!r}: the model has only {L} blocks")
         if kind == "first":
             return (EMBEDDINGS, False), (_blocks(range(n)), False), (".*", True)
         return (_blocks(range(L - n, L)), True), (r"(ln_f|lm_head)\..*", True), *rest
@@ -102,12 +104,12 @@ def rules(text: str, name: str, config: GPTConfig) -> Rules[bool]:
         return (EMBEDDINGS, True), *rest
     if not name.startswith("regex:"):
         which = "" if name == text else f"{name!r}: "
-        raise InputError(f"--freeze={text}: {which}unknown strategy\n{GRAMMAR}")
+        raise InputError(f"strategy {text!r}: {which}unknown strategy\n{GRAMMAR}")
     pattern = name.removeprefix("regex:")
     try:
         re.compile(pattern)
     except re.error as error:
-        raise InputError(f"--freeze={text}: not a regular expression ({error})\n{GRAMMAR}") from None
+        raise InputError(f"strategy {text!r}: not a regular expression ({error})\n{GRAMMAR}") from None
     return (pattern, True), *rest
 
 

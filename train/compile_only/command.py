@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 
 import jaxgpt
 from jaxgpt import convert
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, about
 from jaxgpt.convert.exit_codes import ExitCode
-from jaxgpt.convert.shapes import shape_of_published
+from jaxgpt.convert.published import config_of_published
 from jaxgpt.convert.source import BUNDLED
 from jaxgpt.mesh import make_mesh
 from jaxgpt.model.gpt import abstract
@@ -52,7 +52,8 @@ def compile_only(settings: Settings) -> int:
 def make_spec_of_shapes(settings: Settings, topology: Topology) -> StepSpec:
     """Make the specification of the run that the settings describe, as far as it is known without the data."""
     config = config_of(settings.model)
-    mesh = make_mesh(settings.mesh, devices=topology.devices, width=config.n_embd)
+    with about("--mesh"):
+        mesh = make_mesh(settings.mesh, devices=topology.devices, width=config.n_embd)
     model = abstract(as_trained(config, settings, mesh), dtype=jnp.dtype(settings.dtype))
     if re.search(r"@[\d.]+ep", settings.freeze):
         raise InputError(
@@ -65,7 +66,7 @@ def make_spec_of_shapes(settings: Settings, topology: Topology) -> StepSpec:
 def config_of(model: str) -> jaxgpt.GPTConfig:
     """Return the shape of a published model, or of a checkpoint that is here."""
     is_here = model in BUNDLED or Path(model).expanduser().exists()
-    return (None if is_here else shape_of_published(model)) or convert.read(model).config
+    return (None if is_here else config_of_published(model)) or convert.read(model).config
 
 
 def as_trained(config: jaxgpt.GPTConfig, settings: Settings, mesh: Mesh) -> jaxgpt.GPTConfig:
