@@ -12,9 +12,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, call, random_hf, run
+from conftest import ROOT, TINY, call, random_hf
 
 import jaxgpt
+from jaxgpt.convert.exit_codes import ExitCode
 
 FLOORS = ("convert", "jaxgpt", "train")
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
@@ -152,7 +153,7 @@ def four(tmp_path) -> Path:
 
 
 def test_the_readmes_commands_run(four, tmp_path, monkeypatch):
-    """Each `python -m` line, in order, in one folder; the hub left out.
+    """Each `jaxgpt` line, in order, in one folder; the hub left out.
 
     Training has fewer steps, and but for the demo a smaller model.
     """
@@ -161,14 +162,14 @@ def test_the_readmes_commands_run(four, tmp_path, monkeypatch):
     exchange = json.dumps({"instruction": "Who was king?", "output": "Saul."}) + "\n"
     (tmp_path / "chat.jsonl").write_text(exchange * 200)
     commands = [line.split("#")[0].strip() for block in readme_blocks("sh") for line in block.splitlines()]
-    commands = [line for line in commands if line.startswith("python -m") and not re.search(r"\bgpt2( |$)", line)]
-    assert len(commands) >= 8
+    commands = [line for line in commands if line.startswith("jaxgpt ") and not re.search(r"\bgpt2( |$)", line)]
+    assert len(commands) >= 15
     monkeypatch.chdir(tmp_path)
     for command in commands:
-        if command.startswith("python -m train --"):
-            command += " --steps=5 --epochs=None --batch-size=16 --context=32" * ("--help" not in command)
+        if command.startswith("jaxgpt train ") and "--help" not in command and "--resume" not in command:
+            command += " --steps=5 --epochs=None --batch-size=16 --context=32"
             command += f" --model={four}" * ("--out=" in command)
-        done = call(*shlex.split(command)[2:], check=False)
+        done = call(*shlex.split(command), check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
@@ -192,6 +193,24 @@ def test_the_makefile_and_ci_say_what_the_readme_says():
     assert "make test" in ci
 
 
-def test_the_console_scripts_are_the_modules():
-    for module in FLOORS:
-        assert "usage: python -m " + module in run(module, "--help").stdout
+def test_contributing_names_what_is_there():
+    """Every file and folder on the map exists."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    places = {path.name for floor in FLOORS for path in (ROOT / floor).rglob("*")} | {
+        path.name for path in ROOT.iterdir()
+    }
+    for name in re.findall(r"\b[a-z_]+(?:\.html)?\.(?:py|jinja|json|md|toml)\b", text):
+        assert name in places | {"metrics.jsonl", "run.json"} or (ROOT / "tests" / name).exists(), name
+    for folder in (path for floor in FLOORS for path in (ROOT / floor).iterdir() if path.is_dir()):
+        if not folder.name.startswith("__") and folder.name not in ("assets",):
+            assert f"{folder.name}/" in text, folder
+
+
+def test_the_table_of_exit_codes_is_the_tables():
+    readme = (ROOT / "README.md").read_text()
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \| [a-z]", readme, re.M)}
+    assert listed == {int(code) for code in ExitCode}
+    used = set()
+    for path in FILES:
+        used |= set(re.findall(r"sys\.exit\((\d+)\)|os\._exit\((\d+)\)", path.read_text()))
+    assert {code for pair in used for code in pair if code} <= {"0", "2", "130"}

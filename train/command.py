@@ -43,7 +43,7 @@ def read_command(arguments: Sequence[str]) -> Settings:
         if "out" in given and given["out"] != Path(named).expanduser():
             raise InputError(f"--resume {named} and --out={given['out']} name two runs; one of them is enough")
         if not (Path(named).expanduser() / NAME).is_file():
-            raise InputError(f"--resume {named}: no run lies there; to start one, use --out={named}")
+            raise InputError(f"--resume {named}: no run is there; to start one, use --out={named}")
         given |= {"resume": True, "out": Path(named).expanduser()}
     values: dict[str, Any] = {}
     if given.get("config") is not None:
