@@ -1,6 +1,7 @@
 """Writing so that nothing is lost: never over what is there, never half, never onto a disk that is too full."""
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -78,7 +79,7 @@ def temporary_sibling(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         for _ in range(50):  # Orbax's threads may go on writing for a moment after it has failed
-            leftovers = list(path.parent.glob(f"{temporary.name}*"))
+            leftovers = list(path.parent.glob(f"{glob.escape(temporary.name)}*"))
             if not leftovers:
                 break
             for leftover in leftovers:

@@ -19,6 +19,7 @@ from transformers import GPT2LMHeadModel
 
 import jaxgpt
 from jaxgpt import convert
+from jaxgpt.convert import disk
 from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.dialects.hf_config import FIELDS, config_from_hf
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
@@ -319,6 +320,24 @@ def test_inspecting_prints_the_whole_mapping():
     assert "transformer.h.11.attn.c_attn.weight  128x384   float16  D (C N H) -> D C N H" in text
     assert "2,936,576 in 148 tensors" in text
     assert text.count("\n") == 148 + 8
+
+
+@pytest.mark.parametrize("name", ["out[1]", "a*b", "[!x]", "plain"])
+def test_a_failed_write_leaves_nothing_whatever_its_name(tmp_path, name):
+    for other in ("out1", "ab", "x"):  # what an unescaped pattern would match
+        (tmp_path / f".{other}.tmp").write_text("kept")
+    before = sorted(tmp_path.iterdir())
+
+    def fail_half_way():
+        with disk.temporary_sibling(tmp_path / name) as temporary:
+            temporary.mkdir()
+            (temporary / "part").write_text("half")
+            temporary.with_name(f"{temporary.name}.scratch").write_text("scratch")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fail_half_way()
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_convert_needs_neither_torch_nor_flax_nor_transformers(tmp_path):
