@@ -1,7 +1,7 @@
-"""What the input pipeline costs: how long a step waits for its batch, beside how long it computes.
+"""Cost of the input pipeline: how long a step waits for its batch, beside how long it computes.
 
-The bundled model at the defaults of training (16 x 256 tokens), on text in one stream and on conversations in packed
-rows; and how fast batches come when nothing else is done, for several numbers of workers.
+The bundled model with the defaults of training (16 x 256 tokens), on text in one stream and on conversations in packed
+rows; and how fast batches come while nothing else runs, for several numbers of workers.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from jaxgpt.train.setup import prepare
 from jaxgpt.train.step.phases import PhaseCompiler
 
 
-def conversations(path: Path) -> str:
-    """Two thousand of them, of many lengths."""
+def write_conversations(path: Path) -> str:
+    """Write two thousand conversations of many lengths, and return the path."""
     words = "a king went to the house of the prophet and spoke of water and of bread".split()
     draw = random.Random(0)
     with path.open("w") as file:
@@ -37,29 +37,29 @@ def conversations(path: Path) -> str:
     return str(path)
 
 
-def alone(rows, settings: Settings, workers: int, batches: int) -> float:
-    """Milliseconds a batch, with nothing else to do."""
-    found = train_batches(rows, settings.batch_size, 0)[:batches].to_iter_dataset(
-        grain.ReadOptions(num_threads=workers, prefetch_buffer_size=8)
+def batch_ms(rows, settings: Settings, n_workers: int, n_batches: int) -> float:
+    """Return the milliseconds that a batch takes while nothing else runs."""
+    batches = train_batches(rows, settings.batch_size, 0)[:n_batches].to_iter_dataset(
+        grain.ReadOptions(num_threads=n_workers, prefetch_buffer_size=8)
     )
-    iterator = iter(found)
+    iterator = iter(batches)
     next(iterator)
     began = time.perf_counter()
     for _ in iterator:
         pass
-    return 1000 * (time.perf_counter() - began) / (batches - 1)
+    return 1000 * (time.perf_counter() - began) / (n_batches - 1)
 
 
 def main() -> None:
-    """Prints a table in Markdown."""
+    """Print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20, help="timed steps, after two that are not")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps, after two untimed ones")
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, jax {version('jax')}, grain {version('grain')}\n")
-    print("| data | step | waits for its batch | of the step | batch alone, 1 worker | 2 | 4 |")
+    print("| data | step | waits for its batch | share of the step | batch alone, 1 worker | 2 | 4 |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
-        for name, data in (("text", None), ("conversations", conversations(Path(folder) / "chat.jsonl"))):
+        for name, data in (("text", None), ("conversations", write_conversations(Path(folder) / "chat.jsonl"))):
             settings = Settings(data=data, cache=Path(folder) / "cache", steps=arguments.steps + 2)
             setup, params = prepare(settings, Run(Path(folder) / name))
             phases = PhaseCompiler(setup)
@@ -74,7 +74,7 @@ def main() -> None:
                 jax.block_until_ready(metrics)
                 steps.append(time.perf_counter() - began)
             wait, step = statistics.median(waits[2:]), statistics.median(steps[2:])
-            speeds = [alone(setup.data.train.rows, settings, workers, 500) for workers in (1, 2, 4)]
+            speeds = [batch_ms(setup.data.train.rows, settings, n_workers, 500) for n_workers in (1, 2, 4)]
             print(
                 f"| {name} | {1000 * step:,.0f} ms | {1000 * wait:.2f} ms | {wait / step:.2%} | "
                 + " | ".join(f"{speed:.2f} ms" for speed in speeds) + " |", flush=True,

@@ -1,8 +1,8 @@
-"""What freezing saves, side by side in one run: python benchmarks/freeze.py [--repeats 9] [--batch-size 2]
+"""Savings of freezing, side by side in one run: python benchmarks/freeze.py [--repeats 9] [--batch-size 2]
 
 The training step of the 124M shape (or --tiny, the bundled one) for several strategies: FLOPs, optimizer state and
-temporary memory as the compiler counts them, and the time of a step. The strategies take turns step by step, so that
-whatever else the machine does meets them alike; medians, and ratios to `full`.
+temporary memory as the compiler counts them, and the time of a step. The strategies take turns step by step, so
+that other load on the machine affects all of them; medians, and ratios to `full`.
 """
 
 import argparse
@@ -35,19 +35,19 @@ ROWS = (
     ("phase 2 of `gradual --untie-head`", "gradual", 1000, True),
     ("`head --untie-head`, or phase 1", "head", 0, True),
 )
-"""Name, strategy, steps of 3000 that were made, and whether the head is untied."""
+"""Name, strategy, first step of the phase (of 3000), and whether the head is untied."""
 
 
-def program(config: jaxgpt.GPTConfig, text: str, made: int, batch: tuple[int, int]) -> dict:
-    """A compiled step, its state, and what the compiler says of it."""
+def compile_case(config: jaxgpt.GPTConfig, text: str, first_step: int, batch: tuple[int, int]) -> dict:
+    """Compile a step; return it with its state and the compiler's numbers."""
     model = jaxgpt.GPT(config, rngs=jaxgpt.model.gpt.nnx.Rngs(0))
     plan, rate = freeze.parse(text, config, 3000), schedule(3000, 0.1)
-    trainable, frozen = plan.partition(named_params(model), made)
-    tx = make_optimizer(plan, trainable, rate, weight_decay=0.1, clip=1.0, step=made)
+    trainable, frozen = plan.partition(named_params(model), first_step)
+    tx = make_optimizer(plan, trainable, rate, weight_decay=0.1, clip=1.0, step=first_step)
     state = init_state(trainable, frozen, tx, make_mesh())
     rates = Rates(jnp.float32(1e-4), {name: jnp.float32(1) for name in trainable})
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = make_train_step(model, tx, rate, 0, state_shardings)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_train_step(model, tx, rate, 0, shardings)
     began = time.perf_counter()
     compiled = step.lower(state, Batch(jax.ShapeDtypeStruct(batch, np.int32)), rates).compile()
     return {
@@ -64,17 +64,17 @@ def program(config: jaxgpt.GPTConfig, text: str, made: int, batch: tuple[int, in
 
 
 def main() -> None:
-    """Prints a table in Markdown."""
+    """Print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9, help="timed steps of each strategy, after one that is not")
+    parser.add_argument("--repeats", type=int, default=9, help="timed steps of each strategy, after one untimed step")
     parser.add_argument("--batch-size", type=int, default=2, help="sequences in a step")
     parser.add_argument("--context", type=int, default=256, help="tokens in a sequence")
     parser.add_argument("--tiny", action="store_true", help="the bundled shape instead of the 124M")
     arguments = parser.parse_args()
     config, batch = TINY if arguments.tiny else jaxgpt.GPTConfig(), (arguments.batch_size, arguments.context + 1)
     programs = {}
-    for name, text, made, untied in ROWS:
-        programs[name] = program(replace(config, tie_word_embeddings=not untied), text, made, batch)
+    for name, text, first_step, is_untied in ROWS:
+        programs[name] = compile_case(replace(config, tie_word_embeddings=not is_untied), text, first_step, batch)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, batch).astype(np.int32)
     for i in range(arguments.repeats + 1):
         for p in programs.values():

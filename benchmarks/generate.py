@@ -1,8 +1,8 @@
 """Generation against transformers, side by side in one run: python benchmarks/generate.py [--repeats 5] [--tiny]
 
 The 124M shape with random weights, the same for both: greedy tokens per second of a whole call for prompts of 32
-tokens, and the time to the first token after 512. They take turns, so that whatever else the machine does meets them
-alike; medians. Whether both wrote the same tokens is printed too. Needs the `torch` extra.
+tokens, and the time to the first token after 512. They take turns, so that other load on the machine affects
+both; medians. The table also says whether both wrote the same tokens. Needs the `torch` extra.
 """
 
 import argparse
@@ -26,7 +26,7 @@ CASES = ((1, 32, 128), (8, 32, 128), (1, 512, 1), (8, 512, 1))
 
 
 def theirs(model: GPT2LMHeadModel, prompts: np.ndarray, new: int) -> np.ndarray:
-    """Prompts and what transformers adds to them."""
+    """Continue the prompts with transformers."""
     tokens = torch.tensor(prompts)
     settings = {"do_sample": False, "max_new_tokens": new, "eos_token_id": None, "pad_token_id": 0}
     with torch.inference_mode():
@@ -34,19 +34,19 @@ def theirs(model: GPT2LMHeadModel, prompts: np.ndarray, new: int) -> np.ndarray:
 
 
 def timed(write, *arguments) -> tuple[float, np.ndarray]:
-    """Seconds, and what was written."""
+    """Return the seconds of a call and its result."""
     began = time.perf_counter()
     written = write(*arguments)
     return time.perf_counter() - began, written
 
 
 def speed(seconds: float, batch: int, new: int) -> str:
-    """Of a whole call, or the time to the first token."""
+    """Format the tokens per second of a call, or the time to its first token."""
     return f"{batch * new / seconds:.1f} tokens/s" if new > 1 else f"{seconds:.3f} s"
 
 
 def main() -> None:
-    """Prints a table in Markdown."""
+    """Print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="a small shape, to try the benchmark")

@@ -1,12 +1,12 @@
 """Our training step beside nanoGPT's on one GPU, in one run: python benchmarks/gpu.py [--json gpu.json]
 
 The 124M and 350M shapes, everything trained (`full`) and with the embeddings and six blocks frozen (`first6`), in
-bfloat16 over float32 weights, without dropout: our own program, as `python -m train` runs it, and nanoGPT's
-architecture and step under torch.compile (`gpu_nanogpt.py`). Same GPU, same batch, same tokens; each in a process of
-its own, one after the other, so that none has another's memory. Medians over windows of steps, after a warm-up.
+bfloat16 over float32 weights, without dropout: our own program, as `jaxgpt train` runs it, and nanoGPT's
+architecture and step under torch.compile (`gpu_nanogpt.py`). Same GPU, same batch, same tokens; each in its own
+process, one after the other, so that none keeps memory from another. Medians over windows of steps, after a warm-up.
 If anything runs out of memory, the batch is halved for all that the shape is measured with.
 
-Without PyTorch there are only our rows, without a GPU a line that says so; --cpu tries the benchmark on a tiny shape.
+Without PyTorch only our rows are measured; without a GPU nothing is. --cpu tries the benchmark on a tiny shape.
 """
 
 import argparse
@@ -39,9 +39,9 @@ CASES = (
     ("jaxgpt", "full", True),
 )
 """Program, strategy, and whether the vocabulary is padded to a multiple of 64: GPT-2's has 50,257 tokens, which no
-power of two divides; nanoGPT always pads, ours if the checkpoint does."""
-TIMEOUT = 900
-"""Seconds after which a measurement is given up."""
+power of two divides; nanoGPT always pads, ours does if the checkpoint does."""
+TIMEOUT_SECONDS = 900
+"""A measurement that takes longer is given up."""
 NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory|OutOfMemory|ALLOC_FAILED", re.IGNORECASE)
 PACKAGES = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax", "optax", "torch", "triton")
 PROBE = """
@@ -52,7 +52,7 @@ print(json.dumps({"platform": device.platform, "kind": device.device_kind}))
 
 
 def environment(cpu: bool, folder: str) -> dict[str, str]:
-    """Of a measurement: nothing compiled before is found again, and JAX may have as much memory as PyTorch takes."""
+    """Make the environment of a measurement: empty compilation caches, and as much memory for JAX as for PyTorch."""
     added = {
         "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH")))),
         "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -64,7 +64,7 @@ def environment(cpu: bool, folder: str) -> dict[str, str]:
 
 
 def ask(command: list[str], cpu: bool) -> dict[str, Any]:
-    """What a process says in its last line; `no_memory` or `failed` with its last words if it ended otherwise."""
+    """Run a process and return the JSON of its last line, or `no_memory` or `failed` with the end of its output."""
     with tempfile.TemporaryDirectory(prefix="jaxgpt-gpu-") as folder:
         try:
             done = subprocess.run(
@@ -72,10 +72,10 @@ def ask(command: list[str], cpu: bool) -> dict[str, Any]:
                 env=environment(cpu, folder),
                 capture_output=True,
                 text=True,
-                timeout=TIMEOUT,
+                timeout=TIMEOUT_SECONDS,
             )
         except subprocess.TimeoutExpired:
-            return {"failed": f"no answer within {TIMEOUT} s"}
+            return {"failed": f"no answer within {TIMEOUT_SECONDS} s"}
     lines = done.stdout.strip().splitlines()
     if done.returncode == 0 and lines and lines[-1].startswith("{"):
         return json.loads(lines[-1])
@@ -84,7 +84,7 @@ def ask(command: list[str], cpu: bool) -> dict[str, Any]:
 
 
 def smi(query: str) -> str | None:
-    """What nvidia-smi knows of the first GPU; None without it, or without a GPU."""
+    """Ask nvidia-smi about the first GPU; return None without it, or without a GPU."""
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -95,7 +95,7 @@ def smi(query: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of what is installed."""
+    """Return the versions of the installed packages."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in PACKAGES:
         try:
@@ -106,11 +106,11 @@ def versions() -> dict[str, str]:
 
 
 def flops_of(case: dict[str, Any]) -> int:
-    """Model FLOPs of a step: what the mathematics needs, so that what is frozen, or padding, counts for nothing."""
+    """Count the model FLOPs of a step; what freezing saves does not count, nor does padding."""
     sys.path.insert(0, str(HERE.parent))
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # here, not in what others inherit: they need the GPU, which is theirs
+    jax.config.update("jax_platforms", "cpu")  # in this process only: measurements need the GPU
     from jaxgpt import freeze
     from jaxgpt.convert import GPTConfig
     from jaxgpt.convert.dialects.jaxgpt import JAXGPT
@@ -123,7 +123,7 @@ def flops_of(case: dict[str, Any]) -> int:
 
 
 def peak_of(kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a GPU by its name; None if the table has none of it."""
+    """Return the dense bfloat16 FLOP/s of a GPU by its name; None if it is not in the table."""
     sys.path.insert(0, str(HERE.parent))
     from jaxgpt.train.compile_only.chips import chip_of
 
@@ -132,7 +132,7 @@ def peak_of(kind: str) -> float | None:
 
 
 def cases_of(model: str, batch: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What is measured of a shape, as far as it was asked for and PyTorch is there."""
+    """List the measurements of a shape, for the chosen programs and strategies."""
     shape = {"vocab_size": 50257, "n_positions": 1024} | SHAPES[model]
     shape["n_inner"] = 4 * shape["n_embd"]
     common = {
@@ -148,7 +148,7 @@ def cases_of(model: str, batch: int, arguments: argparse.Namespace) -> list[dict
 
 
 def measure(model: str, arguments: argparse.Namespace, keep) -> list[dict[str, Any]]:
-    """All cases of a shape, with the largest batch of B, B/2, B/4 … that all of them have memory for."""
+    """Measure all cases of a shape with the largest batch of B, B/2, B/4 … that fits into memory for all of them."""
     batch = arguments.batch_size
     while batch:
         found = []
@@ -170,12 +170,12 @@ def measure(model: str, arguments: argparse.Namespace, keep) -> list[dict[str, A
 
 
 def seconds_of(result: dict[str, Any]) -> float:
-    """Of a step: the median over windows."""
+    """Return the seconds of a step: the median over windows."""
     return statistics.median(result["step_seconds"])
 
 
 def table(results: list[dict[str, Any]], peak: float | None) -> str:
-    """Markdown: a row for each measurement."""
+    """Format a table in Markdown with a row for each measurement."""
     lines = [
         "| shape | trains | program | tokens/s | of nanoGPT | step ms | TFLOP per step | TFLOP/s | MFU | peak GiB "
         "| compile s |", "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -198,16 +198,20 @@ def table(results: list[dict[str, Any]], peak: float | None) -> str:
 
 
 def main() -> None:
-    """Prints a table in Markdown, and what the numbers mean."""
+    """Print a table in Markdown, and what the numbers mean."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=("gpt2", "gpt2-medium"), default=["gpt2", "gpt2-medium"])
     parser.add_argument("--freeze", nargs="+", choices=("full", "first6"), default=["full", "first6"])
     parser.add_argument("--programs", nargs="+", choices=("jaxgpt", "nanogpt"), default=["jaxgpt", "nanogpt"])
     parser.add_argument("--batch-size", type=int, default=None, help="sequences of 1024 tokens in a step; default: 16")
-    parser.add_argument("--seconds", type=float, default=10, help="how long each is measured, in windows of 20 steps")
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="seconds that each is measured, in windows of 20 steps"
+    )
     parser.add_argument("--steps", type=int, default=None, help="measured steps, instead of --seconds")
-    parser.add_argument("--peak", type=float, default=None, help="the GPU's dense bfloat16 TFLOP/s, if it is not known")
-    parser.add_argument("--json", type=Path, default=None, help="file to write all that was measured into")
+    parser.add_argument(
+        "--peak", type=float, default=None, help="the GPU's dense bfloat16 TFLOP/s, if it is not in the table"
+    )
+    parser.add_argument("--json", type=Path, default=None, help="file for all measurements")
     parser.add_argument("--cpu", action="store_true", help="a tiny shape on the CPU, to try the benchmark")
     arguments = parser.parse_args()
     if arguments.batch_size is None:
@@ -251,7 +255,7 @@ def main() -> None:
 def report(
     results: list[dict[str, Any]], kept: list[dict[str, Any]], about: dict[str, Any], peak: float | None
 ) -> None:
-    """The table, and what is to be known of it."""
+    """Print the table and an explanation of its columns."""
     day = datetime.date.fromisoformat(about["date"])
     packages = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     print(f"\n{about['gpu']}, driver {about['driver'] or 'unknown'}; {packages}; {day.day} {day:%B %Y}")
@@ -267,10 +271,10 @@ def report(
         "Steps: medians over windows of "
         f"{results[0]['window']} after {results[0]['warmup'] + 1}. FLOPs: of the model, matrix products forward and "
         "backward over all T x T pairs (PaLM, appendix B: for `full` 6 N + 12 L D T a token, as nanoGPT estimates it), "
-        "without padding and without what is frozen: a frozen kernel needs no gradient of its own, and nothing below "
-        "the lowest that trains is differentiated. "
-        + (f"MFU: of {peak / 1e12:,.0f} TFLOP/s, dense bfloat16. " if peak else "MFU: this chip's peak is not known. ")
-        + "Memory: the most that was allocated. Compiling: until the first step is done, less a step."
+        "without padding and without what freezing saves: a frozen kernel needs no gradient of its own, and nothing "
+        "below the lowest trainable layer is differentiated. "
+        + (f"MFU: of {peak / 1e12:,.0f} TFLOP/s, dense bfloat16. " if peak else "MFU: this chip's peak is unknown. ")
+        + "Memory: the most that was allocated. Compiling: the time until the first step ends, less a step."
     )
 
 

@@ -1,4 +1,4 @@
-"""Our program, measured by itself in a process of its own: python benchmarks/gpu_jaxgpt.py CASE; see gpu.py."""
+"""Our program, measured in its own process: python benchmarks/gpu_jaxgpt.py CASE; see gpu.py."""
 
 import json
 import sys
@@ -22,8 +22,8 @@ from jaxgpt.train.step.phases import PhaseCompiler
 from jaxgpt.train.step.spec import make_step_spec
 
 
-def start(model: jaxgpt.GPT) -> dict[str, np.ndarray]:
-    """Parameters before the first step: matrices of small numbers, scales of one, biases of zero."""
+def initial_params(model: jaxgpt.GPT) -> dict[str, np.ndarray]:
+    """Make parameters: matrices of small random numbers, scales of one, biases of zero."""
     draw, found = np.random.default_rng(1), {}
     for name, p in named_params(model).items():
         if name.endswith(("bias", "scale")):
@@ -34,25 +34,27 @@ def start(model: jaxgpt.GPT) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Trains as `python -m train` does, on batches that need no data, and tells what it took."""
+    """Train as `jaxgpt train` does, on random batches, and print the measurement."""
     case = json.loads(sys.argv[1])
     if jax.default_backend() != ("cpu" if case["cpu"] else "gpu"):
         raise RuntimeError(f"JAX is on {jax.default_backend()}")
     config = jaxgpt.GPTConfig(**case["shape"], embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
-    if more := case["padding"]:
-        config = replace(config, vocab_size=config.vocab_size + more, n_padding=more)
+    if n_padding := case["padding"]:
+        config = replace(config, vocab_size=config.vocab_size + n_padding, n_padding=n_padding)
     settings = Settings(
         freeze=case["freeze"], batch_size=case["batch"], context=case["context"], dtype="bfloat16", lr=6e-4
     )
     mesh, model = make_mesh(devices=jax.devices()[:1]), abstract(config, dtype=jnp.bfloat16)
     spec = make_step_spec(settings, mesh, model, steps=10_000, packed=False)
-    phases, place, B = PhaseCompiler(spec), batch_sharding(mesh), case["batch"]
-    own, rows, weights = local_rows(place, B), batches(case), np.ones((B, case["context"]), np.float32)
-    state = phases.init(jax.device_put(start(model), shardings(named_params(model), mesh)))
+    phases = PhaseCompiler(spec)
+    sharding, B = batch_sharding(mesh), case["batch"]
+    own, rows = local_rows(sharding, B), batches(case)
+    weights = np.ones((B, case["context"]), np.float32)
+    state = phases.init(jax.device_put(initial_params(model), shardings(named_params(model), mesh)))
     jax.block_until_ready(state)
 
     def send() -> Batch:
-        return Batch(**to_devices({"tokens": next(rows), "weights": weights}, own, place, B))
+        return Batch(**to_devices({"tokens": next(rows), "weights": weights}, own, sharding, B))
 
     began = time.perf_counter()
     state, program = phases.begin(state, 0)
@@ -76,7 +78,7 @@ def main() -> None:
         | {
             "device": device.device_kind,
             "runtime": jax.extend.backend.get_backend().platform_version,
-            "trainable": program.trainable,
+            "trainable": program.n_trainable,
             "parameters": count_params(model),
             "peak_bytes": stats.get("peak_bytes_in_use"),
             "planned_bytes": getattr(planned, "peak_memory_in_bytes", None),

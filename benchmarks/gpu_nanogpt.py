@@ -1,4 +1,4 @@
-"""What ours is compared with, in a process of its own: python benchmarks/gpu_nanogpt.py CASE; see gpu.py.
+"""nanoGPT, measured in its own process: python benchmarks/gpu_nanogpt.py CASE; see gpu.py.
 
 The architecture and the training step of nanoGPT (https://github.com/karpathy/nanoGPT), written anew: biases, exact
 GELU, a tied head, no dropout; `torch.compile`, autocast to bfloat16 over float32 weights, fused AdamW, flash attention
@@ -65,20 +65,20 @@ class Model(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
 
     def freeze(self, strategy: str) -> None:
-        """As `--freeze` says: `full`, or `firstN`, which freezes the embeddings (a tied head too) and N blocks."""
+        """Freeze as `--freeze` does: nothing for `full`; embeddings (and a tied head) and N blocks for `firstN`."""
         if strategy != "full":
             for module in (self.tokens, self.positions, *self.blocks[: int(strategy.removeprefix("first"))]):
                 module.requires_grad_(False)
 
 
 def main() -> None:
-    """Trains, and tells what it took."""
+    """Train and print the measurement."""
     case = json.loads(sys.argv[1])
     on_gpu = not case["cpu"]
     if on_gpu and not torch.cuda.is_available():
         return tell({"skipped": f"PyTorch {torch.__version__} sees no GPU"})
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves float32
+    torch.set_float32_matmul_precision("high")  # TF32 for matrix products that autocast leaves in float32
     device = torch.device("cuda" if on_gpu else "cpu")
     model = Model(case["shape"], case["padding"]).to(device)
     model.freeze(case["freeze"])
@@ -104,16 +104,16 @@ def main() -> None:
 
     synchronize()
     began = time.perf_counter()
-    batch, made, loss = send(), 0, torch.zeros(())
+    batch, n_steps, loss = send(), 0, torch.zeros(())
 
     def step() -> None:
-        nonlocal batch, made, loss
-        made += 1
+        nonlocal batch, n_steps, loss
+        n_steps += 1
         for group in optimizer.param_groups:
-            group["lr"] = 6e-4 * min(1.0, made / 1000)
+            group["lr"] = 6e-4 * min(1.0, n_steps / 1000)
         with torch.autocast(device.type, torch.bfloat16):
             loss = compiled(*batch)
-        batch = send()  # while the GPU is at the forward pass
+        batch = send()  # while the GPU computes the forward pass
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()

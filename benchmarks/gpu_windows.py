@@ -1,4 +1,4 @@
-"""How a program of `benchmarks/gpu.py` is timed: the same way for all of them."""
+"""Timing of the programs of `benchmarks/gpu.py`: the same for all of them."""
 
 import json
 import math
@@ -9,25 +9,25 @@ from typing import Any
 
 import numpy as np
 
-ROWS = 16
-"""Batches that there are; they come again and again."""
+N_BATCHES = 16
+"""Number of different batches, which repeat."""
 
 
 def batches(case: dict[str, Any]) -> Iterator[np.ndarray]:
-    """Random tokens, (B, T + 1) of int32, the same for all programs; without end."""
-    shape = (ROWS, case["batch"], case["context"] + 1)
+    """Yield random tokens without end, (B, T + 1) of int32, the same for all programs."""
+    shape = (N_BATCHES, case["batch"], case["context"] + 1)
     pool = np.random.default_rng(0).integers(0, case["vocab"], shape).astype(np.int32)
     while True:
         yield from pool
 
 
 def measure(case: dict[str, Any], began: float, step: Callable[[], Any], wait: Callable[[], float]) -> dict[str, Any]:
-    """Steps until `case["seconds"]` are over, or `case["steps"]` of them, in windows of `case["window"]`.
+    """Time steps for `case["seconds"]`, or `case["steps"]` of them, in windows of `case["window"]`.
 
     Args:
-        began: when model and optimizer were in memory, and nothing had been compiled.
-        step: starts one step; it may wait for the step before.
-        wait: until all steps are done; the loss of the last.
+        began: time when model and optimizer were in memory and nothing was compiled.
+        step: starts one step; it may wait for the previous one.
+        wait: waits until all steps are done and returns the loss of the last.
     """
     step()
     losses = [wait()]
@@ -45,11 +45,11 @@ def measure(case: dict[str, Any], began: float, step: Callable[[], Any], wait: C
         losses.append(wait())
         seconds.append((time.perf_counter() - began) / case["window"])
     if not all(map(math.isfinite, losses)):
-        raise ValueError(f"the loss is no number: {losses}")
+        raise ValueError(f"non-finite loss: {losses}")
     compiling = until_first - statistics.median(seconds)
     return {"step_seconds": seconds, "compile_seconds": compiling, "losses": losses}
 
 
 def tell(found: dict[str, Any]) -> None:
-    """The last line that a measurement prints, which `benchmarks/gpu.py` reads."""
+    """Print a measurement as the last line, which `benchmarks/gpu.py` reads."""
     print("\n" + json.dumps(found), flush=True)

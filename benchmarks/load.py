@@ -1,7 +1,7 @@
 """Loading a checkpoint, side by side with PyTorch in one run: python benchmarks/load.py [--repeats 7]
 
 The 124M shape. Ours: from the file to JAX arrays. Theirs: transformers' `from_pretrained`, or `torch.load(mmap=True)`,
-and a clone of every tensor, since both map the file and read nothing until it is used. Needs the `test` extra.
+and a clone of every tensor, since both map the file and read a tensor only when it is used. Needs the `test` extra.
 """
 
 import argparse
@@ -18,12 +18,12 @@ import jax, numpy as np
 from jaxgpt.convert import read
 from jaxgpt.loading import to_jax
 def load():
-    return jax.block_until_ready(to_jax(read(folder + SOURCE, **TOLD), np.dtype("float32")))
+    return jax.block_until_ready(to_jax(read(folder + SOURCE, **GIVEN), np.dtype("float32")))
 """
-TOLD = 'dict(n_head=12, activation="gelu_new")'
+GIVEN = 'dict(n_head=12, activation="gelu_new")'
 
 CASES = {
-    "HF folder, jaxgpt arrays": TO_JAX.replace("SOURCE", "''").replace("TOLD", "{}"),
+    "HF folder, jaxgpt arrays": TO_JAX.replace("SOURCE", "''").replace("GIVEN", "{}"),
     "HF folder, jaxgpt.from_pretrained": """
 import jax, jaxgpt
 def load():
@@ -37,13 +37,13 @@ logging.disable_progress_bar()
 def load():
     return [p.detach().clone() for p in GPT2LMHeadModel.from_pretrained(folder).parameters()]
 """,
-    ".bin in HF's layout, jaxgpt arrays": TO_JAX.replace("SOURCE", "'/hf.bin'").replace("TOLD", "{}"),
+    ".bin in HF's layout, jaxgpt arrays": TO_JAX.replace("SOURCE", "'/hf.bin'").replace("GIVEN", "{}"),
     ".bin, torch.load + clone": """
 import torch
 def load():
     return [t.clone() for t in torch.load(folder + "/hf.bin", mmap=True, weights_only=True).values()]
 """,
-    ".pt of nn.Linear, jaxgpt arrays": TO_JAX.replace("SOURCE", "'/lesson.pt'").replace("TOLD", TOLD),
+    ".pt of nn.Linear, jaxgpt arrays": TO_JAX.replace("SOURCE", "'/lesson.pt'").replace("GIVEN", GIVEN),
     "HF folder, inspect": """
 from jaxgpt.convert import read
 def load():
@@ -73,7 +73,7 @@ print(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1] if status.exists() e
 
 
 def main() -> None:
-    """Prints machine, versions, and a table of medians."""
+    """Print the machine, versions, and a table of medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     repeats = parser.parse_args().repeats

@@ -1,7 +1,7 @@
 """Peak anonymous memory of conversions of a large checkpoint: python benchmarks/memory.py [--shape gpt2-xl]
 
-Writes a checkpoint of random numbers, converts it, and watches RssAnon: file-backed pages, which the system takes back
-when it needs them, do not count. Linux only.
+Writes a checkpoint of random numbers, converts it, and watches RssAnon. That leaves out file-backed pages, which the
+system takes back when it needs them. Linux only.
 """
 
 import argparse
@@ -26,10 +26,12 @@ SHAPES = {
 
 
 def main() -> None:
-    """Prints a table: conversion, seconds, peak."""
+    """Print a table: conversion, seconds, peak."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="gpt2-xl")
-    parser.add_argument("--folder", type=Path, default=None, help="where there is room; a temporary folder by default")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="a folder on a disk with space; by default a temporary one"
+    )
     arguments = parser.parse_args()
     config = convert.GPTConfig(**SHAPES[arguments.shape])
     folder = Path(tempfile.mkdtemp(prefix="jaxgpt-memory-", dir=arguments.folder))
@@ -40,7 +42,7 @@ def main() -> None:
         convert.write(folder / "lesson.pt", params, config, to="lesson")
         print(f"{arguments.shape}: {sum(np.prod(a.shape) for a in params.values()):,.0f} float32 parameters")
         print(f"{'from':<10} {'to':<8} {'seconds':>8} {'peak RssAnon':>14}")
-        told = ["--n-head", str(config.n_head), "--activation", config.activation_function]
+        given = ["--n-head", str(config.n_head), "--activation", config.activation_function]
         for source, to in [
             ("one", "orbax"),
             ("one", "hf"),
@@ -48,7 +50,7 @@ def main() -> None:
             ("shards", "hf"),
             ("lesson.pt", "orbax"),
         ]:
-            seconds, peak = watch([str(folder / source), str(folder / "out"), f"--to={to}", *told])
+            seconds, peak = watch([str(folder / source), str(folder / "out"), f"--to={to}", *given])
             print(f"{source:<10} {to:<8} {seconds:>8.0f} {peak / 1e6:>11,.0f} MB", flush=True)
             shutil.rmtree(folder / "out")
         seconds, peak = watch([str(folder / "one")])
@@ -58,7 +60,7 @@ def main() -> None:
 
 
 def random(shape: tuple[int, ...]) -> LazyArray:
-    """Numbers that do not compress well, the same at each reading."""
+    """Make random numbers, which do not compress well and are the same at each reading."""
     return LazyArray(
         shape,
         np.dtype(np.float32),
@@ -67,7 +69,7 @@ def random(shape: tuple[int, ...]) -> LazyArray:
 
 
 def watch(command: list[str]) -> tuple[float, int]:
-    """Seconds and peak RssAnon in bytes of `python -m convert …`."""
+    """Run `python -m convert …`; return its seconds and its peak RssAnon in bytes."""
     began, peak = time.perf_counter(), 0
     process = subprocess.Popen([sys.executable, "-m", "convert", *command], stdout=subprocess.DEVNULL)
     while process.poll() is None:

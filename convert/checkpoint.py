@@ -1,4 +1,4 @@
-"""A checkpoint on disk, opened lazily whatever its format and dialect."""
+"""A checkpoint on disk of any format and dialect, opened lazily."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,36 +16,36 @@ from jaxgpt.convert.source import resolve
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: nothing of its tensors is read until a parameter is."""
+    """An opened checkpoint; its tensors are read only when a parameter is used."""
 
     path: Path
     format: str
     dialect: Dialect
     reason: str
-    """What the dialect was recognised by."""
+    """Why this is the dialect."""
     config: GPTConfig
     tensors: Tensors
-    """Theirs: name in the file, without wrappers -> array."""
+    """The file's tensors: name without wrappers -> array."""
     params: dict[str, Any]
-    """Ours: dotted name -> array."""
+    """Our parameters: dotted name -> array."""
     buffers: dict[str, Shape]
-    """Tensors that are no parameters, and are left out."""
+    """Tensors of the file that are not parameters, such as masks: name -> shape."""
 
 
 def read(
     source: str | Path, *, dialect: str | None = None, n_head: int | None = None, activation: str | None = None
 ) -> Checkpoint:
-    """Opens a checkpoint.
+    """Open a checkpoint.
 
     Args:
         source: a Hugging Face folder, a `.safetensors`, `.pt`, `.pth`, `.bin` or `.pkl` file, an Orbax folder, a
             training run (its newest checkpoint), or a hub name with or without a revision, `"gpt2"` or `"gpt2@main"`.
-        dialect: one of `convert.recognise.DIALECTS`, where it is recognised wrongly.
-        n_head: the number of heads, where nothing but tensors is there.
-        activation: the activation function, where neither config nor dialect tells.
+        dialect: one of `convert.dialects.DIALECTS`; recognised by default.
+        n_head: the number of heads, needed where the file has tensors only.
+        activation: the activation function, needed where neither config nor dialect states it.
 
     Raises:
-        InputError: nothing is there, or not all of what is there is understood.
+        InputError: there is no checkpoint, or a part of it is unknown.
     """
     path = resolve(source)
     contents = open_contents(path)

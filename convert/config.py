@@ -1,4 +1,4 @@
-"""The shape of a GPT: the one description that every dialect is read into and written from."""
+"""The shape of a GPT: every dialect is read into this description and written from it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "tanh")
 """Canonical names, as in Hugging Face's `config.json`: `gelu_new` is GPT-2's tanh form, `gelu` the exact one."""
 
 MAX_PARAMETERS, MAX_LAYERS = 10**12, 10_000
-"""A config is hostile input: what it describes is refused above this size, before anything is allocated for it."""
+"""Largest model that a config may describe; a hostile config is refused before anything is allocated for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """What a GPT-2-class model computes, in Hugging Face's field names; the defaults are the 124M `gpt2`."""
+    """Shape and constants of a GPT-2-class model, in Hugging Face's field names; the defaults are the 124M `gpt2`."""
 
     vocab_size: int = 50257
     """V, rows of the token embedding."""
@@ -39,9 +39,9 @@ class GPTConfig:
     scale_attn_by_inverse_layer_idx: bool = False
     """Divide the attention scores of block i by i + 1 (Mistral's stanford-crfm models)."""
     reorder_and_upcast_attn: bool = False
-    """Attention scores in float32 whatever the compute dtype. Ours always are, so both values compute the same."""
+    """Attention scores in float32 for any compute dtype. Ours always are, so that both values compute the same."""
     bias: bool = True
-    """Linear layers and LayerNorms have biases (nanoGPT can do without)."""
+    """Linear layers and LayerNorms have biases (nanoGPT's may have none)."""
     tie_word_embeddings: bool = True
     """The output head is the token embedding itself."""
     embd_pdrop: float = 0.0
@@ -73,9 +73,9 @@ class GPTConfig:
         self._require("n_layer", _is_int, f"at most {MAX_LAYERS:,}", lambda v: v <= MAX_LAYERS)
         if self.n_embd % self.n_head:
             raise InputError(f"config: n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
-        block = self.n_embd * (4 * self.n_embd + 2 * self.n_inner)
-        if self.n_layer * block + (self.vocab_size + self.n_positions) * self.n_embd > MAX_PARAMETERS:
-            raise InputError(f"config: describes more than {MAX_PARAMETERS:,} parameters; this is not a GPT-2")
+        n_block = self.n_embd * (4 * self.n_embd + 2 * self.n_inner)  # parameters of its matrices
+        if self.n_layer * n_block + (self.vocab_size + self.n_positions) * self.n_embd > MAX_PARAMETERS:
+            raise InputError(f"config: describes more than {MAX_PARAMETERS:,} parameters; that is no GPT-2")
 
     def _require(self, name: str, is_type: Callable, expected: str, in_range: Callable = lambda v: True):
         value = getattr(self, name)
@@ -84,12 +84,12 @@ class GPTConfig:
 
     @property
     def n_tokens(self) -> int:
-        """Ids that stand for a token, from 0 on: the rows before the padding."""
+        """Number of token ids: the rows before the padding."""
         return self.vocab_size - self.n_padding
 
     @property
     def dims(self) -> dict[str, int]:
-        """Sizes by the capital letter that stands for them in layouts, annotations and einsums."""
+        """Sizes by their capital letter in layouts, annotations and einsums."""
         return {
             "V": self.vocab_size,
             "T": self.n_positions,

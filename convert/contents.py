@@ -1,4 +1,4 @@
-"""What lies at a path, whatever it is called: its format, its tensors by their own names, what it says of itself."""
+"""The contents of a folder or file: its format, its tensors by their own names, and the configs that it holds."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,31 +19,31 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Where a folder's weights are looked for, in this order."""
+"""Files of a folder that may hold the weights, in the order of precedence."""
 
 STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
-"""Under what a training script may have put its state dict."""
+"""Keys under which a training script may have saved its state dict."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """An opened checkpoint that nobody has interpreted yet."""
+    """An opened checkpoint whose dialect is not recognised yet."""
 
     format: str
     tensors: Tensors
     config: GPTConfig | None = None
-    """Ours, where the format has one."""
+    """Our config, where the format has one."""
     config_json: dict[str, Any] | None = None
-    """Hugging Face's, where one lies beside the weights."""
+    """Hugging Face's config, where there is one beside the weights."""
     model_args: dict[str, Any] | None = None
-    """nanoGPT's, where the file has them."""
+    """nanoGPT's config, where the file has one."""
 
 
 def open_contents(path: Path) -> Contents:
-    """Opens a folder or a file; no tensor data is read.
+    """Open a folder or a file without reading tensor data.
 
     Raises:
-        InputError: no weights are there, or they are damaged.
+        InputError: there are no weights, or they are damaged.
     """
     if path.is_dir() and (path / "params").is_dir():
         from jaxgpt.convert.formats import orbax
@@ -52,9 +52,7 @@ def open_contents(path: Path) -> Contents:
         return Contents("Orbax", params, config=config)
     weights = path if path.is_file() else next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if weights is None:
-        raise InputError(
-            f"{path}: no checkpoint that can be read here; looked for {', '.join(WEIGHT_FILES)}, and Orbax"
-        )
+        raise InputError(f"{path}: no checkpoint found; looked for {', '.join(WEIGHT_FILES)} and Orbax's params")
     json_file = weights.parent / "config.json"
     config_json = read_json(json_file) if json_file.is_file() else None
     if weights.name.endswith(".safetensors.index.json"):
@@ -79,7 +77,7 @@ def open_contents(path: Path) -> Contents:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, without NaN, duplicate names or endless depth."""
+    """Read a JSON object; duplicate names and endless depth are refused."""
     try:
         fields = json.loads(path.read_text("utf-8"), object_pairs_hook=safetensors.without_duplicates)
     except (ValueError, RecursionError) as error:
@@ -90,13 +88,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_shards(index: Path, suffix: str, read: Callable[[Path], Tensors]) -> dict[str, Any]:
-    """All tensors that an index names, each in the file it names, and those are files of its own folder."""
+    """Read all tensors of an index, each from the file that it names in the index's own folder."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise InputError(f"{index}: not an index of shards")
     shards = sorted(set(weight_map.values()))
-    if strange := [shard for shard in shards if Path(shard).name != shard or Path(shard).suffix != suffix]:
-        raise InputError(f"{index}: {strange[0]!r} is not the name of a {suffix} file in the same folder")
+    if wrong := [shard for shard in shards if Path(shard).name != shard or Path(shard).suffix != suffix]:
+        raise InputError(f"{index}: {wrong[0]!r} is not the name of a {suffix} file in the same folder")
     if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
         raise InputError(f"{index}: shards are missing: {', '.join(missing)}")
     found: dict[str, Any] = {}
@@ -123,18 +121,18 @@ def _find_state_dict(path: Path, tree: Any) -> dict[str, np.ndarray]:
     for found in candidates:
         if isinstance(found, Mapping) and found and all(isinstance(v, np.ndarray) for v in found.values()):
             if not all(isinstance(name, str) for name in found):
-                raise InputError(f"{path}: its tensors are not named by strings")
+                raise InputError(f"{path}: the names of its tensors are not strings")
             return dict(found)
-    inside = f"it holds {', '.join(map(repr, list(tree)[:8]))}" if isinstance(tree, Mapping) else "it is no dict"
-    raise InputError(f"{path}: no state dict in it, nor under {', '.join(STATE_DICT_KEYS)}; {inside}")
+    found_instead = f"it holds {', '.join(map(repr, list(tree)[:8]))}" if isinstance(tree, Mapping) else "it is no dict"
+    raise InputError(f"{path}: no state dict in it, nor under {', '.join(STATE_DICT_KEYS)}; {found_instead}")
 
 
 def _describe_unreadable(magic: bytes) -> str:
     resave = "load it with torch.load(…, weights_only=True) in PyTorch and torch.save its state dict again"
     if magic[:2] == b"\x80\x02" and b"\xfc\x9cF\xf9 j\xa8P\x19" in magic[:32]:
-        return f"a pickle of PyTorch before 1.6, which is not read: {resave}"
+        return f"a pickle of PyTorch before 1.6, which is not supported: {resave}"
     if magic[257:262] == b"ustar":
-        return f"a tar archive of PyTorch before 0.2, which is not read: {resave}"
+        return f"a tar archive of PyTorch before 0.2, which is not supported: {resave}"
     if magic[:1] == b"\x80":
-        return f"a bare pickle, which is not read: {resave}"
+        return f"a bare pickle, which is not supported: {resave}"
     return "no safetensors, PyTorch or llm.c file"

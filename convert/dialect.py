@@ -1,4 +1,4 @@
-"""A dialect says how a family of checkpoints names and lays out its tensors: one table, used in both directions."""
+"""Dialects: how a family of checkpoints names and lays out its tensors, as one table for both directions."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +16,9 @@ EMBEDDING, HEAD = "tok_emb.embedding", "lm_head.kernel"
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of parameter: our name, their name, and the layout `"theirs -> ours"`; `{i}` stands for the block.
+    """One kind of parameter: our name, their name, and the layout `"theirs -> ours"`; `{i}` is the block's number.
 
-    Several of theirs to one of ours are a tuple of names, and the first letter of the layout counts them.
+    If several of their tensors make one of ours, `theirs` is a tuple, and the layout's first letter counts them.
     """
 
     ours: str
@@ -27,22 +27,22 @@ class Row:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Their names, one or several."""
+        """Names of their tensors."""
         return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
 
     @property
     def left(self) -> str:
-        """The layout of each of theirs."""
+        """Layout of each of their tensors."""
         left = self.layout.split(" -> ")[0]
         return left if isinstance(self.theirs, str) else left.split(" ", 1)[1]
 
     @property
     def right(self) -> str:
-        """The layout of ours."""
+        """Layout of our parameter."""
         return self.layout.split(" -> ")[1]
 
     def at(self, i: int) -> "Row":
-        """The row of block i."""
+        """Return the row of block i."""
         names = tuple(name.replace("{i}", str(i)) for name in self.names)
         theirs = names[0] if isinstance(self.theirs, str) else names
         return Row(self.ours.replace("{i}", str(i)), theirs, self.layout)
@@ -50,22 +50,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Dialect:
-    """The table of a family of checkpoints."""
+    """A family of checkpoints: its table and its properties."""
 
     name: str
     title: str
     rows: tuple[Row, ...]
     buffers: tuple[tuple[str, str], ...] = ()
-    """(name, shape) of tensors that are no parameters: dropped when both fit."""
+    """(name, shape) of tensors that are not parameters; they are dropped when both match."""
     prefix: str = ""
-    """Written before every name but the head's; optional when reading."""
+    """Prefix of every name but the head's; optional when reading."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """What a checkpoint of this family without a config is known to compute; what is open is asked for."""
+    """Config fields that are known for a checkpoint of this family without a config."""
     writes_tied_head: bool = False
-    """A tied head is in the file a second time, as in the state dict of a module that shares one parameter."""
+    """A tied head is written twice, as in the state dict of a module that shares one parameter."""
 
     def expand(self, config: GPTConfig) -> Iterator[Row]:
-        """One row for each parameter of this model, in the order of the network."""
+        """Yield one row for each parameter of a model, in the order of the network."""
         rows = [row for row in self.rows if config.bias or not row.ours.endswith(".bias")]
         blocks = [row for row in rows if "{i}" in row.ours]
         for row in rows:
@@ -75,15 +75,15 @@ class Dialect:
                 yield row
 
     def row(self, ours: str) -> Row:
-        """The row of a parameter that is in no block."""
+        """Return the row with this name of ours; of a block's parameter with `{i}` in it."""
         return next(row for row in self.rows if row.ours == ours)
 
     def bare(self, name: str) -> str:
-        """A name without the prefix."""
+        """Remove the prefix from a name."""
         return name.removeprefix(self.prefix)
 
     def bare_names(self, tensors: Tensors) -> dict[str, Any]:
-        """The tensors under the table's names: a prefix that all but the head carry is stripped, once."""
+        """Return the tensors by the table's names; a prefix that all but the head have is removed, once."""
         (head,) = self.row(HEAD).names
         prefixed = [name for name in tensors if self.prefix and name.startswith(self.prefix)]
         others = [name for name in tensors if name not in prefixed and name != head]
@@ -95,17 +95,20 @@ class Dialect:
         return {self.bare(name): array for name, array in tensors.items()}
 
     def buffers_in(self, tensors: Tensors, config: GPTConfig) -> dict[str, Shape]:
-        """Names of the tensors that are no parameters, by full name and shape; a bias may be named alike."""
-        named = [
+        """Find the tensors that are not parameters, by name and shape, since a bias may have the same name."""
+        candidates = [
             (pattern.replace("{i}", str(i)), shape_of(side, config.dims))
             for pattern, side in self.buffers
             for i in range(config.n_layer)
         ]
-        return {name: shape for name, shape in named if name in tensors and tuple(tensors[name].shape) == shape}
+        return {name: shape for name, shape in candidates if name in tensors and tuple(tensors[name].shape) == shape}
 
 
-def problem_list(title: str, problems: Iterable[str], most: int = 1000) -> str:
-    """A message with a line for each problem; `most` is more than any GPT-2 has tensors."""
+def problem_list(title: str, problems: Iterable[str], n_most: int = 1000) -> str:
+    """Format a message with a line for each problem; no GPT-2 has `n_most` tensors."""
     problems = list(problems)
-    shown = problems[:most] + [f"… and {len(problems) - most:,} more"] * (len(problems) > most)
-    return "\n  ".join([f"{title}, {len(problems)} problem{'s' * (len(problems) > 1)}:", *shown])
+    shown = problems[:n_most]
+    if len(problems) > n_most:
+        shown.append(f"… and {len(problems) - n_most:,} more")
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return "\n  ".join([f"{title}, {count}:", *shown])

@@ -1,6 +1,7 @@
-"""Writing so that nothing is lost: never over what is there, never half, never onto a disk that is too full."""
+"""Safe writes: nothing is overwritten or left half-written, and a disk that is too full is refused first."""
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -18,30 +19,30 @@ from jaxgpt.convert.errors import InputError
 
 
 def check_free(path: Path, replaceable: tuple[str, ...], force: bool) -> None:
-    """Refuses a path that is taken; with `force`, only one that holds something else than what we may replace."""
+    """Refuse a path that is taken; with `force`, only if it holds other files than `replaceable` (none: a file)."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not force:
-        raise InputError(f"{path} exists already: choose another name, or --force to replace it")
+        raise InputError(f"{path} exists already: choose another name, or replace it with force=True")
     if path.is_symlink() or path.is_dir() == (replaceable == ()):
-        raise InputError(f"{path} is something else than what would be written: not replaced, even with --force")
+        raise InputError(f"{path} is no checkpoint of this form: it is not replaced, even with force=True")
     if path.is_file():
         return
     if others := [file.name for file in path.iterdir() if not any(file.match(name) for name in replaceable)]:
-        raise InputError(f"{path} holds other things ({others[0]}): it is not replaced, even with --force")
+        raise InputError(f"{path} holds other files ({others[0]}): it is not replaced, even with force=True")
 
 
-def check_space(path: Path, needed: int) -> None:
-    """Refuses to begin what the disk of `path` has no room for; `needed` is in bytes."""
+def check_space(path: Path, needed_bytes: int) -> None:
+    """Refuse a write that the disk of `path` has no space for."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    if (free := shutil.disk_usage(folder).free) < needed:
+    if (free := shutil.disk_usage(folder).free) < needed_bytes:
         raise InputError(
-            f"{path}: the disk is too full: {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
+            f"{path}: the disk is too full: {needed_bytes / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
         )
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "5GB", "500MB" or "100KB" (powers of ten, as Hugging Face counts)."""
+    """Return the bytes of "5GB", "500MB" or "100KB" (powers of ten, as Hugging Face counts)."""
     for suffix, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
         if text.upper().endswith(suffix):
             with contextlib.suppress(ValueError, OverflowError):
@@ -50,11 +51,11 @@ def parse_size(text: str) -> int:
     raise InputError(f"{text!r} is not a size such as 5GB, 500MB or 100KB")
 
 
-def with_progress(doing: str, names: Iterable[str], arrays: Mapping[str, Any], dtype: Any = None) -> Iterator[str]:
-    """The names, one after another, with a bar of the bytes that are done; quiet where nobody is at a terminal."""
+def with_progress(title: str, names: Iterable[str], arrays: Mapping[str, Any], dtype: Any = None) -> Iterator[str]:
+    """Yield the names with a progress bar of their arrays' bytes, which only a terminal shows."""
     names = list(names)
     sizes = {name: math.prod(arrays[name].shape) * np.dtype(dtype or arrays[name].dtype).itemsize for name in names}
-    with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc=doing, disable=None, leave=False) as bar:
+    with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc=title, disable=None, leave=False) as bar:
         for i, name in enumerate(names, 1):
             bar.set_postfix_str(f"tensor {i}/{len(names)}", refresh=False)
             yield name
@@ -62,7 +63,7 @@ def with_progress(doing: str, names: Iterable[str], arrays: Mapping[str, Any], d
 
 
 def write_json(path: Path, fields: dict[str, Any]) -> None:
-    """Writes a new file, down to the disk."""
+    """Write a new JSON file and flush it to the disk."""
     with path.open("x", encoding="utf-8") as file:
         file.write(json.dumps(fields, indent=2) + "\n")
         file.flush()
@@ -71,14 +72,14 @@ def write_json(path: Path, fields: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def temporary_sibling(path: Path) -> Iterator[Path]:
-    """A path beside `path` that is gone afterwards, whatever happens, unless it was renamed."""
+    """Provide a path beside `path`; what is not renamed is removed afterwards, also after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         yield temporary
     finally:
         for _ in range(50):  # Orbax's threads may go on writing for a moment after it has failed
-            leftovers = list(path.parent.glob(f"{temporary.name}*"))
+            leftovers = list(path.parent.glob(f"{glob.escape(temporary.name)}*"))
             if not leftovers:
                 break
             for leftover in leftovers:
@@ -87,7 +88,7 @@ def temporary_sibling(path: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Renames what is finished into place; what was there is removed after, not before."""
+    """Rename the finished `temporary` to `path`, and then remove what was there before."""
     old = path.with_name(f"{temporary.name}.old")
     if path.exists():
         path.rename(old)

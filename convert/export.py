@@ -1,4 +1,4 @@
-"""Parameters to a checkpoint on disk: written beside its place, read back, compared, and only then named."""
+"""Writing a checkpoint: to a temporary sibling, read back and compared, and only then renamed."""
 
 import shutil
 from collections.abc import Mapping
@@ -28,17 +28,17 @@ TARGETS: dict[str, tuple[Dialect, tuple[str, ...]]] = {
     "nanogpt": (NANOGPT, ()),
     "lesson": (LESSON, ()),
 }
-"""What can be written: its dialect, and the names of its folder that may be replaced (none: it is one file)."""
+"""Forms that can be written: the dialect, and the files of its folder that may be replaced (none: one file)."""
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 FIXED_AS_IN_GPT2 = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "layer_norm_epsilon")
-"""What the models of these files can't be told to do otherwise than GPT-2 does."""
+"""Fields that nanoGPT's and the lesson's files can't state: their models compute them as GPT-2 does."""
 
 NOT_IN_PT_FILES = (
     "n_padding", "bos_token_id", "eos_token_id", "reorder_and_upcast_attn", "embd_pdrop", "attn_pdrop", "resid_pdrop",
 )  # fmt: skip
-"""What a `.pt` file has no place for; none of it changes a logit."""
+"""Fields that a `.pt` file does not store; none of them changes a logit."""
 
 
 def write(
@@ -52,26 +52,26 @@ def write(
     tokenizer: Mapping[str, Path] | None = None,
     force: bool = False,
 ) -> None:
-    """Writes a checkpoint, reads it back and compares it before it gets its name.
+    """Write a checkpoint, read it back and compare it, and then rename it to `path`.
 
     Args:
         path: a folder for `"hf"` and `"orbax"`, a file such as `ckpt.pt` for `"nanogpt"` and `"lesson"`.
-        params: our names to arrays, which are read one at a time.
+        params: arrays by our names; they are read one at a time.
         to: the form, one of `TARGETS`.
-        dtype: casts to `"float32"`, `"float16"` or `"bfloat16"`; kept by default.
-        shard_size: bytes of the largest safetensors file, as in `"5GB"`.
-        tokenizer: files to put beside the weights, by name.
-        force: replace a checkpoint that is there.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"` to cast to; by default nothing is cast.
+        shard_size: size of the largest safetensors file, such as `"5GB"`.
+        tokenizer: files to copy beside the weights, by name.
+        force: replace a checkpoint at `path`.
 
     Raises:
-        InputError: `path` is taken, or the form can't hold these parameters.
+        InputError: `path` is taken, or the form can't represent these parameters.
         OSError: the disk is full or not writable; nothing is left behind.
     """
     path = Path(path).expanduser().absolute()
     if to not in TARGETS:
-        raise InputError(f"can't write {to!r}, only {', '.join(TARGETS)}")
+        raise InputError(f"to={to!r}: unknown form; known are {', '.join(TARGETS)}")
     if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype={dtype!r}: unknown type; known are {', '.join(DTYPES)}")
     dialect, replaceable = TARGETS[to]
     shard_bytes = parse_size(shard_size)
     cast_to = np.dtype(dtype) if dtype else None
@@ -93,7 +93,7 @@ def write(
                 torch_zip.write(temporary, tree | {"iter_num": 0, "best_val_loss": 1e9, "config": {}}, cast_to)
             case "lesson":
                 torch_zip.write(temporary, to_theirs(LESSON, params, config), cast_to)
-        if to == "lesson":  # a bare state dict: what it can't tell is given
+        if to == "lesson":  # a bare state dict states neither
             written = read(temporary, n_head=config.n_head, activation=config.activation_function)
         else:
             written = read(temporary)
@@ -102,7 +102,7 @@ def write(
 
 
 def with_zero_biases(params: Tensors, config: GPTConfig) -> tuple[dict[str, Any], GPTConfig]:
-    """The same model for a form that has biases: all of them zero."""
+    """Add zero biases to a model without biases, for a form that has them."""
     config, dims = replace(config, bias=True), config.dims
     dtype = next(iter(params.values())).dtype
     rows = JAXGPT.expand(config)
@@ -111,27 +111,27 @@ def with_zero_biases(params: Tensors, config: GPTConfig) -> tuple[dict[str, Any]
 
 
 def model_args(config: GPTConfig) -> dict[str, Any]:
-    """nanoGPT's name for a config."""
+    """Make nanoGPT's config."""
     names = {"vocab_size": "vocab_size", "block_size": "n_positions", "n_embd": "n_embd", "n_layer": "n_layer"}
     sizes = {theirs: getattr(config, ours) for theirs, ours in names.items()}
     return {**sizes, "n_head": config.n_head, "bias": config.bias, "dropout": float(config.resid_pdrop)}
 
 
 def _check_representable(dialect: Dialect, config: GPTConfig) -> None:
-    """Refuses what the file's readers would compute otherwise."""
+    """Refuse a model that the readers of such a file would compute differently."""
     if dialect.name not in ("nanogpt", "lesson"):
         return
-    plain = GPTConfig()
-    wanted = (
-        {name: getattr(plain, name) for name in FIXED_AS_IN_GPT2} | {"n_inner": 4 * config.n_embd} | dict(dialect.fixed)
-    )
+    gpt2 = GPTConfig()
+    wanted = {name: getattr(gpt2, name) for name in FIXED_AS_IN_GPT2}
+    wanted |= {"n_inner": 4 * config.n_embd} | dict(dialect.fixed)
     if dialect.name == "nanogpt":
         wanted["tie_word_embeddings"] = True
         wanted |= dict.fromkeys(("embd_pdrop", "attn_pdrop"), config.resid_pdrop)
     for name, value in wanted.items():
         if getattr(config, name) != value:
             raise InputError(
-                f"{dialect.title} can't hold this model: its {name} is {value!r}, here it is {getattr(config, name)!r}"
+                f"{dialect.title} can't represent this model: its {name} is {value!r}, the model's is "
+                f"{getattr(config, name)!r}"
             )
 
 
@@ -152,10 +152,10 @@ def _cast(array: Any, dtype: np.dtype | None) -> np.ndarray:
 
 def _compare(written: Checkpoint, params: Tensors, config: GPTConfig, dtype: np.dtype | None) -> None:
     expected = config
-    if written.dialect.name not in ("hf", "jaxgpt"):  # files that have no place for these
+    if written.dialect.name not in ("hf", "jaxgpt"):  # such files do not store these
         expected = replace(config, **{name: getattr(written.config, name) for name in NOT_IN_PT_FILES})
     if written.config != expected:
         raise RuntimeError(f"{written.path}: reads back as {written.config}, not as {expected}")
     for name in with_progress("comparing", params, params, dtype):
         if not same(_cast(params[name], dtype), written.params[name]):
-            raise RuntimeError(f"{written.path}: {name} reads back otherwise than it was written; is the disk sound?")
+            raise RuntimeError(f"{written.path}: {name} differs when read back; is the disk damaged?")

@@ -1,4 +1,4 @@
-"""A folder as `GPT2LMHeadModel.save_pretrained` writes it."""
+"""Writing a folder like that of `GPT2LMHeadModel.save_pretrained`."""
 
 import math
 import shutil
@@ -21,7 +21,7 @@ FILES = (
     "config.json", "generation_config.json", "README.md", "model*.safetensors", "model.safetensors.index.json",
     *SIDECARS,
 )  # fmt: skip
-"""Names in such a folder."""
+"""Names of the files in such a folder."""
 
 
 def write_hf_folder(
@@ -32,15 +32,15 @@ def write_hf_folder(
     shard_bytes: int,
     tokenizer: Mapping[str, Path],
 ) -> None:
-    """Writes config, generation config, model card, tokenizer and weights, these in shards of at most `limit` bytes."""
+    """Write configs, model card, tokenizer, and weights in shards of at most `shard_bytes`."""
     folder.mkdir()
     tensors = to_theirs(HF, params, config)
     fields = config_to_hf(config) | {"dtype": np.dtype(dtype or next(iter(tensors.values())).dtype).name}
     write_json(folder / "config.json", fields)
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
-    count = sum(math.prod(array.shape) for array in params.values())
-    card = f"A GPT-2 of {count:,} parameters, written by jaxgpt. Tell here what it was trained on, and for what.\n"
+    n_params = sum(math.prod(array.shape) for array in params.values())
+    card = f"A GPT-2 of {n_params:,} parameters, written by jaxgpt. Describe here its training data and its purpose.\n"
     (folder / "README.md").write_text(f"---\nlibrary_name: transformers\ntags: [gpt2, jaxgpt]\n---\n\n{card}", "utf-8")
     for name, source in tokenizer.items():
         shutil.copyfile(source, folder / name)
@@ -69,5 +69,5 @@ def _shards(tensors: Tensors, dtype: np.dtype | None, shard_bytes: int) -> list[
 
 
 def size_in_bytes(array: Any, dtype: np.dtype | None) -> int:
-    """Bytes of an array, or of it cast."""
+    """Return the bytes of an array, cast to `dtype` if there is one."""
     return math.prod(array.shape) * np.dtype(dtype or array.dtype).itemsize

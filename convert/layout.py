@@ -1,4 +1,4 @@
-"""Layouts of one tensor in two worlds, as einops strings: `"D (C N H) -> D C N H"`, left theirs and right ours."""
+"""Layouts of a tensor as einops strings, theirs on the left and ours on the right: `"D (C N H) -> D C N H"`."""
 
 import math
 import re
@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LazyArray:
-    """An array that is read when it is asked for (`np.asarray`), and each time anew."""
+    """An array that is read again each time it is used (`np.asarray`)."""
 
     shape: Shape
     dtype: np.dtype
@@ -25,12 +25,12 @@ class LazyArray:
 
 
 def shape_of(side: str, dims: dict[str, int]) -> Shape:
-    """Shape of one side of a layout: `"D (C N H)"` with GPT-2's dimensions is `(768, 2304)`."""
+    """Compute the shape of one side of a layout: `"D (C N H)"` with GPT-2's dimensions is `(768, 2304)`."""
     return tuple(math.prod(dims.get(d) or int(d) for d in axis.strip("()").split()) for axis in _axes(side))
 
 
 def relayout(array: Any, layout: str, dims: dict[str, int]) -> np.ndarray | LazyArray:
-    """Re-lays an array from the layout's left side to its right: a view of a NumPy array, lazily for anything else."""
+    """Rearrange an array from the layout's left side to its right: a view of a NumPy array, lazily for any other."""
     left, right = layout.split(" -> ")
     if isinstance(array, np.ndarray):
         sizes = {d: dims[d] for d in set(re.findall("[A-Z]", left))}
@@ -41,7 +41,7 @@ def relayout(array: Any, layout: str, dims: dict[str, int]) -> np.ndarray | Lazy
 
 
 def swap(layout: str) -> str:
-    """The same layout read the other way."""
+    """Return the layout of the opposite direction."""
     left, right = layout.split(" -> ")
     return f"{right} -> {left}"
 

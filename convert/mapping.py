@@ -1,4 +1,4 @@
-"""Their tensors to our parameters and back, by a dialect's table, with nothing missing and nothing left over."""
+"""From their tensors to our parameters and back, by a dialect's table, with none missing and none left over."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,10 +15,10 @@ FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def to_ours(dialect: Dialect, tensors: Tensors, config: GPTConfig) -> tuple[dict[str, Any], GPTConfig]:
-    """Our parameters from their tensors, and the config with what only the tensors can tell: a tied head.
+    """Make our parameters from their tensors, and complete the config: only the tensors tell whether a head is tied.
 
     Raises:
-        InputError: lists every tensor that is missing, left over or of another shape than the config says.
+        InputError: lists every tensor that is missing or unknown, or whose shape differs from the config's.
     """
     tensors = dialect.bare_names(tensors)
     tensors, config = _settle_head(dialect, tensors, config)
@@ -34,12 +34,12 @@ def to_ours(dialect: Dialect, tensors: Tensors, config: GPTConfig) -> tuple[dict
         and np.dtype(tensors[name].dtype).name not in FLOAT_DTYPES
     ]
     if problems:
-        raise InputError(problem_list(f"not a whole {dialect.title} checkpoint", problems))
+        raise InputError(problem_list(f"this is no complete {dialect.title} checkpoint", problems))
     return {row.ours: relayout(_gather(tensors, row.theirs), row.layout, dims) for row in rows}, config
 
 
 def to_theirs(dialect: Dialect, params: Tensors, config: GPTConfig) -> dict[str, Any]:
-    """Their tensors, with the prefix, from our parameters; strict like `to_ours`."""
+    """Make their tensors, with the prefix, from our parameters; as strict as `to_ours`."""
     check_params(params, config, dialect)
     tensors = {}
     for row in dialect.expand(config):
@@ -53,18 +53,18 @@ def to_theirs(dialect: Dialect, params: Tensors, config: GPTConfig) -> dict[str,
 
 
 def check_params(params: Tensors, config: GPTConfig, dialect: Dialect) -> None:
-    """Refuses parameters that are not those of the config."""
+    """Refuse parameters whose names or shapes differ from the config's."""
     ours = {row.ours: shape_of(row.right, config.dims) for row in dialect.expand(config)}
     if problems := list(_differences(params, ours)):
         raise InputError(problem_list("the parameters do not fit the config", problems))
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two arrays are bitwise equal, NaNs and signed zeros included."""
+    """Tell whether two arrays are bitwise equal, including NaNs and signed zeros."""
     if tuple(a.shape) != tuple(b.shape) or a.dtype != b.dtype:
         return False
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.__array_interface__ == b.__array_interface__:
-        return True  # the same bytes of the same file: a tied head, which need not be read
+        return True  # the same bytes of the same file, as of a tied head: no need to read them
     return bool(np.array_equal(_bits(np.asarray(a)), _bits(np.asarray(b))))
 
 
@@ -76,7 +76,7 @@ def _differences(tensors: Tensors, expected: dict[str, tuple], ignore: Any = ())
     yield from (f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors)
     for name, array in tensors.items():
         if name not in expected and name not in ignore:
-            yield f"not known: {name} {tuple(array.shape)}"
+            yield f"unknown: {name} {tuple(array.shape)}"
         elif name in expected and tuple(array.shape) != expected[name]:
             yield f"shape: {name} is {tuple(array.shape)}, the config says {expected[name]}"
 
@@ -89,12 +89,12 @@ def _gather(tensors: Tensors, theirs: str | tuple[str, ...]) -> Any:
 
 
 def _settle_head(dialect: Dialect, tensors: dict[str, Any], config: GPTConfig) -> tuple[dict[str, Any], GPTConfig]:
-    """Tied or not: decided by the tensors that are there and, where both are and are equal, by the config."""
+    """Tie the head or not: by the tensors that are there or, if both are and are equal, by the config."""
     (embedding,), (head,) = dialect.row(EMBEDDING).names, dialect.row(HEAD).names
-    if head == HEAD or head not in tensors or not config.tie_word_embeddings:  # our own files state it
+    if head == HEAD or head not in tensors or not config.tie_word_embeddings:  # our own files state it in the config
         return tensors, config
     rest = {name: array for name, array in tensors.items() if name != head}
-    if embedding not in tensors:  # a file with the head alone holds the one matrix under its other name
+    if embedding not in tensors:  # the file has the shared matrix under the head's name only
         return {embedding: tensors[head], **rest}, config
     if same(tensors[embedding], tensors[head]):
         return rest, config

@@ -1,4 +1,4 @@
-"""Which dialect a checkpoint is of, by its names, shapes and config, and what that config is."""
+"""Recognising the dialect and the config of a checkpoint from its names, shapes and config."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
 from jaxgpt.convert.errors import InputError
 
 WRAPPERS = ("_orig_mod.", "module.", "model.")
-"""What torch.compile, DataParallel and Lightning put before every name."""
+"""Prefixes that torch.compile, DataParallel and Lightning add to every name."""
 
 OTHER_ARCHITECTURES = (
     (r"gpt_neox\.", "GPT-NeoX"),
@@ -30,30 +30,30 @@ OTHER_ARCHITECTURES = (
     (r"h\.\d+\.norm_1|attn\.(qkv|attn)\.(weight|bias)$", "litgpt"),
     (r"\.lora_|base_model\.", "a LoRA adapter: merge it into its base model first"),
 )
-"""What looks like a GPT-2 from afar, by names that no GPT-2 has."""
+"""Patterns of names that no GPT-2 has, and the similar architectures that have them."""
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """What was found out about a checkpoint's contents."""
+    """The dialect and config of a checkpoint."""
 
     dialect: Dialect
     reason: str
     tensors: Tensors
-    """Under the dialect's names, without wrappers."""
+    """Tensors by the dialect's names, without wrappers."""
     config: GPTConfig
 
 
 def recognise(
     contents: Contents, *, dialect: str | None = None, n_head: int | None = None, activation: str | None = None
 ) -> Recognised:
-    """The dialect, by what is there or as it is told, and the config, by what states it and by the shapes.
+    """Find the dialect, unless it is given, and the config, as stated in the checkpoint or from the shapes.
 
     Raises:
-        InputError: it is of another architecture, or it does not tell what has to be known.
+        InputError: the checkpoint is of another architecture, or it does not state what has to be known.
     """
     if dialect is not None and dialect not in DIALECTS:
-        raise InputError(f"--dialect: {dialect!r} is not one of {', '.join(DIALECTS)}")
+        raise InputError(f"dialect={dialect!r}: unknown dialect; known are {', '.join(DIALECTS)}")
     tensors = unwrap(contents.tensors)
     found, reason = (DIALECTS[dialect], "it was given") if dialect else _dialect_by_names(contents, tensors)
     if contents.config is not None:
@@ -63,23 +63,23 @@ def recognise(
     else:
         config = _config_by_shapes(found, found.bare_names(tensors), contents.model_args or {}, n_head, activation)
     if n_head not in (None, config.n_head):
-        raise InputError(f"--n-head={n_head} contradicts the checkpoint, which says {config.n_head}")
+        raise InputError(f"n_head={n_head} contradicts the checkpoint, which says {config.n_head}")
     if activation not in (None, config.activation_function):
-        raise InputError(f"--activation={activation} contradicts the checkpoint's {config.activation_function}")
+        raise InputError(f"activation={activation} contradicts the checkpoint's {config.activation_function}")
     return Recognised(found, reason, tensors, config)
 
 
 def unwrap(tensors: Tensors) -> dict[str, Any]:
-    """The tensors without wrappers before their names, and with LayerNorm's gamma and beta by their new names."""
-    plain = dict(tensors)
-    for wrapper in WRAPPERS * 2:  # in any order, each once
-        if plain and all(name.startswith(wrapper) for name in plain):
-            plain = {name.removeprefix(wrapper): array for name, array in plain.items()}
+    """Remove wrappers from the names, and rename LayerNorm's old gamma and beta."""
+    unwrapped = dict(tensors)
+    for wrapper in WRAPPERS * 2:  # in any order
+        if unwrapped and all(name.startswith(wrapper) for name in unwrapped):
+            unwrapped = {name.removeprefix(wrapper): array for name, array in unwrapped.items()}
     renamed: dict[str, Any] = {}
-    for name, array in plain.items():
+    for name, array in unwrapped.items():
         new = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
         if new in renamed:
-            raise InputError(f"{new} stands twice, under an old name and a new one")
+            raise InputError(f"{new} appears twice, under its old name and its new one")
         renamed[new] = array
     return renamed
 
@@ -91,19 +91,19 @@ def _dialect_by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, st
         return LLMC, "the file begins with llm.c's magic number"
     for pattern, what in OTHER_ARCHITECTURES:
         if hit := next((name for name in tensors if re.search(pattern, name)), None):
-            raise InputError(f"{hit} is a name of another architecture than GPT-2: {what}")
+            raise InputError(f"{hit} is no name of GPT-2's, but of {what}")
     names = {HF.bare(name) for name in tensors}
     if "lm_head.decoder.weight" in names:
         return DIALOGPT, "its head is called lm_head.decoder.weight"
     if "blocks.0.attn.key.weight" in names:
-        return OLD_MINGPT, "query, key and value are apart"
+        return OLD_MINGPT, "query, key and value are separate"
     if "blocks.0.mlp.fc1.weight" in names:
         return LESSON, "its names are tok_emb, blocks, fc1 and fc2"
     kernel = next((tensors[name] for name in tensors if HF.bare(name) == "h.0.attn.c_attn.weight"), None)
     norm = next((tensors[name] for name in tensors if HF.bare(name) == "h.0.ln_1.weight"), None)
     if kernel is None or norm is None or len(kernel.shape) != 2 or len(norm.shape) != 1:
         some = ", ".join(list(tensors)[:4]) or "none"
-        raise InputError(f"not a GPT-2 that is known; its {len(tensors)} names are like {some}")
+        raise InputError(f"no known dialect of GPT-2; its {len(tensors)} names are like {some}")
     rows, columns = kernel.shape
     if columns == 3 * rows and rows == norm.shape[0]:
         return HF, f"c_attn is (in, out), {rows} x {columns}: Conv1D"
@@ -115,7 +115,7 @@ def _dialect_by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, st
             return MINGPT, f"{linear}, beside masks called attn.bias"
         return UNKNOWN_LINEAR, linear
     raise InputError(
-        f"h.0.attn.c_attn.weight is {rows} x {columns}, and the width {norm.shape[0]}: no GPT-2's q, k and v "
+        f"h.0.attn.c_attn.weight is {rows} x {columns}, and the width {norm.shape[0]}: not GPT-2's query, key, value "
         "(multi-query attention, as in BigCode?)"
     )
 
@@ -123,7 +123,7 @@ def _dialect_by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, st
 def _config_by_shapes(
     dialect: Dialect, tensors: Tensors, model_args: dict[str, Any], n_head: int | None, activation: str | None
 ) -> GPTConfig:
-    """The config of a checkpoint that comes without one."""
+    """Derive the config of a checkpoint that has none."""
     fc1, pos, tok = dialect.row("blocks.{i}.mlp.fc1.kernel"), dialect.row("pos_emb.embedding"), dialect.row(EMBEDDING)
     V, D = _axis_sizes(tensors, tok.at(0).names[0], tok.left, "VD")
     (T,) = _axis_sizes(tensors, pos.names[0], pos.left, "T")
@@ -143,20 +143,20 @@ def _config_by_shapes(
         stated |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), model_args.get("dropout", 0.0))
     if stated["n_head"] is None:
         raise InputError(
-            f"the number of heads is in no tensor's shape, and a wrong one gives plausible nonsense: "
-            f"give --n-head (n_head=…), a divisor of {D}; what python -m convert writes states it"
+            f"the number of heads can't be told from the tensors' shapes, and a wrong number gives plausible nonsense: "
+            f"give n_head=, a divisor of {D}; the checkpoints that jaxgpt convert writes state it"
         )
     if stated["activation_function"] is None:
         raise InputError(
-            f"{dialect.title} does not tell its activation: give --activation (activation=…), one of "
-            f"{', '.join(ACTIVATIONS)}; gelu_new is GPT-2's tanh form, gelu the exact one"
+            f"{dialect.title} does not state its activation: give activation=, one of {', '.join(ACTIVATIONS)}; "
+            "gelu_new is GPT-2's tanh form, gelu the exact one"
         )
     return GPTConfig(vocab_size=V, n_positions=T, n_embd=D, n_layer=n_layer, n_inner=F, bias=bias, **stated)
 
 
 def _axis_sizes(tensors: Tensors, name: str, side: str, letters: str) -> list[int]:
-    """Sizes of some axes of a tensor, by their letters in its layout."""
+    """Return the sizes of some axes of a tensor, by their letters in its layout."""
     axes = side.split()
     if name not in tensors or len(tensors[name].shape) != len(axes):
-        raise InputError(f"{name} is missing, or is not of {len(axes)} axes: the model's size can't be told")
+        raise InputError(f"{name} is missing or has not {len(axes)} axes: the size of the model is unknown")
     return [int(tensors[name].shape[axes.index(letter)]) for letter in letters]

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains on a spot TPU VM, or on all hosts of a pod slice, and goes on after every preemption until the run is done.
+# Trains on a spot TPU VM, or on all hosts of a pod slice, and continues after every preemption until the run is done.
 #
 #   gcloud auth login && ssh-add ~/.ssh/google_compute_engine
 #   PROJECT=my-project BUCKET=my-bucket deploy/tpu-vm.sh --model=gpt2-xl --freeze=first24 --data=gs://my-bucket/my.txt
 #
-# It runs on your machine, and takes the flags of `python -m train`. The run is in gs://BUCKET/runs/NAME. Ctrl-C leaves
-# the VM there, and the same command goes on; a run that is done deletes it.
+# It runs on your machine and takes the flags of `python -m train`. The run is in gs://BUCKET/runs/NAME. Ctrl-C keeps
+# the VM, and the same command continues; a run that is done deletes the VM.
 set -euo pipefail
 
 usage() {
@@ -14,17 +14,17 @@ usage() {
 Set by the environment:
   PROJECT  project of Google Cloud                                   (needed)
   BUCKET   bucket with a hierarchical namespace, see deploy/README   (needed)
-  NAME     of the VM and of the run                                  ($NAME)
-  ZONE     where the TPUs are                                        ($ZONE)
-  TYPE     of the TPU                                                ($TYPE)
-  VERSION  of the VM's image, which goes with TYPE                   ($VERSION)
-  WAIT     seconds before it tries again                             ($WAIT)
+  NAME     name of the VM and of the run                             ($NAME)
+  ZONE     zone of the TPUs                                          ($ZONE)
+  TYPE     type of the TPU                                           ($TYPE)
+  VERSION  version of the VM's image, which depends on TYPE          ($VERSION)
+  WAIT     seconds between attempts                                  ($WAIT)
 END
 }
 
 NAME=${NAME:-jaxgpt} ZONE=${ZONE:-us-central1-a} WAIT=${WAIT:-60}
 TYPE=${TYPE:-v5litepod-16} VERSION=${VERSION:-v2-alpha-tpuv5-lite}
-GCSFUSE=3.8.0 PYTHON=3.12 # the image's own Python is older than ours may be
+GCSFUSE=3.8.0 PYTHON=3.12 # the image's own Python is too old
 case "${1:-}" in -h | --help) usage && exit ;; esac
 if [ -z "${PROJECT:-}" ] || [ -z "${BUCKET:-}" ]; then
   usage >&2
@@ -69,8 +69,8 @@ set_up() {
   tpu scp "$folder/source.tar" "$NAME:" --worker=all && on_all_hosts "$INSTALL" install "$BUCKET" "$GCSFUSE" "$PYTHON"
 }
 
-# A connection that broke may have left a run, which is asked to save and end before the next begins: gcloud connects
-# again by itself. Codes 1 and 2 are gcloud's own too: those of the program are told apart by a hundred.
+# A broken connection may have left a run, which is told to save and exit before the next begins: gcloud connects again
+# by itself. gcloud itself exits with 1 and 2 too, so that a hundred is added to those codes of the program.
 # shellcheck disable=SC2016
 TRAIN='cd || exit
 exec 9>> train.lock
@@ -101,7 +101,7 @@ while true; do
       2> "$folder/refusal"; do
       cat "$folder/refusal" >&2
       grep -Eiq 'capacity|stockout|exhausted|unavailable|internal error|already exists' "$folder/refusal" || exit 2
-      say "it was not to be had; once more in $WAIT s"
+      say "it could not be made; trying again in $WAIT s"
       sleep "$WAIT"
       [ -z "$(state)" ] || continue 2
     done
@@ -113,17 +113,17 @@ while true; do
   case "$code-$now" in
     0-*)
       say "done: gs://$BUCKET/runs/$NAME; deleting $NAME"
-      tpu delete "$NAME" || say "$NAME is still there, and costs"
+      tpu delete "$NAME" || say "$NAME is still there and costs money"
       exit 0
       ;;
     10[12]-READY)
       code=$((code - 100))
-      say "no use in trying again (exit code $code); $NAME is still there, and costs"
+      say "trying again would not help (exit code $code); $NAME is still there and costs money"
       exit "$code"
       ;;
     75-*)
       failures=0
-      say "stopped and saved; going on"
+      say "stopped and saved; continuing"
       ;;
     *-READY)
       failures=$((failures + 1))

@@ -332,7 +332,7 @@ def test_users_mistakes_are_one_line(tmp_path, hf_folder, monkeypatch):
     bert = shutil.copytree(folder, tmp_path / "bert")
     fields = json.loads((bert / "config.json").read_text())
     (bert / "config.json").write_text(json.dumps(fields | {"model_type": "bert"}))
-    with pytest.raises(jaxgpt.InputError, match="another architecture than GPT-2"):
+    with pytest.raises(jaxgpt.InputError, match="this architecture is not GPT-2"):
         load_reference(bert)
     (tmp_path / "empty").mkdir()
     with pytest.raises(jaxgpt.InputError, match="not a folder that transformers reads"):

@@ -19,6 +19,7 @@ from transformers import GPT2LMHeadModel
 
 import jaxgpt
 from jaxgpt import convert
+from jaxgpt.convert import disk
 from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.dialects.hf_config import FIELDS, config_from_hf
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
@@ -192,8 +193,8 @@ def test_missing_extra_and_misshapen_tensors_are_all_listed(hf_folder):
     for line in (
         "missing: h.0.mlp.c_fc.bias (52,)",
         "missing: ln_f.weight (36,)",
-        "not known: h.7.ln_1.weight (36,)",
-        "not known: h.0.attn.bias (1, 1, 5, 5)",
+        "unknown: h.7.ln_1.weight (36,)",
+        "unknown: h.0.attn.bias (1, 1, 5, 5)",
         "shape: h.1.attn.c_proj.weight is (36, 35), the config says (36, 36)",
         "dtype: h.1.ln_1.bias is int32, not a floating-point type",
     ):
@@ -220,8 +221,8 @@ def test_a_truncated_download_says_how_much_is_missing(hf_folder):
 def test_nothing_there_is_said_in_one_line(tmp_path):
     for source, message in [
         (tmp_path / "none", "no such file or folder"),
-        (tmp_path, "no checkpoint that can be read here"),
-        ("nobody/nothing", "the hub did not give it"),
+        (tmp_path, "no checkpoint found"),
+        ("nobody/nothing", "the hub did not provide it"),
     ]:
         done = run("convert", source, check=False)
         assert done.returncode == 2
@@ -292,7 +293,7 @@ def test_a_kill_leaves_all_or_nothing(tmp_path, to):
 
 
 def test_opening_reads_no_tensor_data(tmp_path):
-    """Even a tied head that stands twice is known to be one by its place in the file."""
+    """A tied head that appears twice is recognised by its place in the file."""
     state = random_hf().state_dict()
     torch.save(state, tmp_path / "pytorch_model.bin")
     random_hf().config.save_pretrained(tmp_path)
@@ -319,6 +320,24 @@ def test_inspecting_prints_the_whole_mapping():
     assert "transformer.h.11.attn.c_attn.weight  128x384   float16  D (C N H) -> D C N H" in text
     assert "2,936,576 in 148 tensors" in text
     assert text.count("\n") == 148 + 8
+
+
+@pytest.mark.parametrize("name", ["out[1]", "a*b", "[!x]", "plain"])
+def test_a_failed_write_leaves_nothing_whatever_its_name(tmp_path, name):
+    for other in ("out1", "ab", "x"):  # what an unescaped pattern would match
+        (tmp_path / f".{other}.tmp").write_text("kept")
+    before = sorted(tmp_path.iterdir())
+
+    def fail_half_way():
+        with disk.temporary_sibling(tmp_path / name) as temporary:
+            temporary.mkdir()
+            (temporary / "part").write_text("half")
+            temporary.with_name(f"{temporary.name}.scratch").write_text("scratch")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fail_half_way()
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_convert_needs_neither_torch_nor_flax_nor_transformers(tmp_path):

@@ -507,13 +507,15 @@ def test_all_jobs_for_tpus_have_the_same_one():
 
 # Docker
 
-PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
-PACKAGES = [pattern.removesuffix("*") for pattern in PACKAGES]
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+PACKAGES = [pattern.removesuffix("*") for pattern in SETUPTOOLS["packages"]["find"]["include"]]
+LINKED = [path.readlink().name for name in PACKAGES for path in (ROOT / name).iterdir() if path.is_symlink()]
 
 
 def test_the_image_has_all_that_installing_needs_and_nothing_else():
     copied = {source for name, argument in dockerfile() if name == "COPY" for source in argument.split()[:-1]}
-    assert copied == {*PACKAGES, "pyproject.toml", PROJECT["readme"], *PROJECT["license-files"]}
+    installed = {*PACKAGES, *LINKED, SETUPTOOLS["package-dir"][""]}
+    assert copied == {*installed, "pyproject.toml", PROJECT["readme"], *PROJECT["license-files"]}
     assert all((ROOT / source).exists() for source in copied)
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert ignored[1] == "*"

@@ -188,11 +188,11 @@ def test_a_bare_state_dict_asks_for_the_heads_and_the_activation(tmp_path):
 
 def test_what_is_told_must_not_contradict_what_is_stated(tmp_path, hf_folder):
     folder, _ = hf_folder()
-    with pytest.raises(convert.InputError, match="--n-head=4 contradicts the checkpoint, which says 3"):
+    with pytest.raises(convert.InputError, match=": n_head=4 contradicts the checkpoint, which says 3"):
         convert.read(folder, n_head=4)
-    with pytest.raises(convert.InputError, match="--activation=gelu contradicts the checkpoint's gelu_new"):
+    with pytest.raises(convert.InputError, match=": activation=gelu contradicts the checkpoint's gelu_new"):
         convert.read(folder, activation="gelu")
-    with pytest.raises(convert.InputError, match="'gpt3' is not one of hf, dialogpt"):
+    with pytest.raises(convert.InputError, match="dialect='gpt3': unknown dialect; known are hf, dialogpt"):
         convert.read(folder, dialect="gpt3")
     with pytest.raises(convert.InputError, match=r"shape: h\.0\.attn\.c_attn\.weight is \(36, 108\)"):
         convert.read(folder, dialect="mingpt")
@@ -275,8 +275,8 @@ def test_any_dialect_to_orbax_and_hugging_face_and_back_is_bitwise(tmp_path):
 
 def test_a_form_that_can_not_hold_the_model_is_refused(tmp_path, hf_folder):
     for flags, to, message in [
-        ({}, "nanogpt", r"nanoGPT can't hold this model: its n_inner is 144, here it is 52"),
-        ({"n_inner": None}, "nanogpt", "its activation_function is 'gelu', here it is 'gelu_new'"),
+        ({}, "nanogpt", r"nanoGPT can't represent this model: its n_inner is 144, the model's is 52"),
+        ({"n_inner": None}, "nanogpt", "its activation_function is 'gelu', the model's is 'gelu_new'"),
         (
             {"n_inner": None, "activation_function": "gelu", "tie_word_embeddings": False},
             "nanogpt",

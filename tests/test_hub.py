@@ -151,14 +151,14 @@ def test_what_was_downloaded_once_works_offline(hub, tmp_path):
     assert len(hub.requests) == asked
     never = convert_from(hub, "old/gpt2", tmp_path / "third", HF_HUB_OFFLINE="1")
     assert (never.returncode, never.stderr.count("\n")) == (2, 1)
-    assert "the hub did not give it" in never.stderr
+    assert "the hub did not provide it" in never.stderr
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "gpt2@v9"])
 def test_what_the_hub_does_not_have_is_said_in_one_line(hub, tmp_path, name):
     done = convert_from(hub, name, tmp_path / "out")
     assert done.returncode == 2
-    assert f"convert: {name}: no such file or folder here, and the hub did not give it" in done.stderr
+    assert f"convert: {name}: no such file or folder, and the hub did not provide it" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

@@ -168,7 +168,7 @@ CASES = {
     "no config": (lambda folder: (folder / "config.json").unlink() or folder, "give --n-head"),
     "config not JSON": (config_text("{'n_head': 3}"), "not JSON"),
     "config a list": (config_text("[1]"), "not a JSON object"),
-    "config named twice": (config_text('{"n_head": 3, "n_head": 6}'), "a name stands twice"),
+    "config named twice": (config_text('{"n_head": 3, "n_head": 6}'), "a name appears twice"),
     "config nested deep": (config_text("[" * 100_000), "not JSON"),
     "config binary": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\0") and folder, "not JSON"),
     "another model_type": (config(model_type="gpt_neo"), "model_type 'gpt_neo'"),
@@ -189,9 +189,9 @@ CASES = {
     "flag as number": (config(scale_attn_weights=1), "scale_attn_weights must be true or false"),
     "end token as list": (config(eos_token_id=[96]), "eos_token_id must be"),
     "cross-attention": (config(add_cross_attention=True), "add_cross_attention = True is not supported"),
-    "unknown field": (config(rope_theta=1e4), "the field 'rope_theta' is not known"),
-    "quantised": (config(quantization_config={}), "'quantization_config' is not known"),
-    "remote code": (config(auto_map={"AutoModel": "evil.Model"}), "'auto_map' is not known"),
+    "unknown field": (config(rope_theta=1e4), "the field 'rope_theta' is unknown"),
+    "quantised": (config(quantization_config={}), "'quantization_config' is unknown"),
+    "remote code": (config(auto_map={"AutoModel": "evil.Model"}), "'auto_map' is unknown"),
     "two widths": (config(hidden_size=48), "contradicts itself: n_embd is 36 and hidden_size is 48"),
     "two contexts": (config(n_ctx=40), "contradicts itself"),
     "vocabulary of another size": (config(vocab_size=96), "wte.weight is (97, 36), the config says (96, 36)"),
@@ -199,7 +199,7 @@ CASES = {
     "MLP of another size": (config(n_inner=144), "h.0.mlp.c_fc.weight is (36, 52), the config says (36, 144)"),
     # the tensors
     "missing tensor": (tensors(lambda s: s.pop("transformer.ln_f.bias")), "missing: ln_f.bias (36,)"),
-    "extra tensor": (tensors(lambda s: s.update({"transformer.h.2.ln_1.bias": torch.ones(36)})), "not known: h.2.ln"),
+    "extra tensor": (tensors(lambda s: s.update({"transformer.h.2.ln_1.bias": torch.ones(36)})), "unknown: h.2.ln"),
     "wide tensor": (
         tensors(lambda s: s.update({"transformer.h.1.attn.c_proj.weight": torch.ones(36, 37)})), "is (36, 37)"
     ),
@@ -208,7 +208,7 @@ CASES = {
         lambda folder: config(tie_word_embeddings=False)(folder), "missing: lm_head.weight (97, 36)"
     ),
     "two models": (tensors(lambda s: s.update({"h.0.ln_1.weight": torch.ones(36)})), "two models in one file?"),
-    "old and new norm names": (tensors(lambda s: s.update({"transformer.ln_f.gamma": torch.ones(36)})), "stands twice"),
+    "old and new norm names": (tensors(lambda s: s.update({"transformer.ln_f.gamma": torch.ones(36)})), "twice, under"),
     "multi-query attention": (
         tensors(lambda s: s.update({"transformer.h.0.attn.c_attn.weight": torch.ones(36, 60)})), "multi-query"
     ),
@@ -223,7 +223,7 @@ CASES = {
         tensors(lambda s: s.update({"transformer.h.0.crossattention.c_attn.weight": torch.ones(1)})), "cross-attention"
     ),
     "LoRA": (tensors(lambda s: s.update({"transformer.h.0.attn.c_attn.lora_A.weight": torch.ones(1)})), "LoRA"),
-    "no names at all": (raw(b"\2\0\0\0\0\0\0\0{}"), "not a GPT-2 that is known"),
+    "no names at all": (raw(b"\2\0\0\0\0\0\0\0{}"), "no known dialect of GPT-2"),
     # safetensors files
     "empty file": (raw(b""), "0 bytes are too few"),
     "short file": (raw(b"1234567"), "7 bytes are too few"),
@@ -236,7 +236,7 @@ CASES = {
     "header not JSON": (header(b"{{{{"), "header is broken"),
     "header a list": (header(b"[]"), "header is broken"),
     "header nested deep": (header(b"[" * 100_000), "header is broken"),
-    "header named twice": (header(b'{"a":{},"a":{}}'), "a name stands twice"),
+    "header named twice": (header(b'{"a":{},"a":{}}'), "a name appears twice"),
     "unknown dtype": (header({"a": F4 | {"dtype": "F4_E2M1"}}, b"1234"), "'a' has dtype 'F4_E2M1'"),
     "negative shape": (header({"a": F4 | {"shape": [-1]}}, b"1234"), "'a' has shape [-1]"),
     "shape of fractions": (header({"a": F4 | {"shape": [1.0]}}, b"1234"), "'a' has shape [1.0]"),
@@ -266,27 +266,27 @@ CASES = {
     "calls a tensor's class": (program(b"ctorch\nFloatStorage\n)R"), "calls 'torch.FloatStorage'"),
     "makes an object": (program(b"ccollections\nOrderedDict\n)\x81"), "NEWOBJ"),
     "an old instance": (program(b"(cos\nsystem\nS'touch'\no"), "names os.system"),
-    "an INST": (program(b"(S'touch'\nios\nsystem\n"), "what no state dict needs"),
+    "an INST": (program(b"(S'touch'\nios\nsystem\n"), "which no state dict needs"),
     "an extension code": (program(b"\x82\x01"), "EXT1"),
     "sets attributes": (program(b"ctorch\nFloatStorage\n}X\1\0\0\0aJ\1\0\0\0sb"), "belongs"),
     "memo of 4 billion": (program(b"Nr\xff\xff\xff\xff"), "no state dict in it"),
     "string of 4 billion": (program(b"X\xff\xff\xff\xffabc"), "a damaged pickle"),
     "number of a megabyte": (program(b"\x8b\xff\xff\x0f\0" + bytes(0xFFFFF)), "LONG4"),
-    "stack underflow": (program(b"0000"), "what no state dict needs"),
-    "pops what is not there": (program(b"\x87"), "takes more from the stack than is there"),
+    "stack underflow": (program(b"0000"), "which no state dict needs"),
+    "pops what is not there": (program(b"\x87"), "takes more from the stack than it holds"),
     "takes what is not there": (program(b"h\7"), "a damaged pickle"),
     "no end": (archive({"archive/data.pkl": b"\x80\x02}"}), "a damaged pickle"),
     "appends to a dict": (program(b"}Na"), "a dict where a list belongs"),
     "strange storage type": (program(tensor(storage(b"ctorch\nUntypedStorage\n"))), "names torch.UntypedStorage"),
-    "storage that is a string": (program(tensor(storage(b"X\1\0\0\0a"))), "asks for a strange storage"),
-    "storage that is not there": (program(tensor(storage(key=b"../../etc/passwd"))), "asks for a strange storage"),
+    "storage that is a string": (program(tensor(storage(b"X\1\0\0\0a"))), "names an invalid storage"),
+    "storage that is not there": (program(tensor(storage(key=b"../../etc/passwd"))), "names an invalid storage"),
     "storage larger than its member": (program(tensor(storage(count=2**30))), "which are not 1073741824 of float32"),
     "storage of negative size": (program(tensor(storage(count=-1))), "which are not -1 of float32"),
     "tensor beyond its storage": (program(tensor(storage(), 13)), "reaches beyond its storage of 16 elements"),
     "strides beyond the storage": (program(tensor(storage(), 0, (4,), (6,))), "reaches beyond its storage"),
     "negative stride": (program(tensor(storage(), 4, (4,), (-1,))), "and strides (-1,)"),
     "negative offset": (program(tensor(storage(), -4)), "at -4"),
-    "tensor of a billion zeros": (program(tensor(storage(), 0, (2**40,), (0,))), "not a GPT-2 that is known"),
+    "tensor of a billion zeros": (program(tensor(storage(), 0, (2**40,), (0,))), "no known dialect of GPT-2"),
     "tensor of no tensor": (program(tensor(b"N")), "a NoneType where a ndarray belongs"),
     "zip bomb": (
         archive({"archive/data.pkl": b"\x80\x02}" + bytes(300_000_000)}, zipfile.ZIP_DEFLATED), "is compressed"
@@ -302,7 +302,7 @@ CASES = {
     ),
     "no state dict": (saved(lambda: {"epoch": 3, "loss": 1.5}), "no state dict in it, nor under model, state_dict"),
     "a whole module": (saved(lambda: torch.nn.Linear(2, 2)), "names torch.nn.modules.linear.Linear"),
-    "before PyTorch 1.6": (saved(legacy), "a pickle of PyTorch before 1.6, which is not read: load it with torch.load"),
+    "before PyTorch 1.6": (saved(legacy), "PyTorch before 1.6, which is not supported: load it with torch.load"),
     "before PyTorch 0.2": (tar, "a tar archive of PyTorch before 0.2"),
     "a bare pickle": (raw(pickle.dumps({"a": 1}), "pytorch_model.bin"), "a bare pickle"),
     "nanoGPT that contradicts itself": (
@@ -312,7 +312,7 @@ CASES = {
         saved(lambda: {"model": linear_state(), "model_args": {"n_head": 10**9}}), "not divisible by n_head 1000000000"
     ),
     "block 999999999": (
-        saved(lambda: linear_state() | {"h.999999999.mlp.c_fc.weight": torch.ones(1, 1)}), "not known: h.999999999"
+        saved(lambda: linear_state() | {"h.999999999.mlp.c_fc.weight": torch.ones(1, 1)}), "unknown: h.999999999"
     ),
     # llm.c
     "llm.c of version 9": (

@@ -37,4 +37,4 @@ DIALOGPT = replace(
     title="DialoGPT",
     rows=(*HF.rows[:-1], Row("lm_head.kernel", "lm_head.decoder.weight", "V D -> D V")),
 )
-"""Microsoft's DialoGPT `.pkl`: Hugging Face's names with a head named otherwise."""
+"""Microsoft's DialoGPT `.pkl`: Hugging Face's names, but for the head's."""

@@ -24,10 +24,10 @@ FIELDS: dict[str, Any] = {
     "bos_token_id": 50256,
     "eos_token_id": 50256,
 }
-"""Fields of `config.json` that we honour, named as in `GPTConfig`, with the default of transformers' `GPT2Config`."""
+"""Fields of `config.json` that we honour, by their names in `GPTConfig`, with the defaults of `GPT2Config`."""
 
 OURS: dict[str, Any] = {"n_padding": 0}
-"""Fields of our own, written where they are not at this default; transformers keeps them, and does not read them."""
+"""Our own fields, written if they differ from this default; transformers keeps them and does not read them."""
 
 ALIASES = {
     "hidden_size": "n_embd",
@@ -36,7 +36,7 @@ ALIASES = {
     "num_hidden_layers": "n_layer",
     "n_ctx": "n_positions",
 }
-"""Other names of those fields; where both are given they must agree."""
+"""Other names of those fields; if both are given they must agree."""
 
 ACTIVATION_ALIASES = {
     "gelu_fast": "gelu_new",
@@ -46,7 +46,7 @@ ACTIVATION_ALIASES = {
     "gelu_python": "gelu",
     "swish": "silu",
 }
-"""transformers' `ACT2FN` names for the same function (`quick_gelu` is another one, and refused)."""
+"""transformers' `ACT2FN` names of the same functions (`quick_gelu` is a different function, and refused)."""
 
 AT_DEFAULT: dict[str, tuple] = {
     "model_type": ("gpt2",),
@@ -56,7 +56,7 @@ AT_DEFAULT: dict[str, tuple] = {
     "chunk_size_feed_forward": (0,),
     "position_embedding_type": ("absolute",),
 }
-"""Fields that would change what is computed: accepted at these values only."""
+"""Fields that would change what the model computes: accepted at these values only."""
 
 IRRELEVANT = frozenset(
     """_name_or_path _attn_implementation_autoset architectures attn_implementation dtype torch_dtype
@@ -75,9 +75,9 @@ IRRELEVANT = frozenset(
 
 
 def config_from_hf(fields: dict[str, Any]) -> GPTConfig:
-    """A `GPTConfig` from the parsed `config.json`: every field is honoured, irrelevant, at its default, or refused."""
+    """Read a parsed `config.json`: every field is honoured, irrelevant, at its default, or refused."""
     if (kind := fields.get("model_type", "gpt2")) != "gpt2":
-        raise InputError(f"config.json says model_type {kind!r}: this is another architecture than GPT-2")
+        raise InputError(f"config.json says model_type {kind!r}: this architecture is not GPT-2")
     given: dict[str, Any] = {}
     for name, value in fields.items():
         field = ALIASES.get(name, name)
@@ -89,7 +89,7 @@ def config_from_hf(fields: dict[str, Any]) -> GPTConfig:
             if value not in AT_DEFAULT[name]:
                 raise InputError(f"config.json: {name} = {value!r} is not supported, only {AT_DEFAULT[name][0]!r}")
         elif name not in IRRELEVANT:
-            raise InputError(f"config.json: the field {name!r} is not known, and may change what the model computes")
+            raise InputError(f"config.json: the field {name!r} is unknown, and may change what the model computes")
     merged = FIELDS | OURS | given
     if merged["n_inner"] is None and isinstance(merged["n_embd"], int):
         merged["n_inner"] = 4 * merged["n_embd"]
@@ -100,7 +100,7 @@ def config_from_hf(fields: dict[str, Any]) -> GPTConfig:
 
 
 def config_to_hf(config: GPTConfig) -> dict[str, Any]:
-    """What `config.json` says of a model; `GPT2LMHeadModel.from_pretrained` reads it."""
+    """Make the fields of a `config.json` that `GPT2LMHeadModel.from_pretrained` reads."""
     fields = {name: getattr(config, name) for name in FIELDS}
     ours = {name: getattr(config, name) for name, default in OURS.items() if getattr(config, name) != default}
     if config.n_inner == 4 * config.n_embd:

@@ -1,4 +1,4 @@
-"""Our own names and layouts, as Orbax checkpoints hold them: the right-hand sides of any dialect's table."""
+"""Our own names and layouts, as in Orbax checkpoints: the right-hand sides of any dialect's table."""
 
 from jaxgpt.convert.dialect import Dialect, Row
 from jaxgpt.convert.dialects.hf import HF

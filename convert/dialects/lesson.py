@@ -1,4 +1,4 @@
-"""The lesson's own GPT: `nn.Linear` kernels, (out, in), and the names that ours come from."""
+"""The lesson's own GPT: `nn.Linear` kernels, (out, in), and the names that ours are taken from."""
 
 from jaxgpt.convert.dialect import Dialect, Row
 

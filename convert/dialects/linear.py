@@ -1,4 +1,4 @@
-"""Hugging Face's names with `nn.Linear`, which stores kernels as (out, in): nanoGPT, minGPT and descendants."""
+"""Hugging Face's names with `nn.Linear`, which stores kernels as (out, in): nanoGPT, minGPT and their descendants."""
 
 from jaxgpt.convert.dialect import Dialect, Row
 
@@ -26,7 +26,7 @@ NANOGPT = Dialect(
     name="nanogpt",
     title="nanoGPT",
     rows=ROWS,
-    buffers=(("h.{i}.attn.bias", "1 1 T T"),),  # made where PyTorch has no flash attention
+    buffers=(("h.{i}.attn.bias", "1 1 T T"),),  # only where PyTorch has no flash attention
     prefix="transformer.",
     fixed={"activation_function": "gelu", "layer_norm_epsilon": 1e-5},  # nn.GELU(), the exact form
     writes_tied_head=True,
@@ -49,4 +49,4 @@ UNKNOWN_LINEAR = Dialect(
     prefix="transformer.",
     fixed={"layer_norm_epsilon": 1e-5},
 )
-"""Either of them, by a bare state dict that does not tell: the activation is asked for."""
+"""Either of them, from a bare state dict: the activation is unknown and has to be given."""

@@ -1,4 +1,4 @@
-"""minGPT of 2020: query, key and value apart (three of theirs to one of ours), a `Sequential` MLP, exact GELU."""
+"""minGPT of 2020: separate query, key and value (three of theirs to one of ours), a `Sequential` MLP, exact GELU."""
 
 from jaxgpt.convert.dialect import Dialect, Row
 

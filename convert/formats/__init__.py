@@ -1,1 +1,1 @@
-"""How bytes lie on disk, whatever they are called."""
+"""File formats: how the bytes of tensors are stored, whatever their names."""

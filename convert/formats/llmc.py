@@ -15,33 +15,33 @@ from jaxgpt.convert.errors import InputError
 
 MAGIC = 20240326
 DTYPES = {3: np.dtype("<f4"), 5: np.dtype(ml_dtypes.bfloat16)}
-"""By version."""
+"""Type of the numbers, by version."""
 
 TENSORS = (
     ("wte", "V D"), ("wpe", "T D"), ("ln1w", "L D"), ("ln1b", "L D"), ("qkvw", "L 3D D"), ("qkvb", "L 3D"),
     ("attprojw", "L D D"), ("attprojb", "L D"), ("ln2w", "L D"), ("ln2b", "L D"), ("fcw", "L F D"), ("fcb", "L F"),
     ("fcprojw", "L D F"), ("fcprojb", "L D"), ("lnfw", "D"), ("lnfb", "D"),
 )  # fmt: skip
-"""In the file's order; L is split, so that each block has its own."""
+"""Tensors in the file's order; one with L is split into one tensor for each block."""
 
 
 def is_llmc(path: Path) -> bool:
-    """Whether the file begins with llm.c's magic number."""
+    """Tell whether a file begins with llm.c's magic number."""
     with path.open("rb") as file:
         return file.read(4) == struct.pack("<i", MAGIC)
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], GPTConfig]:
-    """Views of the mapped file by name, and the config that the header states; padded rows are kept, as padding."""
+    """Return views of the mapped file by name, and the header's config; padded rows are kept as padding."""
     size = path.stat().st_size
     if size < 1024:
-        raise InputError(f"{path}: truncated, {size} bytes are no llm.c header")
+        raise InputError(f"{path}: truncated, {size} bytes are less than llm.c's header")
     header = np.fromfile(path, "<i4", 256).tolist()
-    version, T, tokens, L, N, D, V = header[1:8]
+    version, T, n_tokens, L, N, D, V = header[1:8]
     if version not in DTYPES:
         raise InputError(f"{path}: llm.c version {version} is not supported, only 3 (float32) and 5 (bfloat16)")
     config = GPTConfig(
-        vocab_size=V, n_padding=V - tokens, n_positions=T, n_embd=D, n_layer=L, n_head=N, n_inner=4 * D,
+        vocab_size=V, n_padding=V - n_tokens, n_positions=T, n_embd=D, n_layer=L, n_head=N, n_inner=4 * D,
         eos_token_id=50256 if V > 50256 else None, bos_token_id=50256 if V > 50256 else None,
     )  # fmt: skip
     dims = config.dims | {"3D": 3 * D}

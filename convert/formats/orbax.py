@@ -1,6 +1,6 @@
 """Our own form on disk: an Orbax checkpoint with the items `params` (dotted name -> array) and `config`.
 
-A training run's step folder holds the same two items beside its optimizer state, so that one reader serves both.
+A training run's step folder has the same two items beside its optimizer state, so that one reader serves both.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.layout import LazyArray
 
 CHUNK_BYTES = 2**26
-"""Bytes of the largest piece of an array that is written, and has to be read, at once."""
+"""Largest piece of an array that is written, and has to be read, at once."""
 
 NEWER_FIELDS = frozenset({"n_padding"})
-"""Fields that checkpoints written before there were such don't have: at their defaults."""
+"""Fields that older checkpoints lack; they are at their defaults."""
 
 
 def read_config(path: Path) -> GPTConfig:
-    """The item `config`."""
+    """Read the item `config`."""
     try:
         fields = json.loads((path / "config" / "metadata").read_text("utf-8"))
         known = {field.name for field in dataclasses.fields(GPTConfig)}
@@ -41,7 +41,7 @@ def read_config(path: Path) -> GPTConfig:
 
 
 def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig]:
-    """The parameters, each read when asked for, and the config."""
+    """Return the parameters, which are read when they are used, and the config."""
     params = path.absolute() / "params"
     try:
         tree = ocp.PyTreeCheckpointHandler().metadata(params).tree
@@ -49,12 +49,12 @@ def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig]:
             str(name): LazyArray(tuple(m.shape), np.dtype(m.dtype), _reader(params, name)) for name, m in tree.items()
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: not a checkpoint that Orbax can read ({brief(error)})") from None
+        raise InputError(f"{path}: Orbax can't read this checkpoint ({brief(error)})") from None
     return found, read_config(path)
 
 
 def restore(path: Path, shardings: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """The parameters as JAX arrays in their shardings (shardings by name); a host reads only what its devices hold."""
+    """Read the parameters as JAX arrays with these shardings; a host reads only what its devices hold."""
     targets = {
         name: ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype, strict=False) for name, sharding in shardings.items()
     }
@@ -67,17 +67,17 @@ def restore(path: Path, shardings: Mapping[str, Any], dtype: Any) -> dict[str, A
 
 
 def brief(error: Exception) -> str:
-    """The first sentence of what TensorStore says, which can be hundreds of lines."""
+    """Return the first line of an error; TensorStore's can have hundreds."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def write(path: Path, params: Mapping[str, Any], config: GPTConfig, dtype: np.dtype | None = None) -> None:
-    """Writes a new checkpoint; Orbax writes to a temporary sibling and renames it.
+    """Write a new checkpoint; Orbax writes to a temporary sibling and renames it.
 
-    Arrays are neither copied nor compressed nor gathered into one file, so that of a mapped checkpoint no more than
-    some chunks are in memory: Orbax's defaults take 1.7 times the checkpoint. What has to be cast, re-laid or read
-    is first put into a scratch file beside `path`, one array at a time, and mapped.
+    Arrays are neither copied nor compressed nor gathered into one file, so that only a few chunks of a mapped
+    checkpoint are in memory; Orbax's defaults take 1.7 times the checkpoint. An array that has to be cast, re-laid or
+    read is first written to a scratch file beside `path`, one at a time, and mapped.
     """
     with full_disk_as_os_error(), _quiet("absl"):
         scratch = path.with_name(f"{path.name}.scratch")
@@ -101,7 +101,7 @@ def write(path: Path, params: Mapping[str, Any], config: GPTConfig, dtype: np.dt
 
 
 def _mapped(array: Any, dtype: np.dtype | None, scratch: Path) -> np.ndarray:
-    """The array, row by row in memory or in a mapped file."""
+    """Return the array in row-major order, in memory or in a mapped file."""
     if isinstance(array, np.ndarray) and array.flags.c_contiguous and dtype in (None, array.dtype):
         return array
     if 0 in array.shape:
@@ -113,12 +113,12 @@ def _mapped(array: Any, dtype: np.dtype | None, scratch: Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def full_disk_as_os_error() -> Iterator[None]:
-    """TensorStore reports what the operating system refused as a ValueError that ends in `[os_error_code='28']`."""
+    """Raise OSError for TensorStore's ValueError that ends in `[os_error_code='28']`."""
     try:
         yield
     except ValueError as error:
         if found := re.search(r"os_error_code='(\d+)'", str(error)):
-            # each of the other tensors failed too: one message is enough
+            # every other tensor fails too: one message is enough
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise OSError(int(found[1]), f"while a checkpoint was written: {os.strerror(int(found[1]))}") from None
         raise
@@ -126,7 +126,7 @@ def full_disk_as_os_error() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Orbax warns that there is nothing to merge and no `jax.Array`, which is meant."""
+    """Silence Orbax's warnings that there is nothing to merge and no `jax.Array`, which is intended."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -137,7 +137,7 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 def items(params: Mapping[str, Any], config: GPTConfig) -> dict[str, Any]:
-    """The two items of a checkpoint, for `ocp.args.Composite`."""
+    """Make the two items of a checkpoint, for `ocp.args.Composite`."""
     return {
         "params": ocp.args.StandardSave(dict(params)),
         "config": ocp.args.JsonSave(dataclasses.asdict(config)),

@@ -1,7 +1,7 @@
 """The safetensors format: an 8-byte length, a JSON header, raw tensors. Mapped to read, streamed to write.
 
-https://huggingface.co/docs/safetensors. Ours and not the library's own reader, because that one copies every tensor and
-knows no bfloat16 in NumPy; here a tensor is a view of the mapped file, sliced and re-laid without being read.
+https://huggingface.co/docs/safetensors. The library's own reader copies every tensor and has no bfloat16 in NumPy.
+Here a tensor is a view of the mapped file, which can be sliced and re-laid without being read.
 """
 
 import json
@@ -31,14 +31,14 @@ DTYPES = {
     "BOOL": np.dtype("?"),
 }
 MAX_HEADER = 100_000_000
-"""Bytes; the same bound as the reference implementation's."""
+"""Bytes; the reference implementation has the same bound."""
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Read-only views of a memory-mapped file, by name; no tensor data is read.
+    """Return read-only views of the memory-mapped file, by name, without reading tensor data.
 
     Raises:
-        InputError: the file is truncated, or its header is not consistent.
+        InputError: the file is truncated, or its header is inconsistent.
     """
     size = path.stat().st_size
     if size < 8:
@@ -70,18 +70,15 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def write(path: Path, tensors: Mapping[str, Any], dtype: np.dtype | None = None) -> None:
-    """Writes tensors one after another, so that one at a time is in memory; `dtype` casts them.
-
-    `path` must be new; the caller renames it to where it belongs.
-    """
-    kinds = {kind: name for name, kind in DTYPES.items()}
+    """Write tensors to a new file, one at a time in memory; `dtype` casts them."""
+    dtype_names = {kind: name for name, kind in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     order = sorted(tensors, key=lambda name: (-np.dtype(dtype or tensors[name].dtype).itemsize, name))
     for name in order:
         kind = np.dtype(dtype or tensors[name].dtype)
         begin, end = end, end + math.prod(tensors[name].shape) * kind.itemsize
-        header[name] = {"dtype": kinds[kind], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": dtype_names[kind], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("xb") as file:
@@ -117,7 +114,7 @@ def _entry(name: str, fields: dict[str, Any]) -> tuple[str, np.dtype, tuple[int,
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names all differ: `object_pairs_hook` of `json.loads`."""
+    """Make a JSON object and refuse duplicate names: an `object_pairs_hook` for `json.loads`."""
     if len(fields := dict(pairs)) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name appears twice")
     return fields

@@ -1,6 +1,6 @@
-"""The pickle inside a PyTorch file, both ways: a machine that runs it and imports nothing, and a writer.
+"""The pickle inside a PyTorch file: a machine that runs it without importing anything, and a writer.
 
-The machine knows containers, numbers, strings, and four callables of PyTorch's; anything else is refused by name.
+The machine knows containers, numbers, strings, and four callables of PyTorch's; it refuses anything else by name.
 """
 
 import collections
@@ -29,11 +29,11 @@ STORAGES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-"""`torch.FloatStorage` and so on, whose elements a storage holds."""
+"""Types of the elements of `torch.FloatStorage` and so on."""
 
 
 class PickleMachine:
-    """Runs the opcodes of a state dict's pickle: https://docs.python.org/3/library/pickletools.html."""
+    """A machine for the opcodes of a state dict's pickle: https://docs.python.org/3/library/pickletools.html."""
 
     def __init__(self, data: mmap.mmap, storages: Mapping[str, zipfile.ZipInfo]):
         self._data, self._storages = data, storages
@@ -47,7 +47,7 @@ class PickleMachine:
                 (result,) = self._stack
                 return result
             self._step(opcode.name, argument)
-        raise InputError("its pickle does not end")
+        raise InputError("its pickle has no end")
 
     def _step(self, name: str, argument: Any) -> None:
         stack = self._stack
@@ -92,11 +92,11 @@ class PickleMachine:
                 stack.pop()
                 _expect(stack[-1], collections.OrderedDict)
             case _:
-                raise InputError(f"its pickle does what no state dict needs: {name}")
+                raise InputError(f"its pickle uses {name}, which no state dict needs")
 
     def _pop(self, n: int) -> list[Any]:
         if len(self._stack) - n < (self._marks[-1] if self._marks else 0):
-            raise InputError("its pickle takes more from the stack than is there")
+            raise InputError("its pickle takes more from the stack than it holds")
         items = self._stack[len(self._stack) - n :]
         del self._stack[len(self._stack) - n :]
         return items
@@ -117,10 +117,10 @@ class PickleMachine:
         raise InputError(f"its pickle calls {function!r}")
 
     def _storage(self, persistent_id: tuple) -> np.ndarray:
-        kind, storage_type, key, _, count = persistent_id  # the device it lay on, such as cuda:0, is of no interest
+        kind, storage_type, key, _, count = persistent_id  # the device, such as cuda:0, does not matter
         dtype = STORAGES.get(str(storage_type).removeprefix("torch."))
         if kind != "storage" or dtype is None or not isinstance(key, str) or key not in self._storages:
-            raise InputError(f"its pickle asks for a strange storage: {persistent_id!r}"[:300])
+            raise InputError(f"its pickle names an invalid storage: {persistent_id!r}"[:300])
         info = self._storages[key]
         begin = info.header_offset
         local = self._data[begin : begin + 30]
@@ -130,18 +130,18 @@ class PickleMachine:
         if type(count) is not int or not 0 <= count * dtype.itemsize <= info.file_size:
             raise InputError(f"storage {key} has {info.file_size:,} bytes, which are not {count!r} of {dtype}")
         if begin + info.file_size > len(self._data):
-            raise InputError(f"storage {key} lies beyond the end of the file: truncated")
+            raise InputError(f"storage {key} is beyond the end of the file: truncated")
         return np.frombuffer(self._data, dtype, count, begin) if count else np.empty(0, dtype)
 
 
 def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
-    """A view of a storage, if all of it lies within."""
+    """Return a view of a storage, and refuse one that reaches beyond it."""
     _expect(storage, np.ndarray)
     numbers = [offset, *_expect(shape, tuple), *_expect(strides, tuple)]
     if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or len(shape) != len(strides) or len(shape) > 8:
-        raise InputError(f"a tensor of shape {shape!r} and strides {strides!r} at {offset!r}")
+        raise InputError(f"invalid tensor: shape {shape!r} and strides {strides!r} at {offset!r}")
     if math.prod(max(n, 1) for n in shape) >= 2**48:
-        raise InputError(f"a tensor of shape {shape!r}")
+        raise InputError(f"invalid tensor: shape {shape!r} is too large")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if 0 not in shape and last >= storage.size:
         raise InputError(f"a tensor of shape {shape} reaches beyond its storage of {storage.size:,} elements")
@@ -150,14 +150,14 @@ def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> n
 
 
 def _resolve_global(module: str, name: str) -> Any:
-    """What stands for a global of the pickle; nothing is imported."""
+    """Return a stand-in for a global of the pickle, without importing it."""
     full = f"{module}.{name}"
     if full == "collections.OrderedDict":
         return collections.OrderedDict
     known = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter")
     if full in known or (module == "torch" and name in STORAGES):
         return full
-    raise InputError(f"its pickle names {full}, which is no part of a state dict: refused, and nothing was called")
+    raise InputError(f"its pickle names {full}, which no state dict needs: refused, and nothing was called")
 
 
 def _expect(value: Any, kind: type) -> Any:
@@ -167,7 +167,7 @@ def _expect(value: Any, kind: type) -> Any:
 
 
 def pickle_of(value: Any, arrays: dict[int, tuple[int, Any]], dtype: np.dtype | None) -> bytes:
-    """The opcodes, of protocol 2, that make a value; `arrays` collects the storages, by the identity of an array."""
+    """Return the opcodes, of protocol 2, that make a value; `arrays` collects storages by the identity of arrays."""
     if isinstance(value, dict):
         pairs = b"".join(pickle_of(k, arrays, dtype) + pickle_of(v, arrays, dtype) for k, v in value.items())
         return b"ccollections\nOrderedDict\n)R(" + pairs + b"u"
@@ -187,10 +187,8 @@ def pickle_of(value: Any, arrays: dict[int, tuple[int, Any]], dtype: np.dtype | 
     def integers(numbers) -> bytes:
         return b"(" + b"".join(pickle_of(n, arrays, dtype) for n in numbers) + b"t"
 
-    count = math.prod(value.shape)
+    n_elements = math.prod(value.shape)
     storage = b"(" + pickle_of("storage", arrays, dtype) + f"ctorch\n{kind}\n".encode()
-    storage += (
-        pickle_of(str(key), arrays, dtype) + pickle_of("cpu", arrays, dtype) + pickle_of(count, arrays, dtype) + b"tQ"
-    )
+    storage += b"".join(pickle_of(part, arrays, dtype) for part in (str(key), "cpu", n_elements)) + b"tQ"
     rest = integers(value.shape) + integers(strides) + b"\x89" + b"ccollections\nOrderedDict\n)R"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"J\0\0\0\0" + rest + b"tR"

@@ -17,20 +17,20 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats.torch_pickle import PickleMachine, pickle_of
 
 MAX_PICKLE, MAX_MEMBERS = 100_000_000, 100_000
-"""Bytes and zip members; a GPT-2's pickle has some ten kilobytes and a member for each tensor."""
+"""Most bytes of the pickle and most zip members; a GPT-2 has about ten kilobytes and one member for each tensor."""
 
 
 def read(path: Path) -> Any:
-    """The object in the file, with NumPy views of the mapped file for tensors; no tensor data is read.
+    """Return the object in the file; its tensors are NumPy views of the mapped file, and no data of theirs is read.
 
     Raises:
-        InputError: the file is damaged, or its pickle names anything but plain containers and tensors.
+        InputError: the file is damaged, or its pickle names anything but containers and tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
             if len(members) > MAX_MEMBERS or len(members) != len(archive.infolist()):
-                raise InputError(f"{path}: too many members, or one stands twice")
+                raise InputError(f"{path}: too many members, or a duplicate one")
             pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
             if len(pickles) != 1:
                 raise InputError(f"{path}: a zip file, but not one that torch.save writes (no data.pkl)")
@@ -65,14 +65,14 @@ def read(path: Path) -> Any:
         return PickleMachine(data, storages).run(program)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except Exception as error:  # whatever a hostile pickle makes of the machine is the file's fault
+    except Exception as error:  # a hostile pickle may raise anything in the machine
         raise InputError(f"{path}: a damaged pickle ({type(error).__name__}: {error})") from None
 
 
 def write(path: Path, tree: Any, dtype: np.dtype | None = None) -> None:
-    """Writes nested dicts, strings, numbers and arrays so that `torch.load(path, weights_only=True)` reads them.
+    """Write nested dicts, strings, numbers and arrays so that `torch.load(path, weights_only=True)` reads them.
 
-    An array that stands twice is one storage with two names, as PyTorch's tied tensors are.
+    An array that appears twice is one storage with two names, like PyTorch's tied tensors.
     """
     arrays: dict[int, tuple[int, Any]] = {}
     program = b"\x80\x02" + pickle_of(tree, arrays, dtype) + b"."

@@ -1,1 +1,1 @@
-"""`--compile-only`: what the training step needs on devices that need not be there."""
+"""`--compile-only`: memory, FLOPs and time of the training step, on devices that need not exist."""

@@ -1,4 +1,4 @@
-"""Experiment trackers of a run, each in a process of its own: whatever happens there, training goes on."""
+"""Experiment trackers of a run, each in its own process, so that training goes on when one of them fails."""
 
 import contextlib
 import importlib.util
@@ -18,29 +18,29 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.train.tracking.worker import DROPPED, TITLES
 
 CLOSE_SECONDS = 20.0
-"""Longest that the end of a run waits for trackers to send what they still hold."""
+"""Seconds that the end of a run waits at most for trackers to send their last values."""
 
-MOST_UNSENT = 1_000_000
-"""Bytes that are kept for a tracker that does not read; beyond them it is dropped."""
+MAX_UNSENT_BYTES = 1_000_000
+"""A tracker that does not read is dropped when more than these are waiting for it."""
 
-PIECE = 4096
-"""Bytes in one write, which a pipe takes as a whole or not at all."""
+PIECE_BYTES = 4096
+"""Size of one write, which a pipe takes completely or not at all."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuses trackers whose packages are not installed."""
+    """Refuse trackers whose packages are not installed."""
     missing = [name for name in names if not _installed("tensorboardX" if name == "tensorboard" else name)]
     if missing:
         raise InputError(f"--track: {missing[0]} is not installed: pip install {' '.join(missing)}")
     if "mlflow" in names and "MLFLOW_TRACKING_URI" not in os.environ and not _installed("sqlalchemy"):
         raise InputError(
-            "--track: mlflow-skinny has no database of its own: pip install mlflow, or set MLFLOW_TRACKING_URI to a "
-            "server's address"
+            "--track: mlflow-skinny has no database of its own: pip install mlflow, or set MLFLOW_TRACKING_URI to the "
+            "address of a server"
         )
 
 
 class Trackers:
-    """What is told to each tracker; an error there is one line on standard error, and that tracker's end."""
+    """The trackers of a run; one that fails is dropped, with one line on standard error."""
 
     def __init__(self, names: Sequence[str], folder: Path, config: dict[str, Any], first: int):
         self._pipes: dict[str, _Pipe] = {}
@@ -59,23 +59,23 @@ class Trackers:
         self._send(start)
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Numbers of a step, without those that are None; a NaN or an infinity is sent as such. Never waits."""
+        """Send the numbers of a step, without those that are None; NaN and infinity are sent too. Never waits."""
         if known := {name: float(value) for name, value in values.items() if value is not None}:
             self._send({"step": step, "values": known})
 
     def text(self, step: int, name: str, text: str) -> None:
-        """A text, such as a sample; never waits."""
+        """Send a text, such as a sample. Never waits."""
         self._send({"step": step, "name": name, "text": text})
 
     def close(self, finished: bool) -> None:
-        """Waits until everything is sent, at most `CLOSE_SECONDS`; `finished` is False where a resume will go on."""
-        latest = time.monotonic() + CLOSE_SECONDS
+        """Wait until everything is sent, at most `CLOSE_SECONDS`; `finished` is False if the run may be resumed."""
+        deadline = time.monotonic() + CLOSE_SECONDS
         self._send({"finished": finished})
         for name, pipe in self._pipes.items():
-            if reason := pipe.close(latest):
+            if reason := pipe.close(deadline):
                 _warn(name, reason)
         for name, pipe in self._pipes.items():
-            if reason := pipe.wait(latest + 2):  # it gives up by itself before that
+            if reason := pipe.wait(deadline + 2):  # it gives up by itself before that
                 _warn(name, reason)
         self._pipes.clear()
 
@@ -90,9 +90,9 @@ class Trackers:
 
 
 class _Pipe:
-    """A tracker's process, no part of the terminal's (Ctrl-C reaches training alone), and the way to it.
+    """A tracker's process and the pipe to it, in its own session, so that Ctrl-C reaches training alone.
 
-    What its methods return is why the tracker is lost, or nothing.
+    The methods return the reason why the tracker is lost, or None.
     """
 
     def __init__(self, name: str):
@@ -107,37 +107,37 @@ class _Pipe:
         os.set_blocking(self._input.fileno(), False)
 
     def send(self, line: bytes = b"") -> str | None:
-        """Never blocks: the other end reads all the time, also while a server does not answer."""
+        """Send a line without blocking; the process reads all the time, also while its server does not answer."""
         self._unsent += line
         try:
             while self._unsent:
-                self._unsent = self._unsent[os.write(self._input.fileno(), self._unsent[:PIECE]) :]
+                self._unsent = self._unsent[os.write(self._input.fileno(), self._unsent[:PIECE_BYTES]) :]
         except BlockingIOError:
-            return self._kill("it reads nothing") if len(self._unsent) > MOST_UNSENT else None
+            return self._kill("it reads nothing") if len(self._unsent) > MAX_UNSENT_BYTES else None
         except OSError as error:
             self._unsent = b""
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(0.5)  # its end of the pipe is closed, and it is about to end
+                self.process.wait(0.5)  # its end of the pipe is closed: it is about to exit
             return self._kill(str(error))
         return None
 
-    def close(self, latest: float) -> str | None:
-        """The end of what is sent."""
+    def close(self, deadline: float) -> str | None:
+        """Send what is left and close the pipe."""
         reason = None
-        while self._unsent and not reason and time.monotonic() < latest:
+        while self._unsent and not reason and time.monotonic() < deadline:
             time.sleep(0.02)
             reason = self.send()
         self._input.close()
         return reason
 
-    def wait(self, latest: float) -> str | None:
-        """Until it has ended, or else it is ended."""
+    def wait(self, deadline: float) -> str | None:
+        """Wait for the process to exit, and kill it after the deadline."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(max(0.0, latest - time.monotonic()))
+            self.process.wait(max(0.0, deadline - time.monotonic()))
         return self._kill("it did not end")
 
     def _kill(self, reason: str) -> str | None:
-        """Ends it, with what it has started; why, unless it has ended well or with a warning of its own."""
+        """Kill the process and its children; return the reason, unless it exited well or with its own warning."""
         code = self.process.poll()
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -150,7 +150,7 @@ class _Pipe:
 
 
 def _stored_id(path: Path) -> str:
-    """What trackers know this run by, the same after a resume."""
+    """Return the id of this run for trackers, which stays the same after a resume."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         if re.fullmatch(r"[0-9a-f]{16}", stored := json.loads(path.read_text("utf-8"))["id"]):
             return stored
@@ -159,12 +159,12 @@ def _stored_id(path: Path) -> str:
         temporary.write_text(json.dumps({"id": new}) + "\n", "utf-8")
         temporary.replace(path)
     except OSError as error:
-        print(f"train: warning: {path}: {error}; a resumed run will be another one for trackers", file=sys.stderr)
+        print(f"train: warning: {path}: {error}; trackers will see a resumed run as a new one", file=sys.stderr)
     return new
 
 
 def _installed(package: str) -> bool:
-    """Whether it can be imported; a mere folder of that name, as W&B leaves behind, is no package."""
+    """Tell whether a package can be imported; a mere folder of its name, which W&B leaves behind, can't."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 

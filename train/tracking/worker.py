@@ -1,4 +1,4 @@
-"""python -m train.tracker NAME: passes what standard input says, a JSON object a line, to one experiment tracker."""
+"""python -m jaxgpt.train.tracking.worker NAME: pass JSON objects, one a line, from standard input to one tracker."""
 
 import html
 import json
@@ -13,28 +13,28 @@ from pathlib import Path
 from typing import Any
 
 TITLES = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases", "mlflow": "MLflow"}
-"""The trackers, by their names on the command line."""
+"""Titles of the trackers, by their names on the command line."""
 
 DROPPED = 3
-"""Exit code of a tracker that failed, and has said so."""
+"""Exit code of a tracker that failed and has printed a warning."""
 
 
 class TensorBoard:
     """Event files in the run's folder `tensorboard`."""
 
     def __init__(self, folder: Path, id: str, config: dict[str, Any], first: int, say: Any):
-        sys.modules["torch"] = None  # type: ignore[assignment]  # tensorboardX imports it if it can, for two seconds
+        sys.modules["torch"] = None  # type: ignore[assignment]  # tensorboardX would import it, which takes two seconds
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._event, self._summary = Event, summary
         events = folder / "tensorboard"
-        fresh = not events.exists()
+        is_new = not events.exists()
         events.mkdir(exist_ok=True)
-        # a name of its own, also if another file was begun in this second
+        # a unique name, even if another file was begun in this second
         self._file = EventsWriter(str(events / "events"), f".{os.getpid()}.{first}")
-        if not fresh:  # steps of files before this one, from this one on, are as if they had never been
+        if not is_new:  # TensorBoard then ignores later steps of earlier files
             start = SessionLog(status=SessionLog.START)
             self._file.write_event(Event(wall_time=time.time(), step=first + 1, session_log=start))
         else:
@@ -60,7 +60,7 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases, whose files lie in the run's folder `wandb`."""
+    """A run of Weights & Biases, with its files in the run's folder `wandb`."""
 
     def __init__(self, folder: Path, id: str, config: dict[str, Any], first: int, say: Any):
         os.environ["WANDB_SILENT"] = "true"
@@ -74,7 +74,7 @@ class WandB:
         )  # fmt: skip
         offline = f"offline: wandb sync {shlex.quote(str(folder))}/wandb/offline-run-* uploads it"
         say(f"Weights & Biases: {self._run.url or offline}")
-        # it can't rewind, and offline does not know what an earlier part of the run has logged
+        # it can't rewind, and offline it does not know the last logged step
         self._last = folder / "wandb" / "last_step"
         stored = self._last.read_text("utf-8") if self._last.exists() else ""
         self._from = max(self._run.step, int(stored) + 1 if stored.isdecimal() else 0)
@@ -92,7 +92,7 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow, where MLFLOW_TRACKING_URI says, by default in the run's folder `mlflow`."""
+    """A run of MLflow, at MLFLOW_TRACKING_URI or, by default, in the run's folder `mlflow`."""
 
     def __init__(self, folder: Path, id: str, config: dict[str, Any], first: int, say: Any):
         from mlflow import MlflowClient
@@ -121,7 +121,7 @@ class MLflow:
             self._id = client.create_run(experiment_id, tags={"jaxgpt.id": id}, run_name=folder.name).info.run_id
             self._from = 0
             params = [Param(key, text[:500]) for key, text in flat(config).items()]
-            for i in range(0, len(params), 100):  # no more at a time
+            for i in range(0, len(params), 100):  # MLflow's limit
                 client.log_batch(self._id, params=params[i : i + 100])
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -137,7 +137,7 @@ class MLflow:
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted names and texts."""
+    """Flatten nested dicts to dotted names and texts."""
     found: dict[str, str] = {}
     for name, value in config.items():
         if isinstance(value, dict):
@@ -148,10 +148,10 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def main() -> None:
-    """Reads until the end of standard input, whatever the tracker does meanwhile, and passes on in order."""
+    """Read standard input to its end, and pass the objects on in order, however slow the tracker is."""
     name, title = sys.argv[1], TITLES[sys.argv[1]]
     parent = os.getppid()
-    # packages print what they like on the two streams; the only lines of ours are a tracker's address and its end
+    # packages print to both streams; only the tracker's address and its warning are for the user
     ours = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
@@ -160,15 +160,15 @@ def main() -> None:
 
     lines: queue.Queue[str | None] = queue.Queue()
     start = json.loads(sys.stdin.readline())
-    patience = start.pop("close_seconds")
+    close_seconds = start.pop("close_seconds")
 
     def read() -> None:
         for line in sys.stdin:
             lines.put(line)
         lines.put(None)
-        time.sleep(patience)
-        say(f"warning: {title} is dropped: after {patience:g} s it has not sent everything")
-        if os.getppid() != parent:  # nobody is left who ends what this process has started
+        time.sleep(close_seconds)
+        say(f"warning: {title} is dropped: after {close_seconds:g} s it has not sent everything")
+        if os.getppid() != parent:  # training is gone, so that nobody else kills the children
             os.killpg(0, signal.SIGKILL)
         os._exit(DROPPED)
 
@@ -176,9 +176,9 @@ def main() -> None:
     try:
         kinds: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
         tracker = kinds[name](Path(start.pop("folder")), **start, say=say)
-        finished = False  # unless it is said: training may be killed
+        finished = False  # training may be killed before it says so
         while (line := lines.get()) is not None:
-            if not line.endswith("\n"):  # training was killed while it wrote
+            if not line.endswith("\n"):  # training was killed while writing
                 break
             message = json.loads(line)
             if "values" in message:
@@ -191,7 +191,7 @@ def main() -> None:
     except BaseException as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         say(f"warning: {title} is dropped: {reason}; training goes on")
-        os._exit(DROPPED)  # without what packages do at an exit, which may wait for a server
+        os._exit(DROPPED)  # without exit handlers, which may wait for a server
     os._exit(0)
 
 
