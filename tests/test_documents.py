@@ -323,6 +323,24 @@ def test_a_bucket_is_read_like_a_folder(bucket, tmp_path):
     bucket.requests.clear()
 
 
+def test_a_source_of_a_bucket_is_looked_up_once_and_handed_on(bucket, tmp_path):
+    bucket.requests.clear()
+    source = find("gs://mine/data")
+    looked_up = len(bucket.requests)
+    assert looked_up > 0
+    assert peek(source) == "text"
+    assert peek(find(source)) == source.kind == "text"
+    peeked = bucket.requests[looked_up:]
+    assert sum("alt=media" in path for path in peeked) <= 1
+    begun = len(bucket.requests)
+    tokenise(source, jaxgpt.load_tokenizer("tiny"), cache=tmp_path)
+    assert not any("prefix=" in path for path in bucket.requests[begun:])  # no listing of a folder
+    bucket.requests.clear()
+    assert peek(find("gs://mine/data/b.txt")) == "text"
+    assert not any("alt=media" in path for path in bucket.requests)  # plain text need not be opened for that
+    bucket.requests.clear()
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, BinaryIO, Literal
 
 from jaxgpt.chat import Message, messages_of
@@ -37,9 +38,9 @@ class File:
     compression: str
     path: Any
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """Bytes, as it is stored."""
+        """Bytes, as it is stored, when first asked."""
         return streams.stamp(self.path)[0]
 
     @property
@@ -119,6 +120,20 @@ class Source:
     name: str
     files: tuple[Any, ...]
     held_out: "Source | None" = None
+
+    @cached_property
+    def kind(self) -> Literal["text", "chat", "tokens"]:
+        """What the source holds, by its first record, which is read once.
+
+        Raises:
+            InputError: there is no record, or it is neither a text nor a conversation.
+        """
+        first = self.files[0].format
+        if first in ("bin", "text"):
+            return "tokens" if first == "bin" else "text"
+        for _, document in self.documents(lambda n: None):
+            return document.kind
+        raise InputError(f"{self.name} is empty")
 
     def documents(self, advance: Advance) -> Iterator[tuple[int, Document]]:
         """All documents, each with the index of its file.
