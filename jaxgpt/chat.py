@@ -43,8 +43,10 @@ class Encoded:
 
 
 def messages_of(record: Mapping[str, Any]) -> tuple[Message, ...]:
-    """The conversation that a record holds: `messages` (role, content), `conversations` (from, value), or one exchange
-    such as `instruction`, `input` and `output`.
+    """Return the conversation that a record holds.
+
+    It is in `messages` (role, content), in `conversations` (from, value), or one exchange such as `instruction`,
+    `input` and `output`.
 
     Raises:
         InputError: it holds none, or one in which the assistant says nothing.
@@ -90,7 +92,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def prepare_chat(tokenizer: Any) -> tuple[str, ...]:
-    """Gives a tokenizer without a chat template the one above, and returns the tokens that are new to it for that.
+    """Give a tokenizer that has no chat template the one above, and return the tokens that are new to it.
 
     Raises:
         InputError: it has no end of text, or is not one that knows where in the text its tokens lie.
@@ -107,7 +109,10 @@ def prepare_chat(tokenizer: Any) -> tuple[str, ...]:
 
 
 def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = False) -> str:
-    """The text of a conversation by the tokenizer's template; with `answer`, up to where the assistant begins."""
+    """Return the text of a conversation by the tokenizer's template.
+
+    With `answer` it ends where the assistant's next message begins.
+    """
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer)
     except Exception as error:  # a template is a program of somebody else's, in a sandbox
@@ -115,7 +120,7 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = False)
 
 
 def encode_chats(tokenizer: Any, chats: Sequence[Sequence[Message]]) -> list[Encoded]:
-    """Conversations in tokens.
+    """Encode conversations.
 
     Each is tokenised as a whole; a token counts if it begins within what the template writes for an assistant's message
     after the words that ask for one.
@@ -135,7 +140,7 @@ def encode_chats(tokenizer: Any, chats: Sequence[Sequence[Message]]) -> list[Enc
 
 
 def _spans(tokenizer: Any, chat: Sequence[Message]) -> tuple[str, list[tuple[int, int, int]]]:
-    """The text, and of each of the assistant's messages where it begins, where it ends, and where its turn ends."""
+    """Return the text of a conversation, and for each of the assistant's messages (begin, end, end of its turn)."""
     whole, spans = render(tokenizer, chat), []
     for i, message in enumerate(chat):
         if message["role"] != "assistant":

@@ -46,13 +46,13 @@ class Corpus:
     turn_ends: Int[np.ndarray, " documents"]
 
     def turns(self, document: int) -> Int[np.ndarray, " turns"]:
-        """Positions in `tokens` at which a conversation may be cut: after each thing that the assistant said."""
+        """Return the positions in `tokens` at which a conversation may be cut: after each message of the assistant."""
         if self.kind == "text":
             return np.empty(0, np.int64)
         return self.all_turns[self.turn_ends[document - 1] if document else 0 : self.turn_ends[document]]
 
     def origin(self, position: int) -> str:
-        """Where a token comes from, as in "data/a.jsonl, line 17"."""
+        """Return where a token comes from, such as "data/a.jsonl, line 17"."""
         if not 0 <= position < len(self.tokens):
             raise IndexError(f"{position} is not from 0 to {len(self.tokens) - 1}")
         document = int(np.searchsorted(self.ends, position, side="right"))
@@ -63,7 +63,7 @@ class Corpus:
 def tokenise(
     source: str | Path | Source, tokenizer: Any, *, cache: Path | None = None, progress: bool = False
 ) -> Corpus:
-    """The tokens of a source, from the cache if it has them.
+    """Return the tokens of a source, from the cache if it has them.
 
     Args:
         source: see `jaxgpt.data.sources.find`.
@@ -123,7 +123,7 @@ def _tokenise(
 
 
 def _token_ids(source: Source, digest: str, tokenizer_digest: str, held_out: Corpus | None) -> Corpus:
-    """nanoGPT's token ids, as they lie on disk."""
+    """Map nanoGPT's token ids, as they are on disk."""
     file = source.files[0]
     if is_remote(file.path):
         raise InputError(f"{file.name}: token ids are mapped into memory: copy the file to this machine first")

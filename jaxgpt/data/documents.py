@@ -18,19 +18,19 @@ class Document:
     """A text, in parts that can be read once and in order, or a conversation."""
 
     number: int
-    """Of the record or line in its file, from 1; 0: the file is the document."""
+    """Number of the record or line in its file, from 1; 0: the file is the document."""
     text: Iterable[str] = ()
     chat: tuple[Message, ...] | None = None
 
     @property
     def kind(self) -> Literal["text", "chat"]:
-        """What it is."""
+        """A text or a conversation."""
         return "text" if self.chat is None else "chat"
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a source: how it is called, how it is read, and where it lies."""
+    """One file of a source: its name, its path, and how it is read."""
 
     name: str
     format: str
@@ -45,19 +45,19 @@ class File:
 
     @property
     def stamp(self) -> Any:
-        """Changes when the file does, most likely."""
+        """A value that changes when the file does, most likely."""
         return streams.stamp(self.path)
 
     def sha256(self, advance: Advance) -> str:
-        """Of its bytes, as they are stored."""
+        """Return the SHA-256 of its bytes, as they are stored."""
         return streams.sha256_of(self.path, advance)
 
     def where(self, number: int) -> str:
-        """How a message calls one of its documents."""
+        """Return the name of one of its documents in messages."""
         return f"{self.name}, {'line' if self.format == 'jsonl' else 'record'} {number:,}" if number else self.name
 
     def documents(self, advance: Advance) -> Iterator[Document]:
-        """What it holds, in order; empty records too.
+        """Read what the file holds, in order; empty records too.
 
         Raises:
             InputError: it can't be read, or a record is neither a text nor a conversation.
@@ -95,7 +95,7 @@ class Texts:
         return sum(len(text.encode()) for text in self.texts)
 
     def sha256(self, advance: Advance) -> str:
-        """Of the texts and where they end."""
+        """Return the SHA-256 of the texts and of where they end."""
         digest = hashlib.sha256()
         for text in self.texts:
             digest.update(b"%d:" % len(text.encode()) + text.encode())
@@ -103,11 +103,11 @@ class Texts:
         return digest.hexdigest()
 
     def where(self, number: int) -> str:
-        """How a message calls one of the texts."""
+        """Return the name of one of the texts in messages."""
         return f"{self.name}, text {number:,}"
 
     def documents(self, advance: Advance) -> Iterator[Document]:
-        """The texts."""
+        """Return the texts."""
         for number, text in enumerate(self.texts, 1):
             yield Document(number, (text,))
             advance(len(text.encode()))
@@ -123,7 +123,7 @@ class Source:
 
     @cached_property
     def kind(self) -> Literal["text", "chat", "tokens"]:
-        """What the source holds, by its first record, which is read once.
+        """Kind of the source's documents, by its first record, which is read once.
 
         Raises:
             InputError: there is no record, or it is neither a text nor a conversation.
@@ -136,7 +136,7 @@ class Source:
         raise InputError(f"{self.name} is empty")
 
     def documents(self, advance: Advance) -> Iterator[tuple[int, Document]]:
-        """All documents, each with the index of its file.
+        """Read all documents, each with the index of its file.
 
         Raises:
             InputError: they are not all of one kind, or a file can't be read.
@@ -154,7 +154,7 @@ class Source:
 
 
 def as_documents(file: Any, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Document]:
-    """Records as texts, or as conversations where they have no text.
+    """Turn records into texts, or into conversations where they have no text.
 
     Raises:
         InputError: a record is neither.

@@ -1,4 +1,4 @@
-"""What a user has to train on: a file, a folder, a data set of Hugging Face's, here or in a bucket."""
+"""Sources of text: a file, a folder, a data set of Hugging Face's, here or in a bucket."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,9 @@ SUFFIXES = (".txt", ".md", *RECORD_SUFFIXES)
 
 
 def find(source: str | Path | Source) -> Source:
-    """The files of a source: a file, a folder, nanoGPT's .bin, a saved data set, hf:OWNER/NAME[:SPLIT], or a URL.
+    """Return the files of a source, which is looked up once; a `Source` is returned as it is.
+
+    A source is a file, a folder, nanoGPT's .bin, a saved data set, hf:OWNER/NAME[:SPLIT], or a URL.
 
     Raises:
         InputError: there is nothing to read.

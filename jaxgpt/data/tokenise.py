@@ -72,7 +72,7 @@ class _Item:
 
 
 def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool) -> dict[str, Any]:
-    """Tokenises a source into the files of a cache, and returns what is to be known of them.
+    """Tokenise a source into the files of a cache, and return the description of the entry.
 
     Raises:
         InputError: there is no text, or it can't be read.
@@ -116,7 +116,7 @@ def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool)
 
 
 def _encoded(source: Source, tokenizer: Any, bar: ReadingProgress) -> Iterator[tuple[list[_Item], list[Any]]]:
-    """Batches and their tokens; the next batch is read and cut while one is encoded."""
+    """Return batches and their tokens; the next batch is read and cut while one is encoded."""
     encode, encode_all = encoders(tokenizer)
 
     def work(batch: list[_Item]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What flows through a forward pass, by name: residual streams, attention patterns and the outputs of modules."""
+"""Values of a forward pass, by name: residual streams, attention patterns and the outputs of modules."""
 
 import re
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxgpt.model.dropout import Keys
 
 @dataclass(frozen=True)
 class Capture:
-    """Keeps what has a name that the pattern matches as a whole.
+    """The values whose whole name matches a pattern.
 
     In the order of the network, with the shape (B, T, D) where nothing is said: `tok_emb`; `pos_emb`, (1, T, D);
     `embeddings`, their sum, the residual stream before the first block; of each block `blocks.3.ln_1`,
@@ -27,12 +27,12 @@ class Capture:
     offered: dict[str, None] = field(default_factory=dict)
 
     def wants(self, name: str) -> bool:
-        """Whether the pattern matches; the name is remembered."""
+        """Return whether the pattern matches, and remember the name."""
         self.offered[name] = None
         return self.pattern.fullmatch(name) is not None
 
     def result(self) -> dict[str, Float[Array, "..."]]:
-        """What was found, in the order of the network.
+        """Return what was found, in the order of the network.
 
         Raises:
             InputError: the pattern matches nothing.
@@ -72,7 +72,7 @@ NO_CONTEXT = ForwardContext()
 
 
 def make_capture(pattern: str) -> Capture:
-    """A capture of the names that a regular expression matches.
+    """Make a capture of the names that a regular expression matches.
 
     Raises:
         InputError: the pattern is no regular expression.

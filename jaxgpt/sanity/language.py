@@ -1,4 +1,4 @@
-"""Whether a model knows its language: its loss on known sentences, and what it writes."""
+"""How well a model knows its language: its loss on known sentences, and what it writes."""
 
 import math
 from collections import Counter
@@ -42,7 +42,7 @@ CERTAIN = 0.8  # mean entropy of the predicted distributions over ln(V): 0.42, 1
 
 
 def sentences_loss(model: GPT, tokenizer: Any) -> tuple[float, float]:
-    """Mean nats per token of the sentences, and of the same tokens shuffled within each."""
+    """Compute the mean nats per token of the sentences, and of the same tokens shuffled within each."""
     ids = [np.asarray(tokenizer(text)["input_ids"])[: model.config.n_positions + 1] for text in SENTENCES]
     rng, loss = np.random.default_rng(0), jax.jit(next_token_loss)
     means = []
@@ -56,7 +56,7 @@ def sentences_loss(model: GPT, tokenizer: Any) -> tuple[float, float]:
 
 
 def check_loss(model: GPT, losses: tuple[float, float], name: str | None = None) -> Check:
-    """The loss against a blind guess, and against what is known of a published model.
+    """Check the loss against a blind guess, and against what is known of a published model.
 
     Who says the name of a published model has its weights and no others, and is held to its range; to others of its
     shape, which may be fine-tuned, a loss outside is only a remark.
@@ -85,7 +85,7 @@ def check_loss(model: GPT, losses: tuple[float, float], name: str | None = None)
 
 
 def check_text(model: GPT, tokenizer: Any, losses: tuple[float, float]) -> tuple[Check, str | None]:
-    """Whether what the model writes is neither stuck nor noise, and what it wrote.
+    """Check that what the model writes is neither stuck nor noise, and return it too.
 
     No single number tells. A model that is stuck repeats itself; one of small random weights predicts nearly uniformly;
     and one of any other random weights, or with shuffled token ids, finds a known sentence no likelier than its tokens

@@ -1,4 +1,4 @@
-"""What checks found: a verdict each, and all of them as a table for people or as JSON for programs."""
+"""Results of checks: a verdict each, and all of them as a table for people or as JSON for programs."""
 
 import math
 import textwrap
@@ -21,14 +21,14 @@ class Check:
     measured: str
     expected: str
     detail: str = ""
-    """Of a failure, what usually causes it."""
+    """Usual cause of a failure."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """The measured numbers by name; losses and entropies in nats."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was checked of a model."""
+    """All checks of a model."""
 
     model: str
     checks: tuple[Check, ...]
@@ -43,7 +43,7 @@ class Report:
         return all(check.ok is not False for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        """What `--json` prints: dicts, lists, text and finite numbers; a number that is not finite is null."""
+        """Return dicts, lists, text and finite numbers for JSON; a number that is not finite is null."""
         parity = None if self.parity is None else self.parity.as_json()
         checks = [asdict(check) for check in self.checks]
         return finite({"model": self.model, "ok": self.ok, "checks": checks, "text": self.text, "parity": parity})
@@ -65,14 +65,14 @@ class Report:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines, each column as wide as its widest cell."""
+    """Lay out rows of cells as lines, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
 def finite(tree: Any) -> Any:
-    """The same with None for each infinity and NaN, which JSON does not have, and lists for tuples."""
+    """Return the same with None for each infinity and NaN, which JSON does not have, and lists for tuples."""
     if isinstance(tree, Mapping):
         return {name: finite(value) for name, value in tree.items()}
     if isinstance(tree, (list, tuple)):
