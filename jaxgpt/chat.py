@@ -11,7 +11,7 @@ Message = dict[str, str]
 """`{"role": "user", "content": "Hello"}`; roles are system, user and assistant."""
 
 ROLE_TOKENS = ("<|user|>", "<|assistant|>")
-"""What `CHAT_TEMPLATE` needs beside the end of text."""
+"""Tokens that `CHAT_TEMPLATE` needs beside the end of text."""
 
 CHAT_TEMPLATE = (
     "{%- set ns = namespace(system='') -%}{%- for message in messages -%}"
@@ -37,7 +37,7 @@ class Encoded:
     ids: list[int]
     """All of it, as the tokenizer's template writes it."""
     counts: list[bool]
-    """Which tokens the assistant said, its end token among them."""
+    """For each token whether the assistant said it; its end token counts too."""
     turns: list[int]
     """Lengths at which it may be cut: after each thing that the assistant said."""
 
@@ -95,7 +95,7 @@ def prepare_chat(tokenizer: Any) -> tuple[str, ...]:
     """Give a tokenizer that has no chat template the one above, and return the tokens that are new to it.
 
     Raises:
-        InputError: it has no end of text, or is not one that knows where in the text its tokens lie.
+        InputError: it has no end of text, or does not tell where in the text its tokens are.
     """
     if not tokenizer.is_fast:
         raise InputError("conversations need a tokenizer with a tokenizer.json: it tells where in the text a token is")
@@ -126,7 +126,7 @@ def encode_chats(tokenizer: Any, chats: Sequence[Sequence[Message]]) -> list[Enc
     after the words that ask for one.
 
     Raises:
-        InputError: the template writes a turn in another way once others follow, so that no part of the text is its.
+        InputError: the template writes a turn differently once others follow, so that the turn can't be told from them.
     """
     texts, spans = zip(*(_spans(tokenizer, chat) for chat in chats), strict=True)
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -148,7 +148,7 @@ def _spans(tokenizer: Any, chat: Sequence[Message]) -> tuple[str, list[tuple[int
         asked, said = render(tokenizer, chat[:i], answer=True) if i else "", render(tokenizer, chat[: i + 1])
         if not (whole.startswith(said) and said.startswith(asked)):
             raise InputError(
-                "the tokenizer's chat template writes a turn in another way once others follow: what the assistant "
+                "the tokenizer's chat template writes a turn differently once others follow: what the assistant "
                 "says can't be told from the rest"
             )
         answer = said[len(asked) :].rstrip()  # no white space after its end token

@@ -44,14 +44,14 @@ class JaxGPT(TemplateLM):
 
     Args:
         pretrained: a model; or where it is, as `from_pretrained` takes it, with `options` for that.
-        tokenizer: a tokenizer, or where it is; by default that which lies with the model.
+        tokenizer: a tokenizer, or where it is; by default the model's own.
         batch_size: texts that are read at once.
         max_length: tokens that the model reads of a text at most; its context by default.
         seed: of the draws, where a task draws.
-        device, max_batch_size: what the harness's command line always says, and not for us: JAX chooses the device.
+        device, max_batch_size: ignored; the harness's command line always gives them, and JAX chooses the device.
 
     Raises:
-        InputError: a tokenizer that is not the model's, or a setting that makes no sense.
+        InputError: a tokenizer that does not belong to the model, or a setting out of its bounds.
     """
 
     def __init__(
@@ -70,7 +70,9 @@ class JaxGPT(TemplateLM):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise InputError(f"batch_size must be a whole number from 1 on, not {batch_size!r}")
         if isinstance(pretrained, GPT) and (options or tokenizer is None):
-            raise InputError(f"a model that is loaded takes a tokenizer and no {', '.join(options) or 'less'}")
+            raise InputError(
+                f"{'a loaded model takes no ' + ', '.join(options) if options else 'a loaded model needs tokenizer='}"
+            )
         tokenizer = pretrained if tokenizer is None else tokenizer
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         self.model = pretrained if isinstance(pretrained, GPT) else from_pretrained(pretrained, **options)

@@ -36,7 +36,7 @@ def read_settings(gen_kwargs: dict[str, Any], *, end: str, default: int, limit: 
         limit: tokens that the model reads at most; one at least is the prompt's.
 
     Raises:
-        InputError: a setting that makes no sense, or that there isn't: none is ignored.
+        InputError: a setting that is unknown or out of its bounds; none is ignored.
     """
     asked: dict[str, Any] = {**normalize_gen_kwargs(gen_kwargs, default)}
     stop, new = handle_stop_sequences(asked.pop("until"), eos=end), asked.pop("max_gen_toks")

@@ -21,7 +21,7 @@ def next_token_loss(
     """Compute the cross-entropy of each token after the first, in nats; rows of padding have no probability.
 
     Args:
-        segments: see `GPT`; what a segment's last token says of the next one's first means nothing, and has a loss too.
+        segments: see `GPT`; a segment's last token predicts the next one's first, which has a loss without meaning.
         dropout_key: see `GPT`, as for `remat`.
         label_smoothing: share of the target that is spread over all tokens (Szegedy et al. 2015, section 7), as
             PyTorch's cross_entropy does it.

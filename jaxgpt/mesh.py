@@ -32,7 +32,7 @@ RULES: Rules[P] = (
 """Matrices are split over `fsdp` along the width D; heads, the MLP's hidden layer and the vocabulary over `tensor`."""
 
 WHOLE_VOCABULARY: Rules[P] = ((r"tok_emb\.embedding", P(None, "fsdp")), (r"lm_head\.kernel", P("fsdp", None)), *RULES)
-"""The same for a vocabulary that `tensor` does not divide, until it is padded."""
+"""The same rules for a vocabulary that `tensor` does not divide, until it is padded."""
 
 ROWS = ("data", "fsdp")
 """The axes over which the rows of a batch are split."""
@@ -42,9 +42,9 @@ def make_mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, 
     """Make the mesh that `"data=2,fsdp=4"` describes, over all devices of all processes.
 
     Args:
-        devices: others than those, such as those of a topology that is not there.
-        width: D of the model. Without a description as many devices are on `fsdp` as divide it and leave each at least
-            32 of it, and the rest on `data`: of thinner slices XLA makes all-reduces, of twice the bytes.
+        devices: other devices, such as those of a topology that this machine does not have.
+        width: D of the model. Without a text, `fsdp` gets as many devices as divide D and leave each at least 32 of
+            it, and `data` the rest: for thinner slices XLA uses all-reduces, of twice the bytes.
 
     Raises:
         InputError: an unknown axis, or sizes whose product is not the number of devices.
@@ -124,8 +124,9 @@ def on_own_heads(attention: Callable[..., jax.Array], *arrays: jax.Array) -> jax
 def constrain(x: jax.Array, *spec: str | None, rows: str | tuple[str, ...] | None = ROWS) -> jax.Array:
     """Shard an array over the mesh that is set (`with jax.set_mesh(mesh): ...`) while this is traced.
 
-    The first axis is B and lies over `rows`, the others as the spec says. Parameters alone don't say it: of a product
-    of two matrices that are both split over `fsdp`, XLA may gather either. Without a mesh nothing happens.
+    The first axis is B and is split over `rows`, the others as the spec says. The parameters' shardings alone don't
+    decide it: in a product of two matrices that are both split over `fsdp`, XLA may gather either. Without a mesh
+    nothing happens.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size == 1 or mesh.axis_names != AXES:

@@ -40,7 +40,7 @@ def from_pretrained(
         dtype: what matrix products compute in; `param_dtype` by default.
 
     Raises:
-        InputError: a ValueError that lists what is missing, left over or of another shape.
+        InputError: tensors are missing, unknown or of another shape; the message lists them all.
     """
     checkpoint = convert.read(source, dialect=dialect, n_head=n_head, activation=activation)
     param_dtype = np.dtype(param_dtype or jnp.float32)

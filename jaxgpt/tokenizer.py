@@ -17,11 +17,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """Load the transformers tokenizer that lies with a checkpoint; see `from_pretrained` for `source`."""
+    """Load the transformers tokenizer of a checkpoint; see `from_pretrained` for `source`."""
     path = resolve(source)
     files = tokenizer_files(path)
     if not files:
-        raise InputError(f"{source}: no tokenizer lies there (tokenizer.json, or vocab.json and merges.txt)")
+        raise InputError(f"{source}: no tokenizer lies there: tokenizer.json, or vocab.json and merges.txt, is missing")
     from transformers import AutoTokenizer
 
     folder = next(iter(files.values())).parent

@@ -41,7 +41,7 @@ def resize_vocab(
         seed: of the noise.
 
     Raises:
-        InputError: fewer tokens than the model has, or what is no size.
+        InputError: fewer tokens than the model has, or neither a tokenizer nor a number of tokens.
     """
     config, size = model.config, _size(size_or_tokenizer)
     if init not in ("mean", "normal"):
@@ -53,7 +53,7 @@ def resize_vocab(
     if size < config.n_tokens:
         raise InputError(
             f"the model has {config.n_tokens:,} tokens; {size:,} would cut trained ones away "
-            "(where the last rows stand for none, say so first: jaxgpt.vocab.mark_padding(model, tokenizer))"
+            "(if the last rows are padding, mark them first: jaxgpt.vocab.mark_padding(model, tokenizer))"
         )
     rows = -(-size // int(pad_multiple)) * int(pad_multiple)
     resized = replace(config, vocab_size=rows, n_padding=rows - size)
@@ -96,10 +96,10 @@ def fill_padding(params: Mapping[str, Array], config: GPTConfig) -> dict[str, Ar
 def mark_padding(model: GPT, size_or_tokenizer: Any) -> GPT:
     """Mark the rows beyond the tokenizer's tokens as padding in the config; parameters stay the same.
 
-    For checkpoints whose form has no place for it, such as nanoGPT's: 50,304 rows for GPT-2's 50,257 tokens.
+    For checkpoints that can't say so themselves, such as nanoGPT's: 50,304 rows for GPT-2's 50,257 tokens.
 
     Raises:
-        InputError: more tokens than the model has, or what is no size.
+        InputError: more tokens than the model has, or neither a tokenizer nor a number of tokens.
     """
     config, size = model.config, _size(size_or_tokenizer)
     if size > config.n_tokens:

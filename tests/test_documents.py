@@ -168,7 +168,7 @@ def test_texts_and_chats_in_different_files_do_not_mix(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.jsonl").write_text(json.dumps(CHAT))
     assert peek(tmp_path) == "text"
-    with pytest.raises(jaxgpt.InputError, match=r"b\.jsonl, line 1: a chat, and all before it are texts"):
+    with pytest.raises(jaxgpt.InputError, match=r"b\.jsonl, line 1: a chat after texts"):
         read(tmp_path)
 
 

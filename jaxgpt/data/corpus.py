@@ -29,19 +29,19 @@ class Corpus:
     ends: Int[np.ndarray, " documents"]
     """Where each document ends: the position after its last token."""
     counts: UInt8[np.ndarray, " n"] | None
-    """Of conversations: 1 where the assistant said a token, else 0."""
+    """In conversations 1 where the assistant said a token, else 0; None for texts."""
     digest: str
     """SHA-256 of the contents of the files in their order, not of their names."""
     tokenizer_digest: str
     held_out: "Corpus | None"
-    """What the source itself holds out of training, if it does."""
+    """The part that the source itself holds out of training, if it has one."""
     n_bytes: int
-    """Of the text in UTF-8; 0 if it is not known, as of token ids."""
+    """Size of the text in UTF-8; 0 if it is unknown, as for token ids."""
     source: Source
     numbers: Int[np.ndarray, " documents"]
-    """Of each document in its file, from 1; 0: the file is the document."""
+    """Number of each document in its file, from 1; 0: the file is the document."""
     file_ends: tuple[int, ...]
-    """Where the documents of each file end."""
+    """For each file, the number of documents up to its end."""
     all_turns: Int[np.ndarray, " turns"]
     turn_ends: Int[np.ndarray, " documents"]
 
@@ -71,7 +71,7 @@ def tokenise(
         progress: a bar on standard error.
 
     Raises:
-        InputError: there is nothing to read, it can't be read, or the cache can't be written.
+        InputError: the source is empty or can't be read, or the cache can't be written.
     """
     found, digest = find(source), fingerprint(tokenizer)
     cache = (default_cache() if cache is None else Path(cache)).expanduser()

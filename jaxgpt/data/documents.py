@@ -146,7 +146,7 @@ class Source:
             for document in file.documents(advance):
                 if kind not in (None, document.kind):
                     raise InputError(
-                        f"{file.where(document.number)}: a {document.kind}, and all before it are {kind}s: "
+                        f"{file.where(document.number)}: a {document.kind} after {kind}s: "
                         "texts and chats can't be mixed in one source"
                     )
                 kind = document.kind

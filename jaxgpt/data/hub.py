@@ -28,7 +28,7 @@ class Split:
 
     @property
     def size(self) -> int:
-        """Bytes of it in memory, if it were there."""
+        """Bytes that it would take in memory."""
         return self.dataset.data.nbytes
 
     def sha256(self, advance: Advance) -> str:

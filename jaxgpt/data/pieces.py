@@ -9,7 +9,7 @@ import numpy as np
 from jaxgpt.convert.errors import InputError
 
 PIECE = 2**16
-"""Characters of a piece, at least: so few that a batch of them keeps all cores busy and little memory."""
+"""Characters of a piece, at least: few enough that a batch keeps all cores busy, and takes little memory."""
 
 CONTEXT = 256
 """Characters on both sides of a cut that are tokenised together and apart, at least."""

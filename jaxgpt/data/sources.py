@@ -10,7 +10,7 @@ from jaxgpt.data.streams import COMPRESSIONS, readable
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".parquet")
 SUFFIXES = (".txt", ".md", *RECORD_SUFFIXES)
-"""What is read of a folder; each may have .gz or .zst after it."""
+"""Files that are read in a folder; each name may have .gz or .zst after it."""
 
 
 def find(source: str | Path | Source) -> Source:

@@ -102,7 +102,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
 def find_or_write(cache: Path, key: str, dtype: str, write: Callable[[Writer], dict[str, Any]]) -> Any:
     """Return the entry of a key; `write` fills it if it is missing."""
     path = cache / key
-    for _ in range(3):  # what has just been written may be gone at once, if someone empties the cache
+    for _ in range(3):  # what has just been written may be gone at once, if another process empties the cache
         if (found := load(path)) is not None:
             return found
         _sweep(cache)

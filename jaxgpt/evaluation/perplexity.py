@@ -1,4 +1,4 @@
-"""How well a model predicts a text: loss, perplexity, bits per byte."""
+"""A model's loss on a text: perplexity, bits per byte."""
 
 import math
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def evaluate(
         progress: a bar on standard error.
 
     Raises:
-        InputError: fewer than two tokens, ids that are no token of the model's, or a window that makes no sense.
+        InputError: fewer than two tokens, ids that are no token of the model's, or a window of a wrong size.
     """
     tokens, config = np.asarray(tokens), model.config
     T = config.n_positions if context is None else integer("context", context, 1, config.n_positions)

@@ -1,6 +1,6 @@
-"""How the next token is chosen: a chain of samplers, each of which reweighs or narrows the candidates.
+"""The choice of the next token: a chain of samplers, each of which reweighs or narrows the candidates.
 
-Which samplers there are is compiled into a program; their numbers are arguments of it, all but the k of top-k.
+The kinds of samplers are compiled into a program; their numbers are its arguments, but for the k of top-k.
 """
 
 from collections.abc import Callable
@@ -117,7 +117,7 @@ def make_samplers(
     """Make the chain that `generate` describes, in transformers' order.
 
     Raises:
-        InputError: a number that makes no sense.
+        InputError: a number out of its bounds.
     """
     heat = real("temperature", temperature, 0, 1e30)
     penalty = real("repetition_penalty", repetition_penalty, 1e-6, 1e6)

@@ -31,8 +31,8 @@ def attention(
     """Compute softmax(scale q k) v over the positions up to each; scores and softmax are in float32.
 
     Args:
-        segments: of each position; it sees those of its own only.
-        capture: is given the softmax, (B, N, T, T), which no fused kernel ever holds.
+        segments: the number of each position's text; it sees positions of its own text only.
+        capture: a function that is given the softmax, (B, N, T, T), which no fused kernel ever holds.
     """
     where, written_out = platform(), (keys is not None and dropout_rate > 0) or capture is not None
     if where == "tpu" and not written_out and fits_splash(q):
@@ -57,7 +57,7 @@ def einsum_attention(
 ) -> Float[Array, "B T N H"]:
     """Compute the same in plain einsums: heads come before positions, and the division by the softmax's sum last.
 
-    That takes 0.75 of the step time and of the temporary memory of `jax.nn.dot_product_attention` on a CPU, which
+    It takes 0.75 of the step time and of the temporary memory of `jax.nn.dot_product_attention` on a CPU, which
     has no dropout either.
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))

@@ -16,7 +16,7 @@ from jaxgpt.model.dropout import Keys
 class Capture:
     """The values whose whole name matches a pattern.
 
-    In the order of the network, with the shape (B, T, D) where nothing is said: `tok_emb`; `pos_emb`, (1, T, D);
+    Names in the order of the network, of shape (B, T, D) unless another is given: `tok_emb`; `pos_emb`, (1, T, D);
     `embeddings`, their sum, the residual stream before the first block; of each block `blocks.3.ln_1`,
     `blocks.3.attn.pattern`, (B, N, T, T), the weights that positions give to those before them, before dropout;
     `blocks.3.attn`, `blocks.3.ln_2`, `blocks.3.mlp`, and `blocks.3`, the stream after it; and `ln_f`.
@@ -80,4 +80,4 @@ def make_capture(pattern: str) -> Capture:
     try:
         return Capture(re.compile(pattern))
     except (re.error, TypeError) as error:
-        raise InputError(f"capture={pattern!r} is no regular expression: {error}") from None
+        raise InputError(f"capture={pattern!r} is not a regular expression: {error}") from None

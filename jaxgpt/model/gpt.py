@@ -99,7 +99,7 @@ class Block(nnx.Module):
 class GPT(nnx.Module):
     """A GPT-2-class language model.
 
-    `dtype` is what the matrix products compute in, `param_dtype` what the parameters are; see `from_pretrained`.
+    Matrix products compute in `dtype`, and the parameters are of `param_dtype`; see `from_pretrained`.
     """
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, param_dtype=jnp.float32):
@@ -136,14 +136,14 @@ class GPT(nnx.Module):
         not checked there, and the logits of an id that does not exist are NaN.
 
         Args:
-            segments: of rows that hold several texts, the number of each token's own; 0 is padding. Runs of equal
-                numbers don't see each other, and positions begin anew in each.
+            segments: for rows that hold several texts, the number of each token's text; 0 is padding. Texts don't see
+                each other, and positions begin anew in each.
             dropout_key: turns on the config's dropout, for training.
             capture: a regular expression; what has a name that it matches as a whole is returned beside the logits, by
                 name: `blocks\\.3` is the residual stream after a block, `blocks\\.3\\.attn\\.pattern` its attention.
                 All names are in `jaxgpt.model.capture`.
-            remat: keep only what lies between blocks for the backward pass, which computes the rest again: the memory
-                of one block for a third more work.
+            remat: keep only the residual stream between blocks for the backward pass, which computes the rest again:
+                the memory of one block for a third more work.
 
         Raises:
             InputError: tokens of another shape, more than the context, or with an id that the model does not have; or

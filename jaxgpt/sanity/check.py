@@ -29,7 +29,7 @@ def check(model: GPT, tokenizer: Any | None, reference: Any = None, *, name: str
     """Check a model in all ways.
 
     Args:
-        tokenizer: the transformers tokenizer that lies with it; None skips loss and text, which is no failure.
+        tokenizer: its transformers tokenizer; None skips loss and text, which is no failure.
         reference: what transformers' GPT2LMHeadModel can load, a folder or a hub name, or such a model itself; without
             it there is no comparison with PyTorch.
         name: what the model is called; `"tiny"` or a published GPT-2's name holds it to that model's loss.
@@ -52,7 +52,7 @@ def check(model: GPT, tokenizer: Any | None, reference: Any = None, *, name: str
         judged, text = check_text(marked, tokenizer, losses)
         checks += [judged]
     else:
-        why = "no tokenizer" if tokenizer is None else "the tokenizer is not the model's"
+        why = "no tokenizer" if tokenizer is None else "the tokenizer does not belong to the model"
         checks += [Check(skipped, None, why, "") for skipped in ("loss", "text")]
     parity = None
     if theirs is not None:
@@ -86,7 +86,7 @@ def check_counts(model: GPT, reference: Reference | None = None) -> Check:
                 theirs[next(iter(by_module({name: array})))] -= array.size
         problems += _unequal(counts, theirs, "in PyTorch")
     measured = f"{sum(counts.values()):,} in {len(counts)} modules"
-    detail = "; ".join(problems[:4]) + f"; and {len(problems) - 4} more" * (len(problems) > 4)
+    detail = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
     return Check("counts", not problems, measured, expected, detail, {"total": sum(counts.values()), "modules": counts})
 
 
@@ -94,7 +94,7 @@ def check_weights(model: GPT) -> Check:
     """Check that all parameters are finite: one that is not may be where no text reaches it."""
     params = named_params(model)
     broken = [name for name, param in params.items() if not bool(jnp.isfinite(param).all())]
-    more = f" and {len(broken) - 4} more" * (len(broken) > 4)
+    more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
     detail = f"not finite: {', '.join(broken[:4])}{more}" if broken else ""
     return Check("weights", not broken, f"{len(params) - len(broken)} of {len(params)} tensors finite", "all", detail)
 
@@ -113,7 +113,7 @@ def check_tokenizer(tokenizer: Any, config: GPTConfig) -> Check:
     if None not in (end, config.eos_token_id) and end != config.eos_token_id and not problems:
         problems += [f"a text ends with {end} to the tokenizer and with {config.eos_token_id} to the model"]
     if size < config.n_tokens / 2:
-        problems += [f"only {size:,} of {config.n_tokens:,} rows have a token: it is another model's"]
+        problems += [f"only {size:,} of {config.n_tokens:,} rows have a token: the tokenizer belongs to another model"]
     if (back := tokenizer.decode(ids, clean_up_tokenization_spaces=False)) != HARD_TEXT:
         problems += [f"a text comes back changed: {HARD_TEXT!r} as {back!r}"]
     ends = "no id" if config.eos_token_id is None else config.eos_token_id

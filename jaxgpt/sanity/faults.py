@@ -26,8 +26,11 @@ FIELDS = {
 """Fields of the config that change what is computed, each with a part of the modules' names where it does."""
 
 CLOSE = 0.01
-"""Of the largest value: what an array may be off by to be named as another one's transpose. Half precision rounds by
-at most 0.004 of a value (bfloat16), and arrays that were trained apart differ by about their largest value."""
+"""Largest difference, over the largest value, at which an array counts as another one's transpose.
+
+Half precision rounds by at most 0.004 of a value (bfloat16), and arrays that were trained apart differ by about their
+largest value.
+"""
 
 
 @dataclass(frozen=True)

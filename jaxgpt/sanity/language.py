@@ -1,4 +1,4 @@
-"""How well a model knows its language: its loss on known sentences, and what it writes."""
+"""Checks that a model knows its language: its loss on known sentences, and the text it writes."""
 
 import math
 from collections import Counter
@@ -58,8 +58,8 @@ def sentences_loss(model: GPT, tokenizer: Any) -> tuple[float, float]:
 def check_loss(model: GPT, losses: tuple[float, float], name: str | None = None) -> Check:
     """Check the loss against a blind guess, and against what is known of a published model.
 
-    Who says the name of a published model has its weights and no others, and is held to its range; to others of its
-    shape, which may be fine-tuned, a loss outside is only a remark.
+    A model that is called by a published name has those weights and no others, and must have their loss. For another
+    model of that shape, which may be fine-tuned, a loss outside the range is only a remark.
     """
     loss, blind = losses[0], math.log(model.config.n_tokens)
     known = next((other for other in PUBLISHED if other.loss and other.has_shape_of(model.config)), None)
@@ -68,7 +68,7 @@ def check_loss(model: GPT, losses: tuple[float, float], name: str | None = None)
     if known is not None:
         expected += f"; {known.name} has {low:g} to {high:g}"
     if math.isnan(loss):
-        detail = "not a number: weights are not finite, or so large that they overflow"
+        detail = "non-finite loss: weights are not finite, or so large that they overflow"
     elif not ok:
         detail = (
             f"no better than a blind guess, ln(V) = {blind:.2f}; usual causes are the tokenizer of another model, "

@@ -86,7 +86,7 @@ def _from_folder(path: Path) -> Any:
     if missing := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise InputError(
             f"{path}: not a whole GPT-2 checkpoint; transformers fills in at random: {', '.join(missing[:4])}"
-            + f" and {len(missing) - 4} more" * (len(missing) > 4)
+            + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         )
     return module.eval()
 

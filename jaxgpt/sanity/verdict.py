@@ -13,7 +13,7 @@ WORDS = {True: "ok", False: "FAILED", None: "skipped"}
 
 @dataclass(frozen=True)
 class Check:
-    """One check of a model: what was measured, and what would be right."""
+    """One check of a model: what was measured, and what was expected."""
 
     name: str
     ok: bool | None
@@ -33,13 +33,13 @@ class Report:
     model: str
     checks: tuple[Check, ...]
     text: str | None = None
-    """What the model wrote, its prompt included; None where that was skipped."""
+    """Text that the model wrote, with its prompt; None where that was skipped."""
     parity: Parity | None = None
     """The comparison with PyTorch; None without a reference."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed; what was skipped counts as nothing."""
+        """Whether nothing failed; a skipped check is no failure."""
         return all(check.ok is not False for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
