@@ -11,7 +11,7 @@ Message = dict[str, str]
 """`{"role": "user", "content": "Hello"}`; roles are system, user and assistant."""
 
 ROLE_TOKENS = ("<|user|>", "<|assistant|>")
-"""What `CHAT_TEMPLATE` needs beside the end of text."""
+"""Tokens that `CHAT_TEMPLATE` needs beside the end of text."""
 
 CHAT_TEMPLATE = (
     "{%- set ns = namespace(system='') -%}{%- for message in messages -%}"
@@ -37,14 +37,16 @@ class Encoded:
     ids: list[int]
     """All of it, as the tokenizer's template writes it."""
     counts: list[bool]
-    """Which tokens the assistant said, its end token among them."""
+    """For each token whether the assistant said it; its end token counts too."""
     turns: list[int]
     """Lengths at which it may be cut: after each thing that the assistant said."""
 
 
 def messages_of(record: Mapping[str, Any]) -> tuple[Message, ...]:
-    """The conversation that a record holds: `messages` (role, content), `conversations` (from, value), or one exchange
-    such as `instruction`, `input` and `output`.
+    """Return the conversation that a record holds.
+
+    It is in `messages` (role, content), in `conversations` (from, value), or one exchange such as `instruction`,
+    `input` and `output`.
 
     Raises:
         InputError: it holds none, or one in which the assistant says nothing.
@@ -90,10 +92,10 @@ def _text(value: Any, name: str) -> str:
 
 
 def prepare_chat(tokenizer: Any) -> tuple[str, ...]:
-    """Gives a tokenizer without a chat template the one above, and returns the tokens that are new to it for that.
+    """Give a tokenizer that has no chat template the one above, and return the tokens that are new to it.
 
     Raises:
-        InputError: it has no end of text, or is not one that knows where in the text its tokens lie.
+        InputError: it has no end of text, or does not tell where in the text its tokens are.
     """
     if not tokenizer.is_fast:
         raise InputError("conversations need a tokenizer with a tokenizer.json: it tells where in the text a token is")
@@ -107,7 +109,10 @@ def prepare_chat(tokenizer: Any) -> tuple[str, ...]:
 
 
 def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = False) -> str:
-    """The text of a conversation by the tokenizer's template; with `answer`, up to where the assistant begins."""
+    """Return the text of a conversation by the tokenizer's template.
+
+    With `answer` it ends where the assistant's next message begins.
+    """
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer)
     except Exception as error:  # a template is a program of somebody else's, in a sandbox
@@ -115,13 +120,13 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = False)
 
 
 def encode_chats(tokenizer: Any, chats: Sequence[Sequence[Message]]) -> list[Encoded]:
-    """Conversations in tokens.
+    """Encode conversations.
 
     Each is tokenised as a whole; a token counts if it begins within what the template writes for an assistant's message
     after the words that ask for one.
 
     Raises:
-        InputError: the template writes a turn in another way once others follow, so that no part of the text is its.
+        InputError: the template writes a turn differently once others follow, so that the turn can't be told from them.
     """
     texts, spans = zip(*(_spans(tokenizer, chat) for chat in chats), strict=True)
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -135,7 +140,7 @@ def encode_chats(tokenizer: Any, chats: Sequence[Sequence[Message]]) -> list[Enc
 
 
 def _spans(tokenizer: Any, chat: Sequence[Message]) -> tuple[str, list[tuple[int, int, int]]]:
-    """The text, and of each of the assistant's messages where it begins, where it ends, and where its turn ends."""
+    """Return the text of a conversation, and for each of the assistant's messages (begin, end, end of its turn)."""
     whole, spans = render(tokenizer, chat), []
     for i, message in enumerate(chat):
         if message["role"] != "assistant":
@@ -143,7 +148,7 @@ def _spans(tokenizer: Any, chat: Sequence[Message]) -> tuple[str, list[tuple[int
         asked, said = render(tokenizer, chat[:i], answer=True) if i else "", render(tokenizer, chat[: i + 1])
         if not (whole.startswith(said) and said.startswith(asked)):
             raise InputError(
-                "the tokenizer's chat template writes a turn in another way once others follow: what the assistant "
+                "the tokenizer's chat template writes a turn differently once others follow: what the assistant "
                 "says can't be told from the rest"
             )
         answer = said[len(asked) :].rstrip()  # no white space after its end token

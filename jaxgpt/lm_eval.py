@@ -40,18 +40,18 @@ log = logging.getLogger(__name__)
 
 @register_model("jaxgpt")
 class JaxGPT(TemplateLM):
-    """A model as the harness asks it.
+    """A model as the evaluation harness uses it.
 
     Args:
         pretrained: a model; or where it is, as `from_pretrained` takes it, with `options` for that.
-        tokenizer: a tokenizer, or where it is; by default that which lies with the model.
+        tokenizer: a tokenizer, or where it is; by default the model's own.
         batch_size: texts that are read at once.
         max_length: tokens that the model reads of a text at most; its context by default.
         seed: of the draws, where a task draws.
-        device, max_batch_size: what the harness's command line always says, and not for us: JAX chooses the device.
+        device, max_batch_size: ignored; the harness's command line always gives them, and JAX chooses the device.
 
     Raises:
-        InputError: a tokenizer that is not the model's, or a setting that makes no sense.
+        InputError: a tokenizer that does not belong to the model, or a setting out of its bounds.
     """
 
     def __init__(
@@ -70,7 +70,9 @@ class JaxGPT(TemplateLM):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise InputError(f"batch_size must be a whole number from 1 on, not {batch_size!r}")
         if isinstance(pretrained, GPT) and (options or tokenizer is None):
-            raise InputError(f"a model that is loaded takes a tokenizer and no {', '.join(options) or 'less'}")
+            raise InputError(
+                f"{'a loaded model takes no ' + ', '.join(options) if options else 'a loaded model needs tokenizer='}"
+            )
         tokenizer = pretrained if tokenizer is None else tokenizer
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         self.model = pretrained if isinstance(pretrained, GPT) else from_pretrained(pretrained, **options)
@@ -97,13 +99,13 @@ class JaxGPT(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
-        """Token ids; the tokenizer's own special tokens around them, unless the text begins with one already."""
+        """Return token ids, with the tokenizer's own special tokens unless the text begins with one already."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as text by the tokenizer's template; without a system role where that has none."""
+        """Return the conversation as text by the template; without a system role if the template has none."""
         from jinja2 import TemplateError
 
         def apply(history):
@@ -121,11 +123,11 @@ class JaxGPT(TemplateLM):
             return apply([message for message in chat_history if message["role"] != "system"])
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes beside results."""
+        """Return what the harness writes beside results."""
         return {"model_num_parameters": count_params(self.model), "model_dtype": str(np.dtype(self.model.dtype))}
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
-        """Of requests (texts or None, context ids, continuation ids); with texts, results go to the cache."""
+        """Score requests (texts or None, context ids, continuation ids); results with texts go to the cache."""
         pairs = [(context, continuation) for _, context, continuation in requests]
         if empty := [texts for (texts, *_), pair in zip(requests, pairs, strict=True) if not all(pair)]:
             raise InputError(f"{empty[0]!r}: no token is left to score, or to score it after; there are {len(empty)}")
@@ -142,7 +144,7 @@ class JaxGPT(TemplateLM):
         return results
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """Log-probabilities in nats of whole texts, in windows that each fill the context."""
+        """Return the log-probabilities of whole texts in nats, in windows that each fill the context."""
         windows, owners = [], []
         for i, (text,) in enumerate(request.args for request in requests):
             whole = self.tok_encode(text)
@@ -157,7 +159,7 @@ class JaxGPT(TemplateLM):
         return totals
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """Texts after contexts, up to the end token or a stop string."""
+        """Write texts after contexts, up to the end token or a stop string."""
         asked = [request.args for request in requests]
         prompts = {text: self.tok_encode(text) or [self.prefix_token_id] for text, _ in asked}
         room = min((self.max_length - self._settings(given).new for _, given in asked), default=0)

@@ -16,7 +16,7 @@ from jaxgpt.model.gpt import GPT
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What a request's gen_kwargs say."""
+    """A request's gen_kwargs."""
 
     new: int
     """Tokens to add at most."""
@@ -26,7 +26,7 @@ class GenerationSettings:
 
 
 def read_settings(gen_kwargs: dict[str, Any], *, end: str, default: int, limit: int) -> GenerationSettings:
-    """The settings of a request.
+    """Return the settings of a request.
 
     Draws are among all tokens unless top_k says otherwise; transformers draws among the 50 likeliest.
 
@@ -36,7 +36,7 @@ def read_settings(gen_kwargs: dict[str, Any], *, end: str, default: int, limit: 
         limit: tokens that the model reads at most; one at least is the prompt's.
 
     Raises:
-        InputError: a setting that makes no sense, or that there isn't: none is ignored.
+        InputError: a setting that is unknown or out of its bounds; none is ignored.
     """
     asked: dict[str, Any] = {**normalize_gen_kwargs(gen_kwargs, default)}
     stop, new = handle_stop_sequences(asked.pop("until"), eos=end), asked.pop("max_gen_toks")
@@ -67,7 +67,7 @@ def write(
     n_rows: int,
     seed: int,
 ) -> list[str]:
-    """The texts that follow the first `n_rows` prompts; the others only fill the batch up.
+    """Write the texts that follow the first `n_rows` prompts; the others only fill the batch up.
 
     Unlike `jaxgpt.generation.text.write`, the new tokens are decoded without the prompt's and without special tokens.
     """

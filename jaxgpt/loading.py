@@ -15,7 +15,7 @@ from jaxgpt.mesh import AXES, RULES, WHOLE_VOCABULARY, shardings
 
 
 def to_jax(checkpoint: convert.Checkpoint, dtype: np.dtype, mesh: Mesh | None = None) -> dict[str, jax.Array]:
-    """The parameters by name as JAX arrays of a dtype, on the first device or by the rules of a mesh.
+    """Load the parameters by name as JAX arrays of a dtype, on the first device or by the rules of a mesh.
 
     One copy of a mapped file, several tensors at once. A vocabulary that `tensor` does not divide is not split over it.
     Of several processes each reads its share of the bytes and no more, wherever the parameters are to lie.
@@ -39,7 +39,9 @@ def to_jax(checkpoint: convert.Checkpoint, dtype: np.dtype, mesh: Mesh | None = 
 def _shared(
     params: dict[str, Any], sharding_of: dict[str, Sharding], dtype: np.dtype, mesh: Mesh
 ) -> dict[str, jax.Array]:
-    """Each device is given rows that lie side by side in the file, which the devices then exchange.
+    """Load parameters on several processes, each of which reads its share of the bytes.
+
+    Each device is given rows that are side by side in the file, and the devices then exchange them.
 
     What a device holds in the end may be a piece of every row, and a disk reads whole pages; or it may be all, and
     every host would read all.
@@ -59,12 +61,12 @@ def _shared(
 
 
 def _outermost(array: Any) -> int:
-    """The axis whose rows lie side by side: in a transposed view not the first."""
+    """Return the axis whose rows are side by side in memory; in a transposed view it is not the first."""
     return int(np.argmax(array.strides)) if isinstance(array, np.ndarray) else 0
 
 
 def _put(array: Any, sharding: Sharding, dtype: np.dtype, over: int | None = None) -> jax.Array:
-    """On the devices, each of which is given only its own slice; of a mapped file, no more than that is read.
+    """Put an array on the devices; each is given only its own slice, and of a mapped file no more is read.
 
     Args:
         over: the axis that is first extended, by whatever, to a length that the devices divide.
@@ -78,7 +80,7 @@ def _put(array: Any, sharding: Sharding, dtype: np.dtype, over: int | None = Non
 
 
 def _aligned(source: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """A contiguous copy at an address that XLA takes over as it is on a CPU, instead of copying it again."""
+    """Return a contiguous copy at an address that XLA uses as it is on a CPU, instead of copying it again."""
     size = int(np.prod(shape)) * dtype.itemsize
     buffer = np.empty(size + 64, np.uint8)
     begin = -buffer.ctypes.data % 64

@@ -18,10 +18,10 @@ def next_token_loss(
     label_smoothing: float = 0.0,
     remat: bool = False,
 ) -> Float[Array, "B T"]:
-    """Nats by which each token after the first is missed, given those before it; padded rows have no probability.
+    """Compute the cross-entropy of each token after the first, in nats; rows of padding have no probability.
 
     Args:
-        segments: see `GPT`; what a segment's last token says of the next one's first means nothing, and has a loss too.
+        segments: see `GPT`; a segment's last token predicts the next one's first, which has a loss without meaning.
         dropout_key: see `GPT`, as for `remat`.
         label_smoothing: share of the target that is spread over all tokens (Szegedy et al. 2015, section 7), as
             PyTorch's cross_entropy does it.
@@ -38,7 +38,7 @@ def next_token_loss(
 
 
 def mask_padding(logits: Float[Array, "... V"], config: GPTConfig) -> Float[Array, "... V"]:
-    """The logits, with those of rows that stand for no token at minus infinity.
+    """Return the logits, with minus infinity for rows of the vocabulary that are padding.
 
     Selected and not cut off, because V may be split over devices; the same array where there is no padding.
     """

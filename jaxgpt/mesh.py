@@ -1,4 +1,4 @@
-"""One mesh, `data x fsdp x tensor`: where each parameter lies on it, decided by its name, and each activation."""
+"""One mesh, `data x fsdp x tensor`: the sharding of each parameter, by its name, and of each activation."""
 
 import math
 import re
@@ -32,19 +32,19 @@ RULES: Rules[P] = (
 """Matrices are split over `fsdp` along the width D; heads, the MLP's hidden layer and the vocabulary over `tensor`."""
 
 WHOLE_VOCABULARY: Rules[P] = ((r"tok_emb\.embedding", P(None, "fsdp")), (r"lm_head\.kernel", P("fsdp", None)), *RULES)
-"""The same for a vocabulary that `tensor` does not divide, until it is padded."""
+"""The same rules for a vocabulary that `tensor` does not divide, until it is padded."""
 
 ROWS = ("data", "fsdp")
 """The axes over which the rows of a batch are split."""
 
 
 def make_mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, width: int | None = None) -> Mesh:
-    """The mesh that `"data=2,fsdp=4"` describes over all devices of all processes.
+    """Make the mesh that `"data=2,fsdp=4"` describes, over all devices of all processes.
 
     Args:
-        devices: others than those, such as those of a topology that is not there.
-        width: D of the model. Without a description as many devices are on `fsdp` as divide it and leave each at least
-            32 of it, and the rest on `data`: of thinner slices XLA makes all-reduces, of twice the bytes.
+        devices: other devices, such as those of a topology that this machine does not have.
+        width: D of the model. Without a text, `fsdp` gets as many devices as divide D and leave each at least 32 of
+            it, and `data` the rest: for thinner slices XLA uses all-reduces, of twice the bytes.
 
     Raises:
         InputError: an unknown axis, or sizes whose product is not the number of devices.
@@ -71,7 +71,7 @@ def make_mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, 
 
 
 def shardings(params: Mapping[str, Any], mesh: Mesh, rules: Rules[P] = RULES) -> dict[str, NamedSharding]:
-    """Where each parameter lies, by name.
+    """Return the sharding of each parameter, by name.
 
     Raises:
         InputError: a parameter that no rule covers, a rule that has a mesh axis twice or more axes than the parameter,
@@ -92,25 +92,26 @@ def shardings(params: Mapping[str, Any], mesh: Mesh, rules: Rules[P] = RULES) ->
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Where a batch `(B, T)` lies: its rows over `data` and `fsdp`."""
+    """Return the sharding of a batch `(B, T)`: its rows are split over `data` and `fsdp`."""
     return NamedSharding(mesh, P(ROWS))
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts a batch is split."""
+    """Return the number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def divides(q: Any) -> bool:
-    """Whether whole rows and heads of an array `(B, T, N, H)` come to each device of the mesh that is set, which is
-    one of ours.
+    """Return whether each device has whole rows and heads of an array `(B, T, N, H)`.
+
+    The mesh is the one that is set, and must have our axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.axis_names == AXES and not (q.shape[0] % batch_shards(mesh) or q.shape[2] % mesh.shape["tensor"])
 
 
 def on_own_heads(attention: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """What a kernel of attention gives that each device runs on its rows and heads, where `divides` holds.
+    """Run a kernel of attention on each device's own rows and heads, where `divides` holds.
 
     Args:
         arrays: q, k, v `(B, T, N, H)` and, if rows hold several texts, their segments `(B, T)`.
@@ -121,10 +122,11 @@ def on_own_heads(attention: Callable[..., jax.Array], *arrays: jax.Array) -> jax
 
 
 def constrain(x: jax.Array, *spec: str | None, rows: str | tuple[str, ...] | None = ROWS) -> jax.Array:
-    """The same array, laid out over the mesh that is set (`with jax.set_mesh(mesh): ...`) while this is traced.
+    """Shard an array over the mesh that is set (`with jax.set_mesh(mesh): ...`) while this is traced.
 
-    The first axis is B and lies over `rows`, the others as the spec says. Parameters alone don't say it: of a product
-    of two matrices that are both split over `fsdp`, XLA may gather either. Without a mesh nothing happens.
+    The first axis is B and is split over `rows`, the others as the spec says. The parameters' shardings alone don't
+    decide it: in a product of two matrices that are both split over `fsdp`, XLA may gather either. Without a mesh
+    nothing happens.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size == 1 or mesh.axis_names != AXES:
@@ -133,7 +135,7 @@ def constrain(x: jax.Array, *spec: str | None, rows: str | tuple[str, ...] | Non
 
 
 def exchange_columns(x: jax.Array) -> jax.Array:
-    """From the columns of an array `(B, T, D)` over `fsdp` to its rows there, each device with each of its `fsdp`."""
+    """Exchange the columns of an array `(B, T, D)` that is split over `fsdp` for its rows there."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size == 1 or mesh.axis_names != AXES or x.shape[0] % batch_shards(mesh):
         return constrain(x)
@@ -143,20 +145,20 @@ def exchange_columns(x: jax.Array) -> jax.Array:
 
 
 def replicated(value: Any, mesh: Mesh) -> jax.Array:
-    """A number, the same in all processes, on every device."""
+    """Return a number that is the same in all processes, on every device."""
     value = np.asarray(value)
     return jax.make_array_from_callback(value.shape, NamedSharding(mesh, P()), lambda _: value)
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """A copy of the whole of an array, in every process; the array may be donated then."""
+    """Return a copy of a whole array, in every process; the array may be donated then."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
         return multihost_utils.process_allgather(array, tiled=True)
     return np.array(array)
 
 
 def platform() -> str:
-    """`cpu`, `gpu` or `tpu`: what the program that is traced is for, which may be no device of this machine."""
+    """Return `cpu`, `gpu` or `tpu`: the device that the traced program is for, which this machine may not have."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = jax.default_backend() if device is None else device.platform
     return "gpu" if name in ("cuda", "rocm") else name

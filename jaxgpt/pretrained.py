@@ -26,7 +26,7 @@ def from_pretrained(
     param_dtype=None,
     dtype=None,
 ) -> GPT:
-    """The model of a checkpoint.
+    """Load the model of a checkpoint.
 
     Args:
         source: `"tiny"` (bundled), a Hugging Face folder, a `.safetensors`, `.pt` or `.bin` file, an Orbax checkpoint,
@@ -41,7 +41,7 @@ def from_pretrained(
         dtype: what matrix products compute in; `param_dtype` by default.
 
     Raises:
-        InputError: a ValueError that lists what is missing, left over or of another shape.
+        InputError: tensors are missing, unknown or of another shape; the message lists them all.
     """
     if isinstance(source, convert.Checkpoint):
         checkpoint = source
@@ -63,7 +63,7 @@ def save_pretrained(
     shard_size: str = "5GB",
     force: bool = False,
 ) -> None:
-    """Writes what PyTorch reads, by default a folder for transformers, and reads it back to compare.
+    """Write what PyTorch reads, by default a folder for transformers, and read it back to compare.
 
     Args:
         dialect: `"hf"`; `"nanogpt"` or `"lesson"` for a `.pt` file; `"orbax"` for our own form.
@@ -83,10 +83,10 @@ def save_pretrained(
 
 
 def save(model: GPT, path: str | Path, *, tokenizer: Any = None, force: bool = False) -> None:
-    """Writes an Orbax checkpoint: every parameter under its dotted name, and the config."""
+    """Write an Orbax checkpoint: every parameter under its dotted name, and the config."""
     save_pretrained(model, path, dialect="orbax", tokenizer=tokenizer, force=force)
 
 
 def load(path: str | Path, *, mesh: Mesh | None = None, param_dtype=None, dtype=None) -> GPT:
-    """Reads what `save` wrote, or any other checkpoint: the same as `from_pretrained`."""
+    """Read what `save` wrote, or any other checkpoint: the same as `from_pretrained`."""
     return from_pretrained(path, mesh=mesh, param_dtype=param_dtype, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, and whether it belongs to the model."""
+"""The tokenizer of a checkpoint, and checks that it belongs to the model."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The transformers tokenizer that lies with a checkpoint; see `from_pretrained` for what `source` may be."""
+    """Load the transformers tokenizer of a checkpoint; see `from_pretrained` for `source`."""
     path = resolve(source)
     files = tokenizer_files(path)
     if not files:
-        raise InputError(f"{source}: no tokenizer lies there (tokenizer.json, or vocab.json and merges.txt)")
+        raise InputError(f"{source}: no tokenizer lies there: tokenizer.json, or vocab.json and merges.txt, is missing")
     from transformers import AutoTokenizer
 
     folder = next(iter(files.values())).parent
@@ -32,12 +32,12 @@ def load_tokenizer(source: str | Path) -> Any:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """How many ids, from 0 on, hold all of a tokenizer's tokens: its largest id + 1, as there may be holes."""
+    """Return how many ids, from 0 on, hold all tokens: the largest id + 1, as there may be holes."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """A digest that changes when a text may get other tokens, or a conversation another text."""
+    """Return a digest that changes when a text may get other tokens, or a conversation another text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         what = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
@@ -74,7 +74,7 @@ def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | Non
 
 
 def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:
-    """Adds special tokens to a tokenizer, each with one id of its own, and returns those that it did not have.
+    """Add special tokens to a tokenizer, each with one id of its own, and return those that it did not have.
 
     A special token is never split, never merged with its neighbours, and dropped by `skip_special_tokens`. What the
     tokenizer has already, as a special token or as an ordinary one, is left as it is.

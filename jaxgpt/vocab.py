@@ -27,7 +27,7 @@ VOCABULARY_MULTIPLE = 128
 def resize_vocab(
     model: GPT, size_or_tokenizer: Any, *, init: str = "mean", pad_multiple: int = 1, seed: int = 0
 ) -> GPT:
-    """The model with embedding rows, and rows of an untied head, for all tokens of a tokenizer.
+    """Return the model with embedding rows, and rows of an untied head, for all tokens of a tokenizer.
 
     Rows of the model's tokens stay as they are, bit by bit. Rows that were padding count as new where they become
     tokens, and are dropped where `pad_multiple` leaves no room for them. Those that fill up to `pad_multiple` are the
@@ -41,7 +41,7 @@ def resize_vocab(
         seed: of the noise.
 
     Raises:
-        InputError: fewer tokens than the model has, or what is no size.
+        InputError: fewer tokens than the model has, or neither a tokenizer nor a number of tokens.
     """
     config, size = model.config, _size(size_or_tokenizer)
     if init not in ("mean", "normal"):
@@ -53,7 +53,7 @@ def resize_vocab(
     if size < config.n_tokens:
         raise InputError(
             f"the model has {config.n_tokens:,} tokens; {size:,} would cut trained ones away "
-            "(where the last rows stand for none, say so first: jaxgpt.vocab.mark_padding(model, tokenizer))"
+            "(if the last rows are padding, mark them first: jaxgpt.vocab.mark_padding(model, tokenizer))"
         )
     rows = -(-size // int(pad_multiple)) * int(pad_multiple)
     resized = replace(config, vocab_size=rows, n_padding=rows - size)
@@ -68,12 +68,12 @@ def resize_vocab(
 
 
 def row_multiple(mesh: Mesh) -> int:
-    """What the number of rows is rounded up to, where a vocabulary is padded for a mesh."""
+    """Return the multiple that the number of rows is rounded up to, where a vocabulary is padded for a mesh."""
     return math.lcm(VOCABULARY_MULTIPLE, mesh.shape["tensor"])
 
 
 def pad_vocab(model: GPT, mesh: Mesh) -> GPT:
-    """The model with as many rows of padding as it takes to split the vocabulary over the mesh's `tensor`."""
+    """Pad the vocabulary with as many rows as it takes to split it over the mesh's `tensor`."""
     config, tensor = model.config, mesh.shape["tensor"]
     if config.vocab_size % tensor == 0:
         return model
@@ -83,7 +83,7 @@ def pad_vocab(model: GPT, mesh: Mesh) -> GPT:
 
 
 def fill_padding(params: Mapping[str, Array], config: GPTConfig) -> dict[str, Array]:
-    """The parameters, with rows of padding as `resize_vocab` makes them, in the places where they lie."""
+    """Return the parameters with rows of padding as `resize_vocab` makes them, with the same shardings."""
     tokens = config.n_tokens
     fill = partial(_resized, key=jax.random.key(0), old=tokens, size=tokens, rows=config.vocab_size, init="mean")
     filled = dict(params)
@@ -94,12 +94,12 @@ def fill_padding(params: Mapping[str, Array], config: GPTConfig) -> dict[str, Ar
 
 
 def mark_padding(model: GPT, size_or_tokenizer: Any) -> GPT:
-    """The same parameters, with the rows beyond the tokenizer's tokens marked as padding in the config.
+    """Mark the rows beyond the tokenizer's tokens as padding in the config; parameters stay the same.
 
-    For checkpoints whose form has no place for it, such as nanoGPT's: 50,304 rows for GPT-2's 50,257 tokens.
+    For checkpoints that can't say so themselves, such as nanoGPT's: 50,304 rows for GPT-2's 50,257 tokens.
 
     Raises:
-        InputError: more tokens than the model has, or what is no size.
+        InputError: more tokens than the model has, or neither a tokenizer nor a number of tokens.
     """
     config, size = model.config, _size(size_or_tokenizer)
     if size > config.n_tokens:
@@ -112,7 +112,7 @@ def mark_padding(model: GPT, size_or_tokenizer: Any) -> GPT:
 
 
 def untie_head(model: GPT) -> GPT:
-    """The model with an output head of its own, at first a copy of the token embedding; an untied one as it is."""
+    """Give the model an output head of its own, at first a copy of the token embedding; an untied one stays."""
     if not model.config.tie_word_embeddings:
         return model
     params = named_params(model)
@@ -121,7 +121,7 @@ def untie_head(model: GPT) -> GPT:
 
 
 def rebuilt(model: GPT, config: GPTConfig, params: dict[str, Array]) -> GPT:
-    """The model with another config and the parameters for that."""
+    """Return the model with another config and the parameters for that."""
     dtypes = {"dtype": model.dtype, "param_dtype": params[EMBEDDING].dtype}
     return with_params(abstract(config, **dtypes), params)
 
@@ -130,7 +130,10 @@ def rebuilt(model: GPT, config: GPTConfig, params: dict[str, Array]) -> GPT:
 def _resized(
     table: Float[Array, "V D"], key: Array, *, old: int, size: int, rows: int, init: str
 ) -> Float[Array, "rows D"]:
-    """The first `old` rows, then new tokens' up to `size`, then padding; statistics in float32 of the old ones."""
+    """Return the first `old` rows, then new tokens' up to `size`, then padding.
+
+    Statistics are computed in float32 from the old rows.
+    """
     kept, width = table[:old], table.shape[1]
     mean = kept.mean(0, dtype=jnp.float32, keepdims=True)
     noise = jax.random.normal(key, (size - old, width), jnp.float32)

@@ -66,8 +66,8 @@ def test_patterns_are_distributions_over_the_past_in_any_dtype(hf_folder):
     ("names", "message"),
     [
         ("block.0", r"matches nothing; there are tok_emb, .*blocks\.0\.attn\.pattern"),
-        ("(", "no regular expression"),
-        (["ln_f"], "no regular expression"),
+        ("(", "not a regular expression"),
+        (["ln_f"], "not a regular expression"),
     ],
 )
 def test_what_can_not_be_captured_is_refused(pair, names, message):

@@ -75,7 +75,7 @@ def test_text_beyond_ascii_counts_whole(tokenizer):
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(InputError, match="writes a turn in another way once others follow"):
+    with pytest.raises(InputError, match="writes a turn differently once others follow"):
         encode_chats(tokenizer, [TWO_TURNS])
     tokenizer.chat_template = "{{ raise_exception('no system') }}"
     with pytest.raises(InputError, match=r"chat template fails .*no system"):

@@ -315,6 +315,26 @@ def test_texts_in_memory_are_a_source(tmp_path):
     assert corpus.origin(len(corpus.tokens) - 1) == "mine, text 3"
 
 
+def test_long_work_is_announced_in_a_log_and_short_work_is_not(tmp_path, monkeypatch, capsys):
+    class Slow(Texts):
+        def documents(self, advance):
+            time.sleep(0.5)
+            yield from super().documents(advance)
+
+    tokenizer = jaxgpt.load_tokenizer("tiny")
+    tokenise(Source("quick", (Texts("quick", ["a"]),)), tokenizer, cache=tmp_path, progress=True)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("jaxgpt.data.tokenise.LONG", 0.1)
+    slow = Source("slow", (Slow("slow", ["one", "two"]),))
+    tokenise(slow, tokenizer, cache=tmp_path, progress=False)
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(tmp_path)
+    tokenise(slow, tokenizer, cache=tmp_path, progress=True)
+    begin, end = capsys.readouterr().err.splitlines()
+    assert begin == "tokenising slow …"
+    assert re.fullmatch(r"tokenised slow: 2 documents, 5 tokens in \d+ s", end)
+
+
 # token ids
 
 

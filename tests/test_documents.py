@@ -168,7 +168,7 @@ def test_texts_and_chats_in_different_files_do_not_mix(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.jsonl").write_text(json.dumps(CHAT))
     assert peek(tmp_path) == "text"
-    with pytest.raises(jaxgpt.InputError, match=r"b\.jsonl, line 1: a chat, and all before it are texts"):
+    with pytest.raises(jaxgpt.InputError, match=r"b\.jsonl, line 1: a chat after texts"):
         read(tmp_path)
 
 
@@ -320,6 +320,24 @@ def test_a_bucket_is_read_like_a_folder(bucket, tmp_path):
     corpus = tokenise("gs://mine/data", tokenizer, cache=tmp_path)
     assert corpus.origin(0) == "gs://mine/data/a/c.jsonl.gz, line 1"
     assert len(corpus.ends) == 1004
+    bucket.requests.clear()
+
+
+def test_a_source_of_a_bucket_is_looked_up_once_and_handed_on(bucket, tmp_path):
+    bucket.requests.clear()
+    source = find("gs://mine/data")
+    looked_up = len(bucket.requests)
+    assert looked_up > 0
+    assert peek(source) == "text"
+    assert peek(find(source)) == source.kind == "text"
+    peeked = bucket.requests[looked_up:]
+    assert sum("alt=media" in path for path in peeked) <= 1
+    begun = len(bucket.requests)
+    tokenise(source, jaxgpt.load_tokenizer("tiny"), cache=tmp_path)
+    assert not any("prefix=" in path for path in bucket.requests[begun:])  # no listing of a folder
+    bucket.requests.clear()
+    assert peek(find("gs://mine/data/b.txt")) == "text"
+    assert not any("alt=media" in path for path in bucket.requests)  # plain text need not be opened for that
     bucket.requests.clear()
 
 

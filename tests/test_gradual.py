@@ -86,9 +86,9 @@ def test_phases_begin_at_steps_percents_or_epochs(text, starts):
         ("gradual:head@5,full@9", "must begin at 0 and each later than the one before, not 5"),
         ("gradual:head@0,last3@20,full@20", "must begin at 0 and each later than the one before, not 20"),
         ("gradual:head@0,full@300", "full would begin after the last of 300 steps"),
-        ("gradual:full@0,head@5", "head thaws nothing that does not train already"),
-        ("gradual:head@0,head@5", "head thaws nothing that does not train already"),
-        ("gradual:head@0,full@1.5", "1.5 is no whole number of steps"),
+        ("gradual:full@0,head@5", "head thaws only what trains already"),
+        ("gradual:head@0,head@5", "head thaws only what trains already"),
+        ("gradual:head@0,full@1.5", "1.5 is not a whole number of steps"),
         ("gradual:head@0,full@1ep", "needs epoch_steps"),
         ("gradual:head@0,last13@1", "the model has only 12 blocks"),
         ("gradual:" + "head@0," * 100 + "x@", "phases are written STRATEGY@START"),  # at once, without backtracking

@@ -29,30 +29,30 @@ class Corpus:
     ends: Int[np.ndarray, " documents"]
     """Where each document ends: the position after its last token."""
     counts: UInt8[np.ndarray, " n"] | None
-    """Of conversations: 1 where the assistant said a token, else 0."""
+    """In conversations 1 where the assistant said a token, else 0; None for texts."""
     digest: str
     """SHA-256 of the contents of the files in their order, not of their names."""
     tokenizer_digest: str
     held_out: "Corpus | None"
-    """What the source itself holds out of training, if it does."""
+    """The part that the source itself holds out of training, if it has one."""
     n_bytes: int
-    """Of the text in UTF-8; 0 if it is not known, as of token ids."""
+    """Size of the text in UTF-8; 0 if it is unknown, as for token ids."""
     source: Source
     numbers: Int[np.ndarray, " documents"]
-    """Of each document in its file, from 1; 0: the file is the document."""
+    """Number of each document in its file, from 1; 0: the file is the document."""
     file_ends: tuple[int, ...]
-    """Where the documents of each file end."""
+    """For each file, the number of documents up to its end."""
     all_turns: Int[np.ndarray, " turns"]
     turn_ends: Int[np.ndarray, " documents"]
 
     def turns(self, document: int) -> Int[np.ndarray, " turns"]:
-        """Positions in `tokens` at which a conversation may be cut: after each thing that the assistant said."""
+        """Return the positions in `tokens` at which a conversation may be cut: after each message of the assistant."""
         if self.kind == "text":
             return np.empty(0, np.int64)
         return self.all_turns[self.turn_ends[document - 1] if document else 0 : self.turn_ends[document]]
 
     def origin(self, position: int) -> str:
-        """Where a token comes from, as in "data/a.jsonl, line 17"."""
+        """Return where a token comes from, such as "data/a.jsonl, line 17"."""
         if not 0 <= position < len(self.tokens):
             raise IndexError(f"{position} is not from 0 to {len(self.tokens) - 1}")
         document = int(np.searchsorted(self.ends, position, side="right"))
@@ -63,7 +63,7 @@ class Corpus:
 def tokenise(
     source: str | Path | Source, tokenizer: Any, *, cache: Path | None = None, progress: bool = False
 ) -> Corpus:
-    """The tokens of a source, from the cache if it has them.
+    """Return the tokens of a source, from the cache if it has them.
 
     Args:
         source: see `jaxgpt.data.sources.find`.
@@ -71,7 +71,7 @@ def tokenise(
         progress: a bar on standard error.
 
     Raises:
-        InputError: there is nothing to read, it can't be read, or the cache can't be written.
+        InputError: the source is empty or can't be read, or the cache can't be written.
     """
     found, digest = find(source), fingerprint(tokenizer)
     cache = (default_cache() if cache is None else Path(cache)).expanduser()
@@ -123,7 +123,7 @@ def _tokenise(
 
 
 def _token_ids(source: Source, digest: str, tokenizer_digest: str, held_out: Corpus | None) -> Corpus:
-    """nanoGPT's token ids, as they lie on disk."""
+    """Map nanoGPT's token ids, as they are on disk."""
     file = source.files[0]
     if is_remote(file.path):
         raise InputError(f"{file.name}: token ids are mapped into memory: copy the file to this machine first")

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, BinaryIO, Literal
 
 from jaxgpt.chat import Message, messages_of
@@ -17,19 +18,19 @@ class Document:
     """A text, in parts that can be read once and in order, or a conversation."""
 
     number: int
-    """Of the record or line in its file, from 1; 0: the file is the document."""
+    """Number of the record or line in its file, from 1; 0: the file is the document."""
     text: Iterable[str] = ()
     chat: tuple[Message, ...] | None = None
 
     @property
     def kind(self) -> Literal["text", "chat"]:
-        """What it is."""
+        """A text or a conversation."""
         return "text" if self.chat is None else "chat"
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a source: how it is called, how it is read, and where it lies."""
+    """One file of a source: its name, its path, and how it is read."""
 
     name: str
     format: str
@@ -37,26 +38,26 @@ class File:
     compression: str
     path: Any
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """Bytes, as it is stored."""
+        """Bytes, as it is stored, when first asked."""
         return streams.stamp(self.path)[0]
 
     @property
     def stamp(self) -> Any:
-        """Changes when the file does, most likely."""
+        """A value that changes when the file does, most likely."""
         return streams.stamp(self.path)
 
     def sha256(self, advance: Advance) -> str:
-        """Of its bytes, as they are stored."""
+        """Return the SHA-256 of its bytes, as they are stored."""
         return streams.sha256_of(self.path, advance)
 
     def where(self, number: int) -> str:
-        """How a message calls one of its documents."""
+        """Return the name of one of its documents in messages."""
         return f"{self.name}, {'line' if self.format == 'jsonl' else 'record'} {number:,}" if number else self.name
 
     def documents(self, advance: Advance) -> Iterator[Document]:
-        """What it holds, in order; empty records too.
+        """Read what the file holds, in order; empty records too.
 
         Raises:
             InputError: it can't be read, or a record is neither a text nor a conversation.
@@ -94,7 +95,7 @@ class Texts:
         return sum(len(text.encode()) for text in self.texts)
 
     def sha256(self, advance: Advance) -> str:
-        """Of the texts and where they end."""
+        """Return the SHA-256 of the texts and of where they end."""
         digest = hashlib.sha256()
         for text in self.texts:
             digest.update(b"%d:" % len(text.encode()) + text.encode())
@@ -102,11 +103,11 @@ class Texts:
         return digest.hexdigest()
 
     def where(self, number: int) -> str:
-        """How a message calls one of the texts."""
+        """Return the name of one of the texts in messages."""
         return f"{self.name}, text {number:,}"
 
     def documents(self, advance: Advance) -> Iterator[Document]:
-        """The texts."""
+        """Return the texts."""
         for number, text in enumerate(self.texts, 1):
             yield Document(number, (text,))
             advance(len(text.encode()))
@@ -120,8 +121,22 @@ class Source:
     files: tuple[Any, ...]
     held_out: "Source | None" = None
 
+    @cached_property
+    def kind(self) -> Literal["text", "chat", "tokens"]:
+        """Kind of the source's documents, by its first record, which is read once.
+
+        Raises:
+            InputError: there is no record, or it is neither a text nor a conversation.
+        """
+        first = self.files[0].format
+        if first in ("bin", "text"):
+            return "tokens" if first == "bin" else "text"
+        for _, document in self.documents(lambda n: None):
+            return document.kind
+        raise InputError(f"{self.name} is empty")
+
     def documents(self, advance: Advance) -> Iterator[tuple[int, Document]]:
-        """All documents, each with the index of its file.
+        """Read all documents, each with the index of its file.
 
         Raises:
             InputError: they are not all of one kind, or a file can't be read.
@@ -131,7 +146,7 @@ class Source:
             for document in file.documents(advance):
                 if kind not in (None, document.kind):
                     raise InputError(
-                        f"{file.where(document.number)}: a {document.kind}, and all before it are {kind}s: "
+                        f"{file.where(document.number)}: a {document.kind} after {kind}s: "
                         "texts and chats can't be mixed in one source"
                     )
                 kind = document.kind
@@ -139,7 +154,7 @@ class Source:
 
 
 def as_documents(file: Any, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Document]:
-    """Records as texts, or as conversations where they have no text.
+    """Turn records into texts, or into conversations where they have no text.
 
     Raises:
         InputError: a record is neither.

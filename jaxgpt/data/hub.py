@@ -28,11 +28,11 @@ class Split:
 
     @property
     def size(self) -> int:
-        """Bytes of it in memory, if it were there."""
+        """Bytes that it would take in memory."""
         return self.dataset.data.nbytes
 
     def sha256(self, advance: Advance) -> str:
-        """Of its rows."""
+        """Return the SHA-256 of its rows."""
         digest = hashlib.sha256()
         with readable(self.name):
             for _, record in self._rows(advance):  # Arrow's own bytes tell how the rows lie, too
@@ -40,11 +40,11 @@ class Split:
         return digest.hexdigest()
 
     def where(self, number: int) -> str:
-        """How a message calls one of its rows."""
+        """Return the name of one of its rows in messages."""
         return f"{self.name}, record {number:,}"
 
     def documents(self, advance: Advance) -> Iterator[Document]:
-        """Its rows."""
+        """Read its rows."""
         with readable(self.name):
             yield from as_documents(self, self._rows(advance))
 
@@ -63,7 +63,7 @@ class Split:
 
 
 def find_saved(folder: Any) -> Source:
-    """What `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    """Open what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     datasets = _package(str(folder))
     try:
         return _source(str(folder), datasets.load_from_disk(str(folder)))
@@ -74,7 +74,7 @@ def find_saved(folder: Any) -> Source:
 
 
 def find_on_hub(source: str) -> Source:
-    """`hf:OWNER/NAME` or `hf:OWNER/NAME:SPLIT`.
+    """Open `hf:OWNER/NAME` or `hf:OWNER/NAME:SPLIT`.
 
     Raises:
         InputError: there is no such data set or split, it needs code of its own, or the hub can't be reached.

@@ -9,7 +9,7 @@ import numpy as np
 from jaxgpt.convert.errors import InputError
 
 PIECE = 2**16
-"""Characters of a piece, at least: so few that a batch of them keeps all cores busy and little memory."""
+"""Characters of a piece, at least: few enough that a batch keeps all cores busy, and takes little memory."""
 
 CONTEXT = 256
 """Characters on both sides of a cut that are tokenised together and apart, at least."""
@@ -31,7 +31,7 @@ EncodeAll = Callable[[list[str]], list[np.ndarray]]
 
 
 def encoders(tokenizer: Any) -> tuple[Encode, EncodeAll]:
-    """What encodes as `tokenizer(text, add_special_tokens=False)` does, without making what else that makes."""
+    """Return functions that encode as `tokenizer(text, add_special_tokens=False)` does, and make nothing else."""
     tokenizer("a", add_special_tokens=False, verbose=False)  # which switches truncation and padding off
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -47,13 +47,13 @@ def encoders(tokenizer: Any) -> tuple[Encode, EncodeAll]:
 
 
 class Cutter:
-    """Cuts texts before line ends, or else single spaces, where that changes no token nearby."""
+    """A cutter of texts: before line ends, or else single spaces, where that changes no token nearby."""
 
     def __init__(self, encode: Encode):
         self._encode, self._failures, self._cuts = encode, 0, False
 
     def pieces(self, parts: Iterable[str], name: str) -> Iterator[str]:
-        """A text that comes in parts, in pieces; one that is only white space in none.
+        """Cut a text that comes in parts into pieces; a text of white space alone has none.
 
         Raises:
             InputError: there is too much text without a place to cut it.
@@ -76,7 +76,7 @@ class Cutter:
             yield text[begin:]
 
     def _place(self, text: str, begin: int, start: int, stop: int) -> int | None:
-        """Where to cut between start and stop."""
+        """Return where to cut between start and stop, or None."""
         for pattern in (LINE_END, SPACE):
             for i, match in enumerate(pattern.finditer(text, start, stop)):
                 if i == TRIES or (not self._cuts and self._failures >= DOUBTS):
@@ -88,7 +88,10 @@ class Cutter:
         return None
 
     def _is_seam(self, text: str, begin: int, cut: int) -> bool:
-        """Whether the tokens of the text around a cut are those of both sides; it begins and ends at spaces, if any."""
+        """Return whether the tokens of the text around a cut are those of its two sides.
+
+        That text begins and ends at spaces, if there are any.
+        """
         left, right = max(begin, cut - CONTEXT), min(len(text), cut + CONTEXT)
         before = list(SPACE.finditer(text, max(begin, left - 2 * CONTEXT), left))
         after = SPACE.search(text, right, right + 2 * CONTEXT)

@@ -22,7 +22,7 @@ Records = Iterator[tuple[int, dict[str, Any]]]
 
 
 def read_text(name: str, stream: BinaryIO) -> Iterator[str]:
-    """A text in parts of about a megabyte.
+    """Read a text in parts of about a megabyte.
 
     Raises:
         InputError: it is not UTF-8, or holds a zero byte, as no text does.
@@ -45,7 +45,7 @@ def read_text(name: str, stream: BinaryIO) -> Iterator[str]:
 
 
 def read_lines(name: str, stream: BinaryIO) -> Records:
-    """One JSON object a line; blank lines are none."""
+    """Read one JSON object a line; blank lines are skipped."""
     number = 0
     while line := stream.readline(LONGEST + 1):
         number += 1
@@ -59,7 +59,7 @@ def read_lines(name: str, stream: BinaryIO) -> Records:
 
 
 def read_array(name: str, stream: BinaryIO) -> Records:
-    """The objects of one JSON array, of which no more than one and a bit is in memory."""
+    """Read the objects of one JSON array, with little more than one of them in memory."""
     decoder, signs, number = json.JSONDecoder(parse_constant=_no_number), _Signs(read_text(name, stream)), 0
     signs.skip("\ufeff")
     if not signs.skip("["):
@@ -91,7 +91,9 @@ def read_array(name: str, stream: BinaryIO) -> Records:
 
 
 def read_parquet(name: str, file: BinaryIO, size: int, advance: Advance) -> Records:
-    """The rows of a Parquet file; `advance` hears of parts of `size`, as rows tell how far it is read.
+    """Read the rows of a Parquet file.
+
+    `advance` is told parts of `size`, in proportion to the rows that are read.
 
     Raises:
         InputError: pyarrow is absent, or can't read it.
@@ -116,7 +118,7 @@ def read_parquet(name: str, file: BinaryIO, size: int, advance: Advance) -> Reco
 
 
 def text_column(schema: Any) -> list[str] | None:
-    """Only `text`, where there is one: the other columns say nothing about a text."""
+    """Return the column `text` alone, where there is one: the other columns say nothing about a text."""
     kind = str(schema.field("text").type) if "text" in schema.names else ""
     return ["text"] if kind in ("string", "large_string", "string_view") else None
 
@@ -146,13 +148,16 @@ def _no_number(name: str) -> None:
 
 
 class _Signs:
-    """A text that comes in parts, and a place in it."""
+    """A text that comes in parts, and a position in it."""
 
     def __init__(self, parts: Iterator[str]):
         self._parts, self.text, self.at = parts, "", 0
 
     def more(self) -> bool:
-        """Doubles what is there from the place on, so that no object is parsed often; False where nothing follows."""
+        """Double the text that is held from the position on, so that no object is parsed often.
+
+        Return False where nothing follows.
+        """
         parts = [self.text[self.at :]]
         while sum(map(len, parts)) <= LONGEST and (part := next(self._parts, "")):
             parts.append(part)
@@ -162,14 +167,14 @@ class _Signs:
         return len(parts) > 1
 
     def next(self) -> str:
-        """The next sign that is no white space, at which the place is then; empty at the end."""
+        """Go to the next sign that is no white space, and return it; empty at the end."""
         while True:
             self.at = WHITESPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.text) or not self.more():
                 return self.text[self.at : self.at + 1]
 
     def skip(self, sign: str) -> bool:
-        """Goes past the next sign if it is this one."""
+        """Go past the next sign if it is this one, and return whether it is."""
         found = self.next() == sign
         self.at += found
         return found

@@ -1,4 +1,4 @@
-"""What a user has to train on: a file, a folder, a data set of Hugging Face's, here or in a bucket."""
+"""Sources of text: a file, a folder, a data set of Hugging Face's, here or in a bucket."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +10,13 @@ from jaxgpt.data.streams import COMPRESSIONS, readable
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".parquet")
 SUFFIXES = (".txt", ".md", *RECORD_SUFFIXES)
-"""What is read of a folder; each may have .gz or .zst after it."""
-
-Kind = Literal["text", "chat", "tokens"]
+"""Files that are read in a folder; each name may have .gz or .zst after it."""
 
 
 def find(source: str | Path | Source) -> Source:
-    """The files of a source: a file, a folder, nanoGPT's .bin, a saved data set, hf:OWNER/NAME[:SPLIT], or a URL.
+    """Return the files of a source, which is looked up once; a `Source` is returned as it is.
+
+    A source is a file, a folder, nanoGPT's .bin, a saved data set, hf:OWNER/NAME[:SPLIT], or a URL.
 
     Raises:
         InputError: there is nothing to read.
@@ -37,18 +37,15 @@ def find(source: str | Path | Source) -> Source:
     return Source(str(path), (_file(path),))
 
 
-def peek(source: str | Path | Source) -> Kind:
-    """What a source is, by its first record: texts, chats, or tokens.
+def peek(source: str | Path | Source) -> Literal["text", "chat", "tokens"]:
+    """Return what a source holds, by its first record.
+
+    Give a `Source` where you go on to read it: it is not looked up again, and remembers what it holds.
 
     Raises:
         InputError: there is nothing to read, or the first record is neither a text nor a conversation.
     """
-    found = find(source)
-    if found.files[0].format == "bin":
-        return "tokens"
-    for _, document in found.documents(lambda n: None):
-        return document.kind
-    raise InputError(f"{found.name} is empty")
+    return find(source).kind
 
 
 def _folder(path: Any) -> Source:

@@ -25,11 +25,11 @@ THIRD_PARTIES = ("pyarrow", "datasets", "backports.zstd", "compression")
 """Packages that have exceptions of their own for files that they can't read."""
 
 Advance = Callable[[int], Any]
-"""Told how many bytes of a file have been read."""
+"""A function that is told how many bytes of a file have been read."""
 
 
 def locate(source: str | Path) -> Any:
-    """A local path, or etils' path of a URL, which has the same methods.
+    """Return a local path, or etils' path of a URL, which has the same methods.
 
     Raises:
         InputError: the URL is of a kind that can't be read.
@@ -48,13 +48,13 @@ def locate(source: str | Path) -> Any:
 
 
 def urls() -> str:
-    """The beginnings of URLs that can be read, as a sentence has them."""
+    """Return the beginnings of URLs that can be read, as a list for a sentence."""
     return ", ".join(f"{scheme}://" for scheme in SCHEMES)
 
 
 @contextlib.contextmanager
 def readable(path: Any) -> Iterator[None]:
-    """Turns whatever goes wrong in reading a file into one message that names it."""
+    """Turn any error in reading a file into one message that names the file."""
     try:
         yield
     except InputError:
@@ -72,13 +72,13 @@ def readable(path: Any) -> Iterator[None]:
 
 
 def is_remote(path: Any) -> bool:
-    """Whether a path is a URL."""
+    """Return whether a path is a URL."""
     return "://" in str(path)
 
 
 @contextlib.contextmanager
 def open_stream(path: Any, compression: str = "", advance: Advance | None = None) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed, in order; `advance` hears of those that were read before decompression."""
+    """Open a file as a stream of decompressed bytes; `advance` is told how many were read before decompression."""
     with contextlib.ExitStack() as stack:
         file: Any = stack.enter_context(path.open("rb"))
         if advance is not None:
@@ -92,7 +92,7 @@ def open_stream(path: Any, compression: str = "", advance: Advance | None = None
 
 @contextlib.contextmanager
 def open_seekable(path: Any, compression: str = "") -> Iterator[BinaryIO]:
-    """A file that can be read from anywhere; what is compressed is decompressed onto the disk first."""
+    """Open a file that can be read from any position; a compressed one is decompressed onto the disk first."""
     if not compression:
         with path.open("rb") as file:
             yield file
@@ -104,7 +104,7 @@ def open_seekable(path: Any, compression: str = "") -> Iterator[BinaryIO]:
 
 
 def sha256_of(path: Any, advance: Advance) -> str:
-    """The SHA-256 of a file's bytes as they are stored."""
+    """Return the SHA-256 of a file's bytes as they are stored."""
     digest = hashlib.sha256()
     with readable(path), open_stream(path) as file:
         while chunk := file.read(CHUNK):
@@ -114,7 +114,7 @@ def sha256_of(path: Any, advance: Advance) -> str:
 
 
 def stamp(path: Any) -> tuple[int, float]:
-    """Size and time of the last change of a file, by which it is noticed that it changes while it is read."""
+    """Return a file's size and the time of its last change, which show that it changes while it is read."""
     with readable(path):
         if is_remote(path):
             stat = path.stat()
@@ -124,7 +124,7 @@ def stamp(path: Any) -> tuple[int, float]:
 
 
 def files_below(folder: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """All files in a folder and its subfolders, each with the parts of its relative path, in their order."""
+    """List all files in a folder and its subfolders, in order, each with the parts of its relative path."""
     found: list[tuple[tuple[str, ...], Any]] = []
     if not is_remote(folder):
         for root, _, names in os.walk(folder):  # which does not follow links to folders
@@ -155,7 +155,7 @@ def _cause(error: BaseException) -> str:
 
 
 class _Told(io.RawIOBase):
-    """A stream that tells how much was read of it."""
+    """A stream that tells how many bytes were read from it."""
 
     def __init__(self, file: BinaryIO, advance: Advance):
         self._file, self._advance = file, advance

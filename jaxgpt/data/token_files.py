@@ -18,18 +18,18 @@ from jaxgpt.convert.errors import InputError
 VERSION = 1
 DAY = 24 * 60 * 60
 DTYPES = {"tokens": "", "ends": "<i8", "records": "<i8", "counts": "|u1", "turns": "<i8", "turn_ends": "<i8"}
-"""Of each file of an entry; that of the tokens depends on the vocabulary."""
+"""Type of each file of an entry; that of the tokens depends on the vocabulary."""
 
 
 def default_cache() -> Path:
-    """Where tokens are kept if nothing else is said."""
+    """Return the folder where tokens are kept by default."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "jaxgpt" / "tokens"
 
 
 @contextlib.contextmanager
 def writable(cache: Path) -> Iterator[None]:
-    """Turns a disk that is full or read-only into a message that says what to do."""
+    """Turn an error of a full or read-only disk into a message that says what to do."""
     try:
         yield
     except OSError as error:
@@ -49,7 +49,7 @@ class Writer:
             self.folder.mkdir(parents=True)
 
     def append(self, name: str, values: Any) -> None:
-        """Adds numbers to the end of a file."""
+        """Add numbers to the end of a file."""
         array = np.asarray(values, DTYPES[name] or self.dtype)
         with writable(self._cache):
             if name not in self._files:
@@ -59,7 +59,7 @@ class Writer:
         self.lengths[name] += len(array)
 
     def finish(self, meta: dict[str, Any], path: Path) -> None:
-        """Writes what the files are, and puts them where they are looked for, unless someone else was quicker."""
+        """Write the description, and move the entry into its place, unless another process was quicker."""
         with writable(self._cache):
             for file in self._files.values():
                 file.flush()
@@ -75,7 +75,7 @@ class Writer:
                     raise
 
     def close(self) -> None:
-        """Removes what is left of an entry that did not get into its place."""
+        """Remove what is left of an entry that did not get into its place."""
         for file in self._files.values():
             with contextlib.suppress(OSError):
                 file.close()
@@ -84,7 +84,7 @@ class Writer:
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """What an entry is and its arrays, mapped into memory; None where there is none, or no whole one."""
+    """Return an entry's description and its arrays, mapped into memory; None where it is missing or damaged."""
     try:
         meta = json.loads((path / "meta.json").read_text("utf-8"))
         if meta["version"] != VERSION:
@@ -100,9 +100,9 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
 
 
 def find_or_write(cache: Path, key: str, dtype: str, write: Callable[[Writer], dict[str, Any]]) -> Any:
-    """The entry of a key, which `write` fills if it is not there."""
+    """Return the entry of a key; `write` fills it if it is missing."""
     path = cache / key
-    for _ in range(3):  # what has just been written may be gone at once, if someone empties the cache
+    for _ in range(3):  # what has just been written may be gone at once, if another process empties the cache
         if (found := load(path)) is not None:
             return found
         _sweep(cache)
@@ -124,7 +124,7 @@ def _map(path: Path, dtype: str) -> np.ndarray:
 
 
 def _sweep(cache: Path) -> None:
-    """Removes what writers left that were killed more than a day ago."""
+    """Remove what killed writers left more than a day ago."""
     for path in cache.glob(".*.*.*") if cache.is_dir() else ():
         with contextlib.suppress(OSError):
             newest = max(file.stat().st_mtime for file in (path, *path.glob("*")))

@@ -1,6 +1,7 @@
 """Documents to tokens: pieces of text on all cores, and conversations, into the files of a cache."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,34 +19,44 @@ from jaxgpt.data.token_files import Writer
 BATCH, MOST = 2**21, 4096
 """Characters that are encoded at once, at least, and pieces, at most."""
 
-LONG = 5.0
-"""Seconds after which it is said how long it took, where no bar can be seen."""
+LONG = 2.0
+"""Seconds after which work is announced where no bar can be seen, and its end too."""
 
 
 class ReadingProgress:
-    """A bar of the bytes of a source, if someone is at a terminal, and elsewhere a line at the end of long work."""
+    """A bar of the bytes of a source on a terminal; elsewhere, for long work, a line at its beginning and its end.
+
+    Everything goes to standard error.
+    """
 
     def __init__(self, source: Source, doing: str, shown: bool):
-        self._begun, self._shown, self._source = time.monotonic(), shown, source
+        self._begun, self._source = time.monotonic(), source
         self._bar = tqdm(
             total=sum(file.size for file in source.files) if shown else None,
             desc=doing, unit="B", unit_scale=True, leave=False, delay=1, disable=None if shown else True,
         )  # fmt: skip
+        self._in_lines = shown and self._bar.disable
+        announcement = f"{doing} {source.name} …"
+        self._timer = threading.Timer(LONG, print, (announcement,), {"file": sys.stderr, "flush": True})
+        self._timer.daemon = True
 
     def __enter__(self) -> "ReadingProgress":
+        if self._in_lines:
+            self._timer.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
         self._bar.close()
 
     def update(self, n: int) -> None:
-        """So many bytes more."""
+        """Count `n` bytes more."""
         self._bar.update(n)
 
     def summary(self, documents: int, tokens: int) -> None:
-        """Says on standard error what was done, if it took long and no bar was there to be seen."""
+        """Say what was done, if it took long and there is no bar."""
         seconds = time.monotonic() - self._begun
-        if self._shown and self._bar.disable and seconds > LONG:
+        if self._in_lines and seconds > LONG:
             what = f"{documents:,} documents, {tokens:,} tokens"
             print(f"tokenised {self._source.name}: {what} in {seconds:,.0f} s", file=sys.stderr)
 
@@ -61,7 +72,7 @@ class _Item:
 
 
 def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool) -> dict[str, Any]:
-    """Tokenises a source into the files of a cache, and returns what is to be known of them.
+    """Tokenise a source into the files of a cache, and return the description of the entry.
 
     Raises:
         InputError: there is no text, or it can't be read.
@@ -105,7 +116,7 @@ def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool)
 
 
 def _encoded(source: Source, tokenizer: Any, bar: ReadingProgress) -> Iterator[tuple[list[_Item], list[Any]]]:
-    """Batches and their tokens; the next batch is read and cut while one is encoded."""
+    """Return batches and their tokens; the next batch is read and cut while one is encoded."""
     encode, encode_all = encoders(tokenizer)
 
     def work(batch: list[_Item]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""How well a model predicts a text: loss, perplexity, bits per byte."""
+"""A model's loss on a text: perplexity, bits per byte."""
 
 import math
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ from jaxgpt.model.gpt import GPT
 
 @dataclass(frozen=True)
 class TextLoss:
-    """What a model makes of a text."""
+    """The loss of a model on a text."""
 
     tokens: int
-    """How many were predicted: all but the first."""
+    """Number of tokens that were predicted: all but the first."""
     nats: float
     """The sum of their losses."""
 
@@ -36,7 +36,7 @@ class TextLoss:
         return math.exp(self.loss) if self.loss < 709 else math.inf
 
     def bits_per_byte(self, n_bytes: int) -> float:
-        """Of a text of so many bytes in UTF-8: comparable between tokenizers."""
+        """Return the bits per byte of a text of so many bytes in UTF-8: comparable between tokenizers."""
         return self.nats / math.log(2) / n_bytes
 
 
@@ -49,7 +49,7 @@ def evaluate(
     batch_size: int = 8,
     progress: bool = False,
 ) -> TextLoss:
-    """The losses of all tokens of a text after the first, each predicted once, in windows.
+    """Measure the loss of all tokens of a text after the first, each predicted once, in windows.
 
     Args:
         context: the most tokens that come before one; the model's whole context by default.
@@ -60,7 +60,7 @@ def evaluate(
         progress: a bar on standard error.
 
     Raises:
-        InputError: fewer than two tokens, ids that are no token of the model's, or a window that makes no sense.
+        InputError: fewer than two tokens, ids that are no token of the model's, or a window of a wrong size.
     """
     tokens, config = np.asarray(tokens), model.config
     T = config.n_positions if context is None else integer("context", context, 1, config.n_positions)
@@ -83,7 +83,7 @@ def evaluate(
 def _batches(
     tokens: Int[np.ndarray, " n"], starts: list[int], T: int, step: int, batch_size: int
 ) -> Iterator[tuple[Int[np.ndarray, "B T+1"], Bool[np.ndarray, "B T"]]]:
-    """Windows, and which of their predictions count: those that no window before made."""
+    """Return windows, and which of their predictions count: those that no earlier window made."""
     for i in range(0, len(starts), batch_size):
         ids, counts = np.zeros((batch_size, T + 1), np.int32), np.zeros((batch_size, T), bool)
         for row, start in enumerate(starts[i : i + batch_size]):

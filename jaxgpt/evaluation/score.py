@@ -1,4 +1,4 @@
-"""How likely a model finds continuations of contexts, as token ids; in batches of few shapes."""
+"""Log-probabilities of continuations of contexts, as token ids; in batches of few shapes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -19,7 +19,7 @@ Pair = tuple[Sequence[int], Sequence[int]]
 def score(
     model: GPT, pairs: Sequence[Pair], *, batch_size: int = 8, max_length: int | None = None
 ) -> Iterator[list[tuple[int, float, bool]]]:
-    """For each continuation, the log-probability after its context, in nats, and whether it is what greedy choice says.
+    """Compute the log-probability of each continuation after its context, in nats, and whether it is the greedy one.
 
     Each batch gives a list of (index of the pair, log-probability, greedy); the longest pairs come first. Of contexts
     that are too long the end is used. Pairs that differ in their last token only are read once.
@@ -65,7 +65,10 @@ def _score(
     targets: Int[Array, "K P"],
     counts: Int[Array, " K"],
 ) -> tuple[Float[Array, " K"], Bool[Array, " K"]]:
-    """Rows end at `ends`, with padding after it, which no earlier token sees; only their last P positions are asked.
+    """Score continuations at the ends of rows.
+
+    A row ends at its `ends`; the padding after it is seen by no earlier token. Logits are computed for the last P
+    positions only.
 
     Each of K continuations is predicted at the end of a row, and fills the last of its P targets.
     """
@@ -88,7 +91,7 @@ def _check(context: Sequence[int], continuation: Sequence[int], limit: int, n_to
 
 
 def _bucket(length: int) -> int:
-    """The length that a program is compiled for: 16, 24, 32, 48, 64, 96, …"""
+    """Return the length that a program is compiled for: 16, 24, 32, 48, 64, 96, …"""
     size = 16
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
@@ -96,7 +99,7 @@ def _bucket(length: int) -> int:
 
 
 def _power_of_4(number: int) -> int:
-    """Where too much costs little: 1, 4, 16, …"""
+    """Return the next power of 4, for sizes where a larger one costs little: 1, 4, 16, …"""
     size = 1
     while size < number:
         size *= 4

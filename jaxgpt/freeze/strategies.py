@@ -1,4 +1,4 @@
-"""How freezing strategies are written, and the plans that they stand for."""
+"""The grammar of freezing strategies, and the plans that they stand for."""
 
 import re
 
@@ -39,10 +39,10 @@ def parse(text: str, config: GPTConfig, steps: int | None = None, *, epoch_steps
         thaws = {param for param, thawed in match(phase.rules, names).items() if thawed}
         if not thaws:
             raise InputError(
-                f"strategy {text!r}: {name}: nothing would train; parameters are named like {', '.join(names[:3])}"
+                f"strategy {text!r}: {name}: nothing would train; names of parameters are {', '.join(names[:3])}"
             )
         if phases and all(label != FROZEN for label in Plan(text, tuple(phases)).labels(thaws, phase.start).values()):
-            raise InputError(f"strategy {text!r}: {name} thaws nothing that does not train already")
+            raise InputError(f"strategy {text!r}: {name} thaws only what trains already")
         if phase.start <= phases[-1].start if phases else phase.start != 0:
             raise InputError(
                 f"strategy {text!r}: phases must begin at 0 and each later than the one before, not {after}"
@@ -73,7 +73,7 @@ def start_of(text: str, after: str, steps: int | None, epoch_steps: float | None
     number = after.removesuffix(unit)
     if not unit:
         if "." in number:
-            raise InputError(f"strategy {text!r}: {after} is no whole number of steps")
+            raise InputError(f"strategy {text!r}: {after} is not a whole number of steps")
         return int(number)
     if unit == "ep":
         if epoch_steps is None:

@@ -19,13 +19,13 @@ from jaxgpt.model.gpt import GPT
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Decoding:
-    """All that decoding carries from token to token."""
+    """The state of decoding, from token to token."""
 
     cache: Cache
     added: Int[Array, "B R"]
     """The new tokens, and room for the rest."""
     count: Int[Array, ""]
-    """How many were added to each row."""
+    """Number of tokens that were added to each row."""
     token: Int[Array, " B"]
     """The last that was added, which the cache has not seen."""
     ended: Bool[Array, " B"]
@@ -48,7 +48,7 @@ def prefill(
     num_samples: int,
     remember: bool,
 ) -> Decoding:
-    """Reads the prompts, of which each begins at its slot `start`, and adds a first token.
+    """Read the prompts, each of which begins at its slot `start`, and add a first token.
 
     Args:
         eos_id: the end token; -1: none.
@@ -75,7 +75,7 @@ def prefill(
 def decode(
     model: GPT, state: Decoding, samplers: tuple[Sampler, ...], eos_id: Int[Array, ""], until: Int[Array, ""]
 ) -> Decoding:
-    """Adds tokens until every row has `until` of them, or has ended."""
+    """Add tokens until every row has `until` of them, or has ended."""
 
     def step(state):
         logits, cache = model.step(state.token[:, None], state.cache)

@@ -1,6 +1,6 @@
-"""How the next token is chosen: a chain of samplers, each of which reweighs or narrows the candidates.
+"""The choice of the next token: a chain of samplers, each of which reweighs or narrows the candidates.
 
-Which samplers there are is compiled into a program; their numbers are arguments of it, all but the k of top-k.
+The kinds of samplers are compiled into a program; their numbers are its arguments, but for the k of top-k.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Candidates:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Greedy:
-    """The likeliest token alone; of equals the first."""
+    """The likeliest token alone; among equals the first."""
 
     def __call__(self, candidates: Candidates, seen: Bool[Array, "B V"] | None) -> Candidates:
         best = jnp.argmax(candidates.logits, -1, keepdims=True).astype(jnp.int32)
@@ -38,7 +38,10 @@ class Greedy:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Divides positive logits of tokens that the text holds already, and multiplies negative ones (Keskar 2019)."""
+    """A penalty on tokens that the text holds already (Keskar 2019).
+
+    Positive logits are divided by it, and negative ones multiplied.
+    """
 
     penalty: float
 
@@ -52,7 +55,7 @@ class RepetitionPenalty:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Temperature:
-    """Divides logits: below 1 favours the likely tokens, above 1 the others."""
+    """A divisor of logits: below 1 it favours the likely tokens, above 1 the others."""
 
     temperature: float
 
@@ -65,7 +68,7 @@ class Temperature:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TopK:
-    """The k likeliest tokens; of equals the first (Fan et al. 2018)."""
+    """The k likeliest tokens; among equals the first (Fan et al. 2018)."""
 
     k: int = field(metadata={"static": True})
 
@@ -111,10 +114,10 @@ def make_samplers(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
 ) -> tuple[Sampler, ...]:
-    """The chain that `generate` describes, in transformers' order.
+    """Make the chain that `generate` describes, in transformers' order.
 
     Raises:
-        InputError: a number that makes no sense.
+        InputError: a number out of its bounds.
     """
     heat = real("temperature", temperature, 0, 1e30)
     penalty = real("repetition_penalty", repetition_penalty, 1e-6, 1e6)
@@ -132,7 +135,7 @@ def make_samplers(
 def draw(
     samplers: tuple[Sampler, ...], logits: Float[Array, "B V"], seen: Bool[Array, "B V"] | None, key: Array
 ) -> Int[Array, " B"]:
-    """A token for each row. What a row draws does not depend on how many others there are."""
+    """Draw a token for each row, which does not depend on how many other rows there are."""
     candidates = Candidates(logits)
     for narrow in samplers:
         candidates = narrow(candidates, seen)

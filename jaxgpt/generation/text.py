@@ -23,7 +23,9 @@ def write(
     seed: int = 0,
     num_samples: int = 1,
 ) -> Iterator[list[str]]:
-    """Pieces of the texts that follow the prompts, one for each row; they end before the end token or a stop string.
+    """Write texts after the prompts, and return their pieces as they come, one for each row.
+
+    A text ends before the end token or a stop string.
 
     A piece is given when nothing that comes later can change it: halves of characters and beginnings of stop strings
     are held back.
@@ -58,17 +60,17 @@ def _pieces(stream: Stream, texts: list["Text"]) -> Iterator[list[str]]:
 
 
 class Text:
-    """What follows one prompt, from tokens as they come."""
+    """The text after one prompt, from tokens as they come."""
 
     def __init__(self, tokenizer: Any, prompt: Int[np.ndarray, " T"], stop: Sequence[str], eos_id: int | None):
         self._decode = tokenizer.decode
         self._ids, self._stop, self._end = [int(i) for i in prompt], stop, eos_id
         self._skip, self._given = len(self._decode(self._ids)), ""
         self.ended = False
-        """At the end token or a stop string."""
+        """Whether the text has reached the end token or a stop string."""
 
     def add(self, new: Int[np.ndarray, " n"]) -> str:
-        """The next piece; nothing once the text has ended."""
+        """Return the next piece; nothing once the text has ended."""
         if self.ended:
             return ""
         ids = [int(i) for i in new]
@@ -83,11 +85,11 @@ class Text:
         return self._piece(text)
 
     def rest(self) -> str:
-        """What was held back, when nothing more comes."""
+        """Return what was held back, when nothing more comes."""
         return "" if self.ended else self._piece(self._decode(self._ids)[self._skip :])
 
     def _uncertain(self, text: str) -> int:
-        """Characters at the end that later tokens may change: part of a character, or of a stop string."""
+        """Count the characters at the end that later tokens may change: part of a character, or of a stop string."""
         held = len(text) - len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
         for stop in self._stop:
             held = max(held, *(n for n in range(len(stop)) if text.endswith(stop[:n])))

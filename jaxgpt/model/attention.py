@@ -1,5 +1,7 @@
-"""Causal attention: cuDNN's flash kernel on an NVIDIA GPU, the splash kernel on a TPU; elsewhere, and where those can't
-do what is asked for, our own einsums.
+"""Causal attention by the fastest way that there is.
+
+That is cuDNN's flash kernel on an NVIDIA GPU and the splash kernel on a TPU. Elsewhere, and where those can't do what
+is asked for, it is our own einsums.
 """
 
 from collections.abc import Callable
@@ -26,11 +28,11 @@ def attention(
     keys: Keys | None = None,
     capture: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """softmax(scale q k) v over the positions up to each; scores and softmax in float32 whatever the dtype.
+    """Compute softmax(scale q k) v over the positions up to each; scores and softmax are in float32.
 
     Args:
-        segments: of each position; it sees those of its own only.
-        capture: is given the softmax, (B, N, T, T), which no fused kernel ever holds.
+        segments: the number of each position's text; it sees positions of its own text only.
+        capture: a function that is given the softmax, (B, N, T, T), which no fused kernel ever holds.
     """
     where, written_out = platform(), (keys is not None and dropout_rate > 0) or capture is not None
     if where == "tpu" and not written_out and fits_splash(q):
@@ -53,9 +55,9 @@ def einsum_attention(
     keys: Keys | None = None,
     capture: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """The same in plain einsums, with heads before positions and the division by the softmax's sum last.
+    """Compute the same in plain einsums: heads come before positions, and the division by the softmax's sum last.
 
-    That takes 0.75 of the step time and of the temporary memory of `jax.nn.dot_product_attention` on a CPU, which
+    It takes 0.75 of the step time and of the temporary memory of `jax.nn.dot_product_attention` on a CPU, which
     has no dropout either.
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
@@ -74,7 +76,7 @@ def attend(
     keys: Keys | None = None,
     capture: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Attention to the slots that are visible to each position; of none, to all alike."""
+    """Attend to the slots that are visible to each position; to all alike if none is."""
     scores = jnp.einsum("BNTH,BNSH->BNTS", q, k, preferred_element_type=jnp.float32) * scale
     scores = jnp.where(visible[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))

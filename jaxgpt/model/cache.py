@@ -15,25 +15,28 @@ class Cache:
     """A preallocated memory of S slots for each row, filled from the left: an argument and a result of the model."""
 
     keys: list[Float[Array, "B N S H"]]
-    """Of each layer."""
+    """One array for each layer."""
     values: list[Float[Array, "B N S H"]]
     length: Int[Array, ""]
-    """Slots that are filled."""
+    """Number of slots that are filled."""
     start: Int[Array, " B"]
-    """First slot of each row that holds a token; what lies before it is padding, and never seen."""
+    """First slot of each row that holds a token; what comes before it is padding, and never seen."""
 
     def positions(self, T: int) -> Int[Array, "B T"]:
-        """Of the next T tokens, in the text of each row; 0 in padding."""
+        """Return the positions of the next T tokens in the text of each row; 0 in padding."""
         return jnp.maximum(self.length + jnp.arange(T)[None] - self.start[:, None], 0)
 
     def visible(self, T: int) -> Bool[Array, "B T S"]:
-        """Which slots each of the next T tokens sees: its own, and those before it back to the start."""
+        """Return the slots that each of the next T tokens sees: its own, and those before it back to the start."""
         slots = jnp.arange(self.keys[0].shape[2])[None, None]
         now = self.length + jnp.arange(T)[None, :, None]
         return (slots <= now) & (slots >= self.start[:, None, None])
 
     def write(self, layer: int, k: Float[Array, "B T N H"], v: Float[Array, "B T N H"]) -> None:
-        """Fills the next slots of a layer. The lists are this cache's own: `advanced` is what the model returns."""
+        """Fill the next slots of a layer.
+
+        The lists are changed in place: they are this cache's own, and the model returns `advanced`.
+        """
         zero = jnp.zeros_like(self.length)
         place = (zero, zero, self.length, zero)
         for memory, new in ((self.keys, k), (self.values, v)):
@@ -41,16 +44,16 @@ class Cache:
             memory[layer] = jax.lax.dynamic_update_slice(memory[layer], rows, place)
 
     def advanced(self, T: int) -> "Cache":
-        """The same with T more slots filled."""
+        """Return the same cache with T more slots filled."""
         return Cache(self.keys, self.values, self.length + T, self.start)
 
     def copy(self) -> "Cache":
-        """With lists of its own, to be written to."""
+        """Return a copy with lists of its own, to be written to."""
         return Cache([*self.keys], [*self.values], self.length, self.start)
 
 
 def empty_cache(config: GPTConfig, start: Int[Array, " B"], slots: int, dtype=jnp.float32) -> Cache:
-    """A cache that has seen nothing, for rows that begin at the slots `start`."""
+    """Make an empty cache, for rows that begin at the slots `start`."""
     dims = config.dims
     shape = (start.shape[0], dims["N"], slots, dims["H"])
     keys, values = ([jnp.zeros(shape, dtype) for _ in range(config.n_layer)] for _ in range(2))

@@ -1,4 +1,4 @@
-"""What flows through a forward pass, by name: residual streams, attention patterns and the outputs of modules."""
+"""Values of a forward pass, by name: residual streams, attention patterns and the outputs of modules."""
 
 import re
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from jaxgpt.model.dropout import Keys
 
 @dataclass(frozen=True)
 class Capture:
-    """Keeps what has a name that the pattern matches as a whole.
+    """The values whose whole name matches a pattern.
 
-    In the order of the network, with the shape (B, T, D) where nothing is said: `tok_emb`; `pos_emb`, (1, T, D);
+    Names in the order of the network, of shape (B, T, D) unless another is given: `tok_emb`; `pos_emb`, (1, T, D);
     `embeddings`, their sum, the residual stream before the first block; of each block `blocks.3.ln_1`,
     `blocks.3.attn.pattern`, (B, N, T, T), the weights that positions give to those before them, before dropout;
     `blocks.3.attn`, `blocks.3.ln_2`, `blocks.3.mlp`, and `blocks.3`, the stream after it; and `ln_f`.
@@ -27,12 +27,12 @@ class Capture:
     offered: dict[str, None] = field(default_factory=dict)
 
     def wants(self, name: str) -> bool:
-        """Whether the pattern matches; the name is remembered."""
+        """Return whether the pattern matches, and remember the name."""
         self.offered[name] = None
         return self.pattern.fullmatch(name) is not None
 
     def result(self) -> dict[str, Float[Array, "..."]]:
-        """What was found, in the order of the network.
+        """Return what was found, in the order of the network.
 
         Raises:
             InputError: the pattern matches nothing.
@@ -72,7 +72,7 @@ NO_CONTEXT = ForwardContext()
 
 
 def make_capture(pattern: str) -> Capture:
-    """A capture of the names that a regular expression matches.
+    """Make a capture of the names that a regular expression matches.
 
     Raises:
         InputError: the pattern is no regular expression.
@@ -80,4 +80,4 @@ def make_capture(pattern: str) -> Capture:
     try:
         return Capture(re.compile(pattern))
     except (re.error, TypeError) as error:
-        raise InputError(f"capture={pattern!r} is no regular expression: {error}") from None
+        raise InputError(f"capture={pattern!r} is not a regular expression: {error}") from None

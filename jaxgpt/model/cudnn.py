@@ -15,8 +15,10 @@ AMPERE, HOPPER = (8, 0), (9, 0)
 
 
 def fits_cudnn(q: Float[Array, "B T N H"], segments: Int[Array, "B T"] | None = None) -> bool:
-    """Whether the kernel takes such queries, forward and backward, on the GPU and the mesh that this is traced for:
-    half precision, an even T, and a head size that is a multiple of 8 and at most 128.
+    """Return whether the kernel takes such queries, forward and backward.
+
+    It needs half precision, an even T, a head size that is a multiple of 8 and at most 128, and the GPU and the mesh
+    that this is traced for.
     """
     T, H = q.shape[1], q.shape[3]
     if q.dtype not in (jnp.float16, jnp.bfloat16) or T % 2 or H % 8 or H > 128:
@@ -28,7 +30,10 @@ def fits_cudnn(q: Float[Array, "B T N H"], segments: Int[Array, "B T"] | None = 
 
 
 def compute_capability() -> tuple[int, int]:
-    """Of this machine's NVIDIA GPU; of one that is not here, as the program is made for another machine, the newest."""
+    """Return the compute capability of this machine's NVIDIA GPU.
+
+    Without a GPU, where the program is compiled for another machine, it is the newest.
+    """
     if jax.default_backend() != "gpu":
         return (99, 0)
     device: Any = jax.local_devices()[0]
@@ -44,7 +49,7 @@ def cudnn_attention(
     scale: float,
     segments: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """softmax(scale q k) v over the positions up to each, of its own segment; where `fits_cudnn` holds."""
+    """Compute softmax(scale q k) v over the positions up to each, in its own segment; where `fits_cudnn` holds."""
 
     def rows(q, k, v, segments=None):
         mask = None if segments is None else visible_in(segments)[:, None]

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 
 class Keys:
-    """Hands out a new key at each call, in the order of the network."""
+    """A source of keys: a new one at each call, in the order of the network."""
 
     def __init__(self, key: Array):
         self._key, self._used = key, 0
@@ -17,7 +17,7 @@ class Keys:
 
 
 def dropout(x: Float[Array, "..."], rate: float, keys: Keys | None) -> Float[Array, "..."]:
-    """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate); nothing without keys."""
+    """Set each element to 0 with probability `rate`, and divide the rest by 1 - rate; do nothing without keys."""
     if keys is None or rate == 0:
         return x
     return jnp.where(jax.random.bernoulli(keys(), 1 - rate, x.shape), x / (1 - rate), 0)

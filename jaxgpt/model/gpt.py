@@ -99,7 +99,7 @@ class Block(nnx.Module):
 class GPT(nnx.Module):
     """A GPT-2-class language model.
 
-    `dtype` is what the matrix products compute in, `param_dtype` what the parameters are; see `from_pretrained`.
+    Matrix products compute in `dtype`, and the parameters are of `param_dtype`; see `from_pretrained`.
     """
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, param_dtype=jnp.float32):
@@ -130,20 +130,20 @@ class GPT(nnx.Module):
         self, tokens: Int[Array, "B T"], *, segments=None, dropout_key=None, capture: str, remat: bool = False
     ) -> tuple[Float[Array, "B T V"], dict[str, Float[Array, "..."]]]: ...
     def __call__(self, tokens, *, segments=None, dropout_key=None, capture=None, remat=False):
-        """Logits, in float32, of the token that follows each position.
+        """Compute the logits, in float32, of the token that follows each position.
 
         Ids must be from 0 to V - 1. Inside a function that `jax.jit` traces their values are unknown, so that they are
         not checked there, and the logits of an id that does not exist are NaN.
 
         Args:
-            segments: of rows that hold several texts, the number of each token's own; 0 is padding. Runs of equal
-                numbers don't see each other, and positions begin anew in each.
+            segments: for rows that hold several texts, the number of each token's text; 0 is padding. Texts don't see
+                each other, and positions begin anew in each.
             dropout_key: turns on the config's dropout, for training.
             capture: a regular expression; what has a name that it matches as a whole is returned beside the logits, by
                 name: `blocks\\.3` is the residual stream after a block, `blocks\\.3\\.attn\\.pattern` its attention.
                 All names are in `jaxgpt.model.capture`.
-            remat: keep only what lies between blocks for the backward pass, which computes the rest again: the memory
-                of one block for a third more work.
+            remat: keep only the residual stream between blocks for the backward pass, which computes the rest again:
+                the memory of one block for a third more work.
 
         Raises:
             InputError: tokens of another shape, more than the context, or with an id that the model does not have; or
@@ -162,13 +162,16 @@ class GPT(nnx.Module):
         return logits if captured is None else (logits, captured.result())
 
     def step(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Logits of the token that follows the last of these, which follow those in the cache; and the new cache."""
+        """Compute the logits of the token that follows the last of these, and the new cache.
+
+        The tokens follow those in the cache.
+        """
         T, cache = tokens.shape[1], cache.copy()
         x = self.hidden(tokens, cache.positions(T), ForwardContext(cache=cache))
         return self.logits(x[:, -1:])[:, 0], cache.advanced(T)
 
     def hidden(self, tokens: Int[Array, "B T"], at: Int[Array, "#B T"], ctx: ForwardContext) -> Float[Array, "B T D"]:
-        """The residual stream after the last block, of tokens at these positions; a cache is written to."""
+        """Compute the residual stream after the last block, of tokens at these positions; a cache is written to."""
         x = ctx.capture("tok_emb", embed(self.tok_emb, tokens)) + ctx.capture("pos_emb", embed(self.pos_emb, at))
         x = constrain(ctx.capture("embeddings", dropout(x, self.config.embd_pdrop, ctx.keys)))
         for block in self.blocks:
@@ -176,7 +179,7 @@ class GPT(nnx.Module):
         return x
 
     def logits(self, x: Float[Array, "B T D"], ctx: ForwardContext = NO_CONTEXT) -> Float[Array, "B T V"]:
-        """What a residual stream says of the next token: that after the last block, or an earlier one as a lens."""
+        """Compute the logits of a residual stream: of the last block's, or of an earlier one as a lens."""
         x = ctx.capture("ln_f", self.ln_f(x))
         rows = x.astype(self.dtype).reshape(-1, self.config.n_embd)
         head = self.tok_emb.embedding[...].T if self.config.tie_word_embeddings else self.lm_head.kernel[...]
@@ -185,6 +188,6 @@ class GPT(nnx.Module):
 
 
 def abstract(config: GPTConfig, *, dtype=None, param_dtype=None) -> GPT:
-    """A model without memory: its parameters are shapes."""
+    """Make a model without memory: its parameters are shapes."""
     dtypes = {"dtype": dtype or jnp.float32, "param_dtype": param_dtype or jnp.float32}
     return nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0), **dtypes))

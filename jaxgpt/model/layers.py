@@ -8,7 +8,10 @@ from jaxgpt.mesh import constrain, exchange_columns
 
 
 class Linear(nnx.LinearGeneral):
-    """Flax's, over a single axis of rows: XLA's CPU backend then finds the faster form of the kernel's gradient."""
+    """Flax's linear layer, over a single axis of rows.
+
+    XLA's CPU backend then finds the faster form of the kernel's gradient.
+    """
 
     def __call__(self, inputs, out_sharding=None):
         rows = super().__call__(inputs.reshape(-1, *inputs.shape[2:]), out_sharding)
@@ -18,7 +21,10 @@ class Linear(nnx.LinearGeneral):
 def make_linear(
     config: GPTConfig, in_features, out_features, *, residual: bool = False, use_bias: bool | None = None, **kwargs
 ) -> Linear:
-    """GPT-2's initialisation: N(0, 0.02), over sqrt(2 L) for what is added to the residual stream."""
+    """Make a linear layer with GPT-2's initialisation.
+
+    It is N(0, 0.02), divided by sqrt(2 L) for what is added to the residual stream.
+    """
     std = 0.02 / (2 * config.n_layer) ** 0.5 if residual else 0.02
     axis = tuple(range(-len(in_features), 0)) if isinstance(in_features, tuple) else -1
     kwargs["use_bias"] = config.bias if use_bias is None else use_bias
@@ -26,8 +32,10 @@ def make_linear(
 
 
 def embed(table: nnx.Embed, ids: Int[Array, "#B T"]) -> Float[Array, "#B T D"]:
-    """Rows of a table. On a mesh each device looks its columns up for the rows of all of `fsdp`, which then exchange
-    them for the columns of their own rows: that moves B T D numbers, and not the table.
+    """Look ids up in a table.
+
+    On a mesh each device looks up its columns for the rows of all of `fsdp`, and the devices then exchange them for the
+    columns of their own rows. That moves B T D numbers, and not the table.
     """
     if ids.shape[0] == 1:
         return constrain(table(ids), rows=None)
@@ -35,7 +43,7 @@ def embed(table: nnx.Embed, ids: Int[Array, "#B T"]) -> Float[Array, "#B T D"]:
 
 
 def layer_norm(config: GPTConfig, **kwargs) -> nnx.LayerNorm:
-    """In the residual stream's dtype, with or without a bias."""
+    """Make a LayerNorm in the residual stream's dtype, with or without a bias."""
     # neither in bfloat16 nor with the fast variance E[x^2] - E[x]^2: single dimensions of GPT-2's stream reach
     # thousands, where the one has no digits left for the rest and the other cancels
     kwargs |= {"use_bias": config.bias, "use_fast_variance": False}

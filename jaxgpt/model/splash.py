@@ -16,7 +16,7 @@ BLOCKS = (512, 256, 128)
 
 
 def fits_splash(q: Float[Array, "B T N H"]) -> bool:
-    """Whether whole rows and heads come to each device of the mesh that is set, and whole blocks of positions too."""
+    """Return whether each device of the mesh has whole rows and heads, and whole blocks of positions."""
     return divides(q) and q.shape[1] % BLOCKS[-1] == 0
 
 
@@ -29,7 +29,7 @@ def splash_attention(
     segments: Int[Array, "B T"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """softmax(scale q k) v over the positions up to each, of its own segment; where `fits_splash` holds.
+    """Compute softmax(scale q k) v over the positions up to each, in its own segment; where `fits_splash` holds.
 
     Args:
         interpret: compute what the kernel would on whatever device there is.
@@ -39,7 +39,7 @@ def splash_attention(
 
 
 def _rows(interpret: bool, q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
-    """The rows and heads of one device."""
+    """Run the kernel on the rows and heads of one device."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     T, N = q.shape[1:3]

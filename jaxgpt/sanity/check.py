@@ -26,10 +26,10 @@ PARITY_TOKENS = 512
 
 
 def check(model: GPT, tokenizer: Any | None, reference: Any = None, *, name: str | None = None) -> Report:
-    """All checks of a model.
+    """Check a model in all ways.
 
     Args:
-        tokenizer: the transformers tokenizer that lies with it; None skips loss and text, which is no failure.
+        tokenizer: its transformers tokenizer; None skips loss and text, which is no failure.
         reference: what transformers' GPT2LMHeadModel can load, a folder or a hub name, or such a model itself; without
             it there is no comparison with PyTorch.
         name: what the model is called; `"tiny"` or a published GPT-2's name holds it to that model's loss.
@@ -52,7 +52,7 @@ def check(model: GPT, tokenizer: Any | None, reference: Any = None, *, name: str
         judged, text = check_text(marked, tokenizer, losses)
         checks += [judged]
     else:
-        why = "no tokenizer" if tokenizer is None else "the tokenizer is not the model's"
+        why = "no tokenizer" if tokenizer is None else "the tokenizer does not belong to the model"
         checks += [Check(skipped, None, why, "") for skipped in ("loss", "text")]
     parity = None
     if theirs is not None:
@@ -62,7 +62,7 @@ def check(model: GPT, tokenizer: Any | None, reference: Any = None, *, name: str
 
 
 def expected_counts(config: GPTConfig) -> dict[str, int]:
-    """Parameters of each module by the config's dimensions alone; a tied head counts once."""
+    """Return the number of parameters of each module by the config's dimensions alone; a tied head counts once."""
     V, T, D, F = config.vocab_size, config.n_positions, config.n_embd, config.n_inner
     norm, b = D * (1 + config.bias), config.bias
     attention = D * 3 * D + b * 3 * D + D * D + b * D
@@ -73,7 +73,7 @@ def expected_counts(config: GPTConfig) -> dict[str, int]:
 
 
 def check_counts(model: GPT, reference: Reference | None = None) -> Check:
-    """Parameters of each module against the config, and against PyTorch's own count."""
+    """Check the parameters of each module against the config, and against PyTorch's own count."""
     params = named_params(model)
     counts = {module: count_params(arrays) for module, arrays in by_module(params).items()}
     problems = list(_unequal(counts, expected_counts(model.config), "by the config"))
@@ -86,21 +86,21 @@ def check_counts(model: GPT, reference: Reference | None = None) -> Check:
                 theirs[next(iter(by_module({name: array})))] -= array.size
         problems += _unequal(counts, theirs, "in PyTorch")
     measured = f"{sum(counts.values()):,} in {len(counts)} modules"
-    detail = "; ".join(problems[:4]) + f"; and {len(problems) - 4} more" * (len(problems) > 4)
+    detail = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
     return Check("counts", not problems, measured, expected, detail, {"total": sum(counts.values()), "modules": counts})
 
 
 def check_weights(model: GPT) -> Check:
-    """Whether all parameters are finite: one that is not may lie where no text reaches it."""
+    """Check that all parameters are finite: one that is not may be where no text reaches it."""
     params = named_params(model)
     broken = [name for name, param in params.items() if not bool(jnp.isfinite(param).all())]
-    more = f" and {len(broken) - 4} more" * (len(broken) > 4)
+    more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
     detail = f"not finite: {', '.join(broken[:4])}{more}" if broken else ""
     return Check("weights", not broken, f"{len(params) - len(broken)} of {len(params)} tensors finite", "all", detail)
 
 
 def check_tokenizer(tokenizer: Any, config: GPTConfig) -> Check:
-    """Whether a tokenizer belongs to the model: its size, its end of text, and a hard text there and back.
+    """Check that a tokenizer belongs to the model: its size, its end of text, and a hard text there and back.
 
     It may have fewer tokens than the model has rows, because rows are padded to round numbers, but not less than half.
     """
@@ -113,7 +113,7 @@ def check_tokenizer(tokenizer: Any, config: GPTConfig) -> Check:
     if None not in (end, config.eos_token_id) and end != config.eos_token_id and not problems:
         problems += [f"a text ends with {end} to the tokenizer and with {config.eos_token_id} to the model"]
     if size < config.n_tokens / 2:
-        problems += [f"only {size:,} of {config.n_tokens:,} rows have a token: it is another model's"]
+        problems += [f"only {size:,} of {config.n_tokens:,} rows have a token: the tokenizer belongs to another model"]
     if (back := tokenizer.decode(ids, clean_up_tokenization_spaces=False)) != HARD_TEXT:
         problems += [f"a text comes back changed: {HARD_TEXT!r} as {back!r}"]
     ends = "no id" if config.eos_token_id is None else config.eos_token_id
@@ -128,7 +128,7 @@ def check_tokenizer(tokenizer: Any, config: GPTConfig) -> Check:
 
 
 def check_parity(parity: Parity) -> list[Check]:
-    """Parity as two checks: what the model computes, and its parameters, whose every row the tokens need not reach."""
+    """Turn parity into two checks: of the outputs, and of the parameters, some rows of which no token reaches."""
     logits = parity.logits
     values: dict[str, Any] = {"largest": logits.largest, "kl": parity.kl, "top1": parity.top1, "top10": parity.top10}
     values |= {"relative": parity.worst.relative, "worst": parity.worst.name}
@@ -146,7 +146,7 @@ def check_parity(parity: Parity) -> list[Check]:
 
 
 def parity_tokens(ours: GPTConfig, theirs: GPTConfig, ids: list[int]) -> Int[np.ndarray, "1 T"]:
-    """The sentences, and random ids below both vocabularies up to 512 tokens or the end of the shorter context."""
+    """Return the sentences and random ids below both vocabularies, up to 512 tokens or the shorter context."""
     length, limit = min(PARITY_TOKENS, ours.n_positions, theirs.n_positions), min(ours.n_tokens, theirs.n_tokens)
     random = np.random.default_rng(0).integers(0, limit, length)
     real = [token for token in ids if token < limit][: length // 2]

@@ -17,14 +17,14 @@ from jaxgpt.sanity.parity import Difference, Parity
 from jaxgpt.sanity.reference import Reference, torch_outputs
 
 OUTPUTS = r"tok_emb|pos_emb|embeddings|ln_f|blocks\.\d+(\.(ln_1|attn|ln_2|mlp))?"
-"""What is captured at once. Attention's weights, T times T for every head, are asked for only where needed."""
+"""Names that are captured at once; attention's weights, T times T for every head, only where needed."""
 
 LITTLE = 0.01
 """A relative difference up to which rounding may be the cause, where attention amplifies it."""
 
 
 def compare(model: GPT, reference: Reference, tokens: Int[np.ndarray, "1 T"]) -> Parity:
-    """The parity of a float32 model with its reference on some tokens.
+    """Compare a float32 model with its reference on some tokens.
 
     Raises:
         InputError: the model is not of float32, whose rounding would hide faults.
@@ -58,7 +58,7 @@ def compare(model: GPT, reference: Reference, tokens: Int[np.ndarray, "1 T"]) ->
 
 
 def measure(name: str, ours: Any, theirs: np.ndarray) -> Difference:
-    """The difference of two outputs of the shape (1, …, T, D); logits are compared where both have a column."""
+    """Measure the difference of two outputs (1, …, T, D); logits are compared where both have a column."""
     if ours is not None and name == "logits":
         columns = min(ours.shape[-1], theirs.shape[-1])
         ours, theirs = ours[..., :columns], theirs[..., :columns]
@@ -72,7 +72,7 @@ def measure(name: str, ours: Any, theirs: np.ndarray) -> Difference:
 
 
 def _with_pattern(model: GPT, reference: Reference, tokens: np.ndarray, modules: list[Difference]) -> list[Difference]:
-    """With the attention weights of the first module that differs, where that is attention: they tell q, k from v."""
+    """Add the attention weights of the first module that differs, if that is attention: they tell q, k from v."""
     at = next((i for i, module in enumerate(modules) if not module.equal), None)
     if at is None or not modules[at].name.endswith(".attn") or math.isinf(modules[at].relative):
         return modules
@@ -86,7 +86,7 @@ def _with_pattern(model: GPT, reference: Reference, tokens: np.ndarray, modules:
 def _with_rounding(
     reference: Reference, tokens: np.ndarray, modules: list[Difference], pattern: str | None = None
 ) -> list[Difference]:
-    """With the reference's own rounding errors, where the first difference is so small that they might explain it."""
+    """Add the reference's own rounding errors, where the first difference is so small that they might explain it."""
     first = next((module for module in modules if not module.equal), None)
     if first is None or not first.relative <= LITTLE:
         return modules
@@ -107,7 +107,7 @@ def _ours(model: GPT, tokens: np.ndarray, names: str) -> tuple[jax.Array, dict[s
 
 
 def _agreement(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
-    """KL(theirs || ours), top-1 and top-10 agreement of logits (T, V); a position at a time in float64."""
+    """Compute KL(theirs || ours), top-1 and top-10 agreement of logits (T, V), a position at a time in float64."""
     columns = min(ours.shape[-1], theirs.shape[-1])
     k, found = min(10, columns), []
     for a, b in zip(ours[:, :columns].astype(np.float64), theirs[:, :columns].astype(np.float64), strict=True):

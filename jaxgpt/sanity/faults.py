@@ -26,8 +26,11 @@ FIELDS = {
 """Fields of the config that change what is computed, each with a part of the modules' names where it does."""
 
 CLOSE = 0.01
-"""Of the largest value: what an array may be off by to be named as another one's transpose. Half precision rounds by
-at most 0.004 of a value (bfloat16), and arrays that were trained apart differ by about their largest value."""
+"""Largest difference, over the largest value, at which an array counts as another one's transpose.
+
+Half precision rounds by at most 0.004 of a value (bfloat16), and arrays that were trained apart differ by about their
+largest value.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Fault:
     says: str
 
     def concerns(self, module: str) -> bool:
-        """Whether this explains that a module's output is the first that differs."""
+        """Return whether this explains that a module's output is the first that differs."""
         if field := self.name.removeprefix("config.") if self.name.startswith("config.") else None:
             return FIELDS[field] in module
         home = {"logits": ("tok_emb", "lm_head"), "embeddings": ("tok_emb", "pos_emb")}
@@ -50,13 +53,13 @@ class Fault:
 
 
 def config_faults(ours: GPTConfig, theirs: GPTConfig) -> tuple[Fault, ...]:
-    """The fields that differ and change what is computed."""
+    """Return the fields that differ and change what is computed."""
     pairs = {name: (getattr(ours, name), getattr(theirs, name)) for name in FIELDS}
     return tuple(Fault(f"config.{name}", f"is {a}, the reference's {b}") for name, (a, b) in pairs.items() if a != b)
 
 
 def parameter_faults(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Fault, ...]:
-    """The parameters, by our names, that differ in the slightest; one of ours is in memory at a time.
+    """Return the parameters, by our names, that differ at all; one of ours is in memory at a time.
 
     A bias that is missing counts as zero, and a head that is missing as the token embedding.
     """
@@ -73,7 +76,7 @@ def parameter_faults(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tupl
 
 
 def difference(name: str, ours: np.ndarray, theirs: np.ndarray, missing: tuple[bool, bool] = (False, False)) -> str:
-    """In what way two arrays of one parameter and one size differ: "has q and k swapped", for instance."""
+    """Describe how two arrays of one parameter and one size differ, such as "has q and k swapped"."""
     if not np.isfinite(ours).all():
         return "is not finite"
     if not ours.any():
@@ -100,7 +103,7 @@ def difference(name: str, ours: np.ndarray, theirs: np.ndarray, missing: tuple[b
 
 
 def _variants(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """What a wrong reading makes of a parameter, and how that is called."""
+    """Return what a wrong reading makes of a parameter, each with its description."""
     if name.endswith(("attn.c_attn.kernel", "attn.c_attn.bias")):
         triple = array.ndim - 3
         for order in list(permutations(range(3)))[1:]:

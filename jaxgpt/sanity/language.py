@@ -1,4 +1,4 @@
-"""Whether a model knows its language: its loss on known sentences, and what it writes."""
+"""Checks that a model knows its language: its loss on known sentences, and the text it writes."""
 
 import math
 from collections import Counter
@@ -42,7 +42,7 @@ CERTAIN = 0.8  # mean entropy of the predicted distributions over ln(V): 0.42, 1
 
 
 def sentences_loss(model: GPT, tokenizer: Any) -> tuple[float, float]:
-    """Mean nats per token of the sentences, and of the same tokens shuffled within each."""
+    """Compute the mean nats per token of the sentences, and of the same tokens shuffled within each."""
     ids = [np.asarray(tokenizer(text)["input_ids"])[: model.config.n_positions + 1] for text in SENTENCES]
     rng, loss = np.random.default_rng(0), jax.jit(next_token_loss)
     means = []
@@ -56,10 +56,10 @@ def sentences_loss(model: GPT, tokenizer: Any) -> tuple[float, float]:
 
 
 def check_loss(model: GPT, losses: tuple[float, float], name: str | None = None) -> Check:
-    """The loss against a blind guess, and against what is known of a published model.
+    """Check the loss against a blind guess, and against what is known of a published model.
 
-    Who says the name of a published model has its weights and no others, and is held to its range; to others of its
-    shape, which may be fine-tuned, a loss outside is only a remark.
+    A model that is called by a published name has those weights and no others, and must have their loss. For another
+    model of that shape, which may be fine-tuned, a loss outside the range is only a remark.
     """
     loss, blind = losses[0], math.log(model.config.n_tokens)
     known = next((other for other in PUBLISHED if other.loss and other.has_shape_of(model.config)), None)
@@ -68,7 +68,7 @@ def check_loss(model: GPT, losses: tuple[float, float], name: str | None = None)
     if known is not None:
         expected += f"; {known.name} has {low:g} to {high:g}"
     if math.isnan(loss):
-        detail = "not a number: weights are not finite, or so large that they overflow"
+        detail = "non-finite loss: weights are not finite, or so large that they overflow"
     elif not ok:
         detail = (
             f"no better than a blind guess, ln(V) = {blind:.2f}; usual causes are the tokenizer of another model, "
@@ -85,7 +85,7 @@ def check_loss(model: GPT, losses: tuple[float, float], name: str | None = None)
 
 
 def check_text(model: GPT, tokenizer: Any, losses: tuple[float, float]) -> tuple[Check, str | None]:
-    """Whether what the model writes is neither stuck nor noise, and what it wrote.
+    """Check that what the model writes is neither stuck nor noise, and return it too.
 
     No single number tells. A model that is stuck repeats itself; one of small random weights predicts nearly uniformly;
     and one of any other random weights, or with shuffled token ids, finds a known sentence no likelier than its tokens

@@ -1,4 +1,4 @@
-"""How far a model is from the same in PyTorch: every module's output, in the order of the network, and why.
+"""The difference of a model from the same in PyTorch, for every module's output, and its cause.
 
 A difference is relative to the largest value of the reference at the same position, because single dimensions of real
 GPT-2s' streams reach thousands, most of all at the first position.
@@ -22,7 +22,7 @@ float64; without a fault the difference was up to 5.6 times that, in 18 random m
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the output of a module is from the reference's."""
+    """The difference of a module's output from the reference's."""
 
     name: str
     largest: float
@@ -55,7 +55,7 @@ class Parity:
     faults: tuple[Fault, ...]
     """Parameters and config fields that differ; what concerns the first differing module comes first."""
     parameters: int
-    """How many tensors were compared."""
+    """Number of tensors that were compared."""
 
     @property
     def first(self) -> Difference | None:
@@ -72,20 +72,20 @@ class Parity:
         return self.modules[-1]
 
     def as_json(self) -> dict[str, Any]:
-        """Its fields, and `first`, the name of the first module that differs, or None."""
+        """Return its fields, and `first`, the name of the first module that differs, or None."""
         return {**asdict(self), "first": self.first and self.first.name}
 
     def cause(self, limit: int = 4) -> str:
-        """The first differing module, and what explains it."""
+        """Return the first differing module, and what explains it."""
         if self.first is None:
             return "; ".join(map(str, self.faults[:limit])) + ("; …" if len(self.faults) > limit else "")
         near = [str(fault) for fault in self.faults if fault.concerns(self.first.name)] or list(map(str, self.faults))
-        near = near[:limit] + [f"and {len(self.faults) - limit} more"] * (len(near) > limit)
+        near = near[:limit] + ([f"and {len(self.faults) - limit} more"] if len(near) > limit else [])
         why = "; ".join(near) or "all parameters and the config are equal, so that the fault is in the code"
         return f"the first module that differs is {self.first.name}: {why}"
 
     def table(self, around: int = 3) -> str:
-        """One line where all is equal; else the modules around the first that differs, and the logits."""
+        """Return one line if all is equal, else the modules around the first that differs, and the logits."""
         if self.first is None:
             worst = self.worst
             return f"largest of {len(self.modules)} modules' differences: {worst.name}, {worst.relative:.1e} relative"

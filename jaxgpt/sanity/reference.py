@@ -32,7 +32,7 @@ class Reference:
     params: dict[str, np.ndarray]
 
     def counts(self) -> dict[str, int]:
-        """Parameters of each module as PyTorch counts them: a tied head counts once."""
+        """Count the parameters of each module as PyTorch does: a tied head counts once."""
         counts: Counter[str] = Counter()
         for name, param in self.module.named_parameters():
             parts = name.removeprefix("transformer.").split(".")
@@ -41,7 +41,7 @@ class Reference:
 
 
 def load_reference(source: Any) -> Reference:
-    """What transformers loads from a folder or a hub name; or a GPT2LMHeadModel as it is.
+    """Load a folder or a hub name with transformers; a GPT2LMHeadModel is used as it is.
 
     Raises:
         InputError: PyTorch is not installed, or it is no whole GPT-2 checkpoint.
@@ -86,14 +86,14 @@ def _from_folder(path: Path) -> Any:
     if missing := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise InputError(
             f"{path}: not a whole GPT-2 checkpoint; transformers fills in at random: {', '.join(missing[:4])}"
-            + f" and {len(missing) - 4} more" * (len(missing) > 4)
+            + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         )
     return module.eval()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bar, and its table of what is missing, which is said in one line here."""
+    """Silence transformers' progress bar, and its table of what is missing, which is one line here."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -125,7 +125,7 @@ def torch_outputs(
     pattern: str | None = None,
     double: bool = False,
 ) -> None:
-    """Runs the reference, and shows each module's output, under our name for it, as soon as it is there.
+    """Run the reference, and show each module's output, under our name for it, as soon as it is there.
 
     Args:
         tokens: ids, (1, T).

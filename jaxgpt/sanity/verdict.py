@@ -1,4 +1,4 @@
-"""What checks found: a verdict each, and all of them as a table for people or as JSON for programs."""
+"""Results of checks: a verdict each, and all of them as a table for people or as JSON for programs."""
 
 import math
 import textwrap
@@ -13,7 +13,7 @@ WORDS = {True: "ok", False: "FAILED", None: "skipped"}
 
 @dataclass(frozen=True)
 class Check:
-    """One check of a model: what was measured, and what would be right."""
+    """One check of a model: what was measured, and what was expected."""
 
     name: str
     ok: bool | None
@@ -21,29 +21,29 @@ class Check:
     measured: str
     expected: str
     detail: str = ""
-    """Of a failure, what usually causes it."""
+    """Usual cause of a failure."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """The measured numbers by name; losses and entropies in nats."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was checked of a model."""
+    """All checks of a model."""
 
     model: str
     checks: tuple[Check, ...]
     text: str | None = None
-    """What the model wrote, its prompt included; None where that was skipped."""
+    """Text that the model wrote, with its prompt; None where that was skipped."""
     parity: Parity | None = None
     """The comparison with PyTorch; None without a reference."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed; what was skipped counts as nothing."""
+        """Whether nothing failed; a skipped check is no failure."""
         return all(check.ok is not False for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        """What `--json` prints: dicts, lists, text and finite numbers; a number that is not finite is null."""
+        """Return dicts, lists, text and finite numbers for JSON; a number that is not finite is null."""
         parity = None if self.parity is None else self.parity.as_json()
         checks = [asdict(check) for check in self.checks]
         return finite({"model": self.model, "ok": self.ok, "checks": checks, "text": self.text, "parity": parity})
@@ -65,14 +65,14 @@ class Report:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines, each column as wide as its widest cell."""
+    """Lay out rows of cells as lines, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
 def finite(tree: Any) -> Any:
-    """The same with None for each infinity and NaN, which JSON does not have, and lists for tuples."""
+    """Return the same with None for each infinity and NaN, which JSON does not have, and lists for tuples."""
     if isinstance(tree, Mapping):
         return {name: finite(value) for name, value in tree.items()}
     if isinstance(tree, (list, tuple)):
