@@ -20,6 +20,9 @@ TRAINING = ("transformers.AutoTokenizer", "jaxgpt.train.finetune", "jaxgpt.train
 """What a training process imports. No backend of JAX is started, so that each process may have its own XLA_FLAGS."""
 
 CONVERSION = ("jaxgpt.convert.__main__",)
+CONVERT = "import sys; sys.argv[0] = 'convert'; from jaxgpt.convert.__main__ import main; main()"
+"""`python -m convert`."""
+
 RUN = "import sys; sys.argv[0] = 'train'; from jaxgpt.train.__main__ import main; main()"
 """`python -m train`."""
 
