@@ -20,7 +20,7 @@ import numpy as np
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
 from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import make_optimizer, schedule
+from jaxgpt.train.step.optimizer import lr_schedule, make_optimizer
 from jaxgpt.train.step.step import Rates, init_state, make_train_step
 
 TINY = jaxgpt.GPTConfig(vocab_size=4096, n_positions=256, n_embd=128, n_layer=12, n_head=4, n_inner=512)
@@ -41,7 +41,8 @@ ROWS = (
 def compile_case(config: jaxgpt.GPTConfig, text: str, first_step: int, batch: tuple[int, int]) -> dict:
     """Compile a step; return it with its state and the compiler's numbers."""
     model = jaxgpt.GPT(config, rngs=jaxgpt.model.gpt.nnx.Rngs(0))
-    plan, rate = freeze.parse(text, config, 3000), schedule(3000, 0.1)
+    plan = freeze.parse(text, config, 3000)
+    rate = lr_schedule(3000, 0.1)
     trainable, frozen = plan.partition(named_params(model), first_step)
     tx = make_optimizer(plan, trainable, rate, weight_decay=0.1, clip=1.0, step=first_step)
     state = init_state(trainable, frozen, tx, make_mesh())

@@ -26,7 +26,7 @@ from jaxgpt.train.data.load import load_data
 from jaxgpt.train.data.rows import Windows
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import make_optimizer, schedule
+from jaxgpt.train.step.optimizer import lr_schedule, make_optimizer
 from jaxgpt.train.step.step import Rates, TrainState, init_state, make_eval_step, make_train_step
 
 BATCH, CONTEXT, PEAK, EVERY = 8, 128, 1e-3, 10
@@ -41,7 +41,7 @@ class Bench:
     def __init__(self, tokens: int, steps: int):
         self.model, tokenizer = jaxgpt.from_pretrained("tiny"), jaxgpt.load_tokenizer("tiny")
         self.start = jax.tree.map(np.asarray, named_params(self.model))
-        self.steps, self.schedule = steps, schedule(steps, 0.1)
+        self.steps, self.schedule = steps, lr_schedule(steps, 0.1)
         whole = load_data(Settings(), tokenizer, CONTEXT)
         all_tokens, held_out = whole.train.corpus.tokens, whole.held_out.rows.begins(0)[0]
         self.data = Windows(all_tokens, 0, min(tokens, held_out), CONTEXT)

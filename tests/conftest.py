@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from runs import QUICK
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -129,6 +130,14 @@ def small(tmp_path_factory) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole_run(small, tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    call("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK)
+    return out
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,13 @@ import numpy as np
 
 from jaxgpt.convert.mapping import same
 
-QUICK = ("--batch-size=8", "--steps=9", "--eval-every=4", "--checkpoint-every=3", "--log-every=1", "--lr=1e-3")
+WORDS = Path(__file__).parent / "old_run" / "words.txt"
+"""A small text: the default one takes most of the time of a short run."""
+
+QUICK = (
+    f"--data={WORDS}", "--batch-size=8", "--steps=9", "--eval-every=4", "--checkpoint-every=3", "--log-every=1",
+    "--lr=1e-3",
+)  # fmt: skip
 
 
 def metrics(folder: Path) -> list[dict]:

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from conftest import DIMS, ROOT, TINY, call, random_hf, random_tokens, run, torch_logits
+from conftest import DIMS, ROOT, TINY, call, random_hf, random_tokens, torch_logits
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
@@ -213,7 +214,7 @@ def test_a_truncated_download_says_how_much_is_missing(hf_folder):
     folder, _ = hf_folder()
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    done = run("convert", folder, check=False)
+    done = call("convert", folder, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "truncated, 1,000 of" in done.stderr
 
@@ -224,7 +225,7 @@ def test_nothing_there_is_said_in_one_line(tmp_path):
         (tmp_path, "no checkpoint found"),
         ("nobody/nothing", "the hub did not provide it"),
     ]:
-        done = run("convert", source, check=False)
+        done = call("convert", source, check=False)
         assert done.returncode == 2
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
@@ -256,8 +257,8 @@ def test_nothing_is_overwritten_without_force_and_no_strangers_files_with_it(tmp
 def test_a_write_that_fails_half_way_leaves_nothing_behind(tmp_path, to):
     """A limit on a file's size stands for a disk that fills up: the operating system refuses to write on."""
     out = tmp_path / "deep" / "out"
-    command = f"ulimit -f 1000; exec {sys.executable} -m convert {TINY} {out} --to={to}"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1_024_000, 1_024_000)); "
+    done = forked.run(limit + forked.CONVERT, TINY, out, f"--to={to}")
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("convert: ")
     assert "File too large" in done.stderr.splitlines()[-1]
@@ -279,9 +280,8 @@ def test_a_kill_leaves_all_or_nothing(tmp_path, to):
     outcomes = set()
     for i in range(6):
         out = tmp_path / str(i)
-        process = subprocess.Popen([sys.executable, "-m", "convert", str(TINY), str(out), f"--to={to}"], cwd=ROOT)
-        deadline = time.monotonic() + 30
-        while not list(tmp_path.glob(f".{i}.*")) and process.poll() is None and time.monotonic() < deadline:
+        process = forked.Forked(forked.CONVERT, TINY, out, f"--to={to}")
+        while not list(tmp_path.glob(f".{i}.*")) and process.poll() is None:
             time.sleep(0.001)
         time.sleep(0.02 * i)
         process.kill()
@@ -316,7 +316,7 @@ def test_inspecting_an_orbax_checkpoint_counts_the_same(tmp_path):
 
 
 def test_inspecting_prints_the_whole_mapping():
-    text = run("convert", TINY).stdout
+    text = call("convert", TINY).stdout
     assert "transformer.h.11.attn.c_attn.weight  128x384   float16  D (C N H) -> D C N H" in text
     assert "2,936,576 in 148 tensors" in text
     assert text.count("\n") == 148 + 8

@@ -3,16 +3,13 @@
 Programs are lowered for CUDA and read; what they compute is looked at with XLA's attention in the kernel's place.
 """
 
-import os
 import re
-import subprocess
-import sys
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
 
 import jaxgpt.model.attention
 import jaxgpt.model.cudnn
@@ -176,6 +173,5 @@ print("same")
 
 
 def test_on_several_gpus_each_has_whole_rows_and_heads_and_the_numbers_are_the_same():
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run([sys.executable, "-c", MESHES], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = forked.run(MESHES, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     assert done.stdout.strip() == "same", done.stderr

@@ -20,8 +20,8 @@ def extended(small, tmp_path_factory):
     text = folder / "chat.txt"
     text.write_text("<|user|>Who is it?<|assistant|>It is I.\n" * 200)
     flags = [
-        f"--model={small}", f"--data={text}", "--add-tokens=<|user|>,<|assistant|>", "--untie-head", "--freeze=head",
-        *QUICK,
+        f"--model={small}", *QUICK, f"--data={text}", "--add-tokens=<|user|>,<|assistant|>", "--untie-head",
+        "--freeze=head",
     ]  # fmt: skip
     out = folder / "run"
     return out, flags, call("train", *flags, f"--out={out}").stdout

@@ -16,7 +16,7 @@ from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.model.gpt import abstract
 from jaxgpt.params import by_module, match
 from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import make_optimizer, schedule
+from jaxgpt.train.step.optimizer import lr_schedule, make_optimizer
 from jaxgpt.train.step.step import Rates, TrainState, init_state, make_train_step
 
 TIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}))
@@ -123,7 +123,7 @@ def small(**flags):
 def make(model, params, text, lr=1e-2):
     plan = freeze.parse(text, model.config)
     trainable, frozen = plan.partition(jax.tree.map(jnp.array, params))
-    rate = schedule(20, 0.1)
+    rate = lr_schedule(20, 0.1)
     tx = make_optimizer(plan, trainable, rate, weight_decay=0.1, clip=1.0)
     step = make_train_step(model, tx, rate, seed=0)
     return init_state(trainable, frozen, tx, make_mesh()), partial(step, rates=rates_of(trainable, lr))

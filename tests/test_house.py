@@ -2,15 +2,13 @@
 
 import ast
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import ROOT, TINY, call, random_hf
 
@@ -135,11 +133,11 @@ def readme_blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 
 
-def test_the_readmes_python_runs(tmp_path):
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for block in readme_blocks("python"):
-        subprocess.run(
-            [sys.executable, "-c", block], cwd=tmp_path, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-        )
+        done = forked.run(block)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
@@ -175,8 +173,7 @@ def test_the_readmes_commands_run(four, tmp_path, monkeypatch):
 
 def test_the_loop_of_your_own_runs():
     """A gradual unfreeze of three phases, in whose last the loss is near 0 for a text of one sentence."""
-    command = [sys.executable, str(ROOT / "examples" / "own_loop.py")]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = forked.run((ROOT / "examples" / "own_loop.py").read_text())
     assert done.returncode == 0, done.stderr
     losses = re.findall(r"^step \d+: (\S+), loss ([\d.]+)$", done.stdout, re.M)
     assert [name for name, _ in losses] == ["head"] * 10 + ["last3"] * 10 + ["full"] * 10

@@ -3,10 +3,11 @@
 import json
 from dataclasses import replace
 
+import forked
 import lm_eval
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, run
+from conftest import ROOT, TINY
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -312,10 +313,12 @@ def test_answers_are_kept_in_the_harnesss_cache(ours, tasks, tmp_path, monkeypat
 
 
 def test_the_model_is_known_from_the_shell(ours, folder, tasks, tmp_path):
-    done = run(
-        "jaxgpt.lm_eval", "--model=jaxgpt", f"--model_args=pretrained={folder}", "--tasks=choice", "--batch_size=4",
+    as_module = 'import runpy; runpy.run_module("jaxgpt.lm_eval", run_name="__main__", alter_sys=True)'
+    done = forked.run(
+        as_module, "--model=jaxgpt", f"--model_args=pretrained={folder}", "--tasks=choice", "--batch_size=4",
         f"--include_path={tasks['folder']}", f"--output_path={tmp_path}",
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert "|choice" in done.stdout
     [written] = tmp_path.rglob("results_*.json")
     found = evaluate(ours, {"choice": tasks["choice"]})["results"]["choice"]

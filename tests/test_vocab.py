@@ -1,17 +1,15 @@
 """Rows of the vocabulary: more for new tokens, padding that is no token, and a head of its own."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, random_tokens, torch_logits, word_level
+from conftest import random_tokens, torch_logits, word_level
 from test_dialects import write_llmc
 from transformers import GPT2LMHeadModel
 
@@ -173,12 +171,13 @@ def test_what_can_not_be_resized_is_refused(hf_folder, size, settings, message):
 
 
 SHARDED = """
+import sys
 import jax, numpy as np
 import jaxgpt
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 mesh = jaxgpt.make_mesh("data=2,fsdp=4")
-alone, spread = jaxgpt.untie_head(jaxgpt.from_pretrained("tiny")), jaxgpt.from_pretrained("tiny", mesh=mesh)
+alone, spread = jaxgpt.untie_head(jaxgpt.from_pretrained(sys.argv[1])), jaxgpt.from_pretrained(sys.argv[1], mesh=mesh)
 spread = jaxgpt.untie_head(spread)
 rowwise = dict(jaxgpt.named_params(spread))
 for name, spec in (("tok_emb.embedding", P("fsdp")), ("lm_head.kernel", P(None, "fsdp"))):
@@ -201,9 +200,8 @@ print("resized")
 """
 
 
-def test_what_is_split_over_devices_is_resized_there():
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run([sys.executable, "-c", SHARDED], cwd=ROOT, env=env, capture_output=True, text=True)
+def test_what_is_split_over_devices_is_resized_there(small):
+    done = forked.run(SHARDED, small, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     assert done.stdout.strip() == "resized", done.stderr
 
 

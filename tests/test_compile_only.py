@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
+import forked
 import jax
 import jax.numpy as jnp
 import pytest
@@ -194,8 +195,7 @@ for name, program in programs.items():
 
 
 def test_bytes_of_real_programs_of_eight_devices_are_those_known_by_hand():
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run([sys.executable, "-c", MESH_PROGRAMS], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = forked.run(MESH_PROGRAMS, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     assert done.returncode == 0, done.stderr
     found = dict(map(json.loads, done.stdout.splitlines()))
     piece = 16 * 32 * 4  # bytes that each device holds

@@ -1,18 +1,17 @@
 """One run in several processes, and on other devices than it began on: the same losses and parameters."""
 
-import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, call, random_hf
+from conftest import call, random_hf
+from forked import Forked
 from runs import QUICK, arrays, metrics
 
 from jaxgpt.convert.errors import InputError
@@ -37,25 +36,18 @@ main()
 FLAGS = (*QUICK, "--lr=2e-5", "--freeze=first1")
 
 
-def environment(devices: int) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return os.environ | {"XLA_FLAGS": flags}
-
-
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
-def start(code: str, devices: int) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-uc", code], cwd=ROOT, env=environment(devices), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+def start(code: str, devices: int, *args: object, stderr: int | None = subprocess.STDOUT) -> Forked:
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return Forked(code, *args, stderr=stderr, XLA_FLAGS=flags)
 
 
-def train(flags, *, devices: int, processes: int = 1, seconds: float = 0) -> list[subprocess.Popen]:
+def train(flags, *, devices: int, processes: int = 1, seconds: float = 0) -> list[Forked]:
     """`python -m train` in so many processes, of so many devices each."""
     where = [()]
     if processes > 1:
@@ -66,7 +58,7 @@ def train(flags, *, devices: int, processes: int = 1, seconds: float = 0) -> lis
     return [start(PROGRAM.format(seconds=seconds, flags=[*map(str, flags), *at]), devices) for at in where]
 
 
-def ended(processes: list[subprocess.Popen]) -> list[str]:
+def ended(processes: list[Forked]) -> list[str]:
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert {process.returncode for process in processes} == {0}, "\n".join(said)
     return said
@@ -264,14 +256,8 @@ def test_each_of_two_processes_reads_half_of_a_checkpoint(tmp_path, kind, text):
     assert len([*(tmp_path / "shards").glob("*.safetensors")]) > 2
     if kind == "nanogpt.pt":  # kernels the other way round
         call("convert", tmp_path / "shards", tmp_path / kind, "--to=nanogpt")
-    port, folder = str(free_port()), str(tmp_path / kind)
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-c", READING, port, str(i), folder, text], cwd=ROOT, env=environment(2), text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )
-        for i in range(2)
-    ]  # fmt: skip
+    port, folder = free_port(), tmp_path / kind
+    pair = [start(READING, 2, port, i, folder, text, stderr=None) for i in range(2)]
     said = [process.communicate(timeout=120)[1] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], said
     for text in said:

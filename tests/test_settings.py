@@ -56,6 +56,14 @@ def base(small, texts, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def flat(small, texts, tmp_path_factory) -> Path:
+    """A run without dropout, which draws anew for each part of a batch."""
+    out = tmp_path_factory.mktemp("options") / "flat"
+    call("train", f"--model={small}", f"--data={texts}", f"--out={out}", *BASE, "--dropout=0")
+    return out
+
+
 def losses(folder: Path, field: str = "loss") -> list[float]:
     return [line[field] for line in metrics(folder) if line[field] is not None]
 
@@ -64,10 +72,7 @@ def losses(folder: Path, field: str = "loss") -> list[float]:
 
 
 @pytest.mark.parametrize("flags", [["--workers=5"], ["--remat"], ["--accumulate=2"], ["--accumulate=8"]], ids=str)
-def test_what_must_not_change_the_run_does_not(train, small, base, tmp_path, flags):
-    flat = tmp_path / "flat"  # dropout draws anew for each part
-    call("train", f"--model={small}", f"--data={json.loads((base / 'run.json').read_text())['settings']['data']}",
-         f"--out={flat}", *BASE, "--dropout=0")  # fmt: skip
+def test_what_must_not_change_the_run_does_not(train, flat, flags):
     out, _ = train(*flags, "--dropout=0")
     for field in ("loss", "eval_loss", "grad_norm"):
         assert np.allclose(losses(out, field), losses(flat, field), rtol=1e-5, atol=1e-5), field
@@ -136,10 +141,9 @@ def test_seed_and_context_and_batch_size_are_other_batches(train, base):
         assert losses(out)[0] != losses(base)[0], flag
 
 
-def test_dropout_is_what_is_asked_for(train, base):
-    first = {p: losses(train(f"--dropout={p}", "--force")[0])[0] for p in ("0", "0.5")}
-    assert len({*first.values(), losses(base)[0]}) == 3  # the checkpoint's own is 0.1
-    out, _ = train("--dropout=0.5", "--force")
+def test_dropout_is_what_is_asked_for(train, base, flat):
+    out, _ = train("--dropout=0.5")
+    assert len({losses(run)[0] for run in (out, base, flat)}) == 3  # the checkpoint's own is 0.1
     assert jaxgpt.from_pretrained(out).config.attn_pdrop == 0.5
     assert losses(out, "eval_loss")[0] == losses(base, "eval_loss")[0]
 
@@ -173,34 +177,26 @@ def test_patience_stops_early_and_the_best_checkpoint_stays(train, tmp_path):
     assert "<h1>" in (out / "report.html").read_text()
 
 
-def test_prompt_begins_the_samples(train):
-    out, _ = train("--prompt=A king")
+def test_prompt_begins_the_samples_and_the_cache_is_where_it_is_asked_for_and_is_used_again(train, tmp_path):
+    out, _ = train("--prompt=A king", f"--cache={tmp_path}/tokens")
     assert (out / "samples.md").read_text().count("A king") >= 2
-
-
-def test_the_cache_is_where_it_is_asked_for_and_is_used_again(train, tmp_path):
-    train(f"--cache={tmp_path}/tokens")
     (entry,) = (tmp_path / "tokens").iterdir()
     before = (entry / "tokens.bin").stat().st_mtime_ns
-    train(f"--cache={tmp_path}/tokens", "--force")
+    train(f"--cache={tmp_path}/tokens", "--force", "--steps=1")
     assert (entry / "tokens.bin").stat().st_mtime_ns == before
 
 
-def test_eval_data_is_what_is_evaluated_on(train, base, tmp_path):
+def test_eval_data_is_what_is_evaluated_on_and_tokenizer_is_taken_from_where_it_is_said(train, small, base, tmp_path):
     (tmp_path / "held.txt").write_text("Other words, of which none were trained on. " * 40)
-    out, text = train(f"--eval-data={tmp_path}/held.txt")
+    tokenizer = jaxgpt.load_tokenizer(small)
+    tokenizer.chat_template = "mine"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    out, text = train(f"--eval-data={tmp_path}/held.txt", f"--tokenizer={tmp_path}/tokenizer")
+    assert jaxgpt.load_tokenizer(out).chat_template == "mine"
     assert losses(out, "eval_loss")[0] != losses(base, "eval_loss")[0]
     facts = json.loads((out / "run.json").read_text())["data"]
     assert facts["held_out"] != json.loads((base / "run.json").read_text())["data"]["held_out"]
     assert f"{facts['train']:,} tokens to train on, {facts['held_out']:,} held out" in text
-
-
-def test_tokenizer_is_taken_from_where_it_is_said(train, small, tmp_path):
-    tokenizer = jaxgpt.load_tokenizer(small)
-    tokenizer.chat_template = "mine"
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    out, _ = train(f"--tokenizer={tmp_path}/tokenizer")
-    assert jaxgpt.load_tokenizer(out).chat_template == "mine"
 
 
 # going on, and again
