@@ -21,14 +21,14 @@ from jaxgpt.convert.source import tokenizer_files
 
 @dataclass(frozen=True)
 class ConvertCommand:
-    """What `jaxgpt convert` is told."""
+    """The flags of `jaxgpt convert`."""
 
     src: str = flag(
         help="A Hugging Face folder, a .safetensors, .pt or .bin file, an Orbax checkpoint, a training run, or a hub "
-        "name such as gpt2.", metavar="SRC", positional=True,
+        "name such as gpt2.", metavar="SRC", is_positional=True,
     )  # fmt: skip
     dst: Path | None = flag(
-        None, "The folder or file to write. Without it SRC is only inspected.", metavar="[DST]", positional=True
+        None, "The folder or file to write. Without it SRC is only inspected.", metavar="[DST]", is_positional=True
     )
     to: Literal["orbax", "hf", "nanogpt", "lesson"] = flag(
         "orbax", "The form of DST. orbax: a folder for JAX. hf: a Hugging Face folder (config.json and safetensors). "

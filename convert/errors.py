@@ -1,4 +1,4 @@
-"""What a user can mend, and how the command lines say it."""
+"""Errors that a user can mend, and how the commands say them."""
 
 import contextlib
 import difflib

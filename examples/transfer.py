@@ -60,7 +60,7 @@ class Bench:
         return float(sum(nats)) / float(sum(tokens))
 
     def run(self, way: str, seed: int) -> dict:
-        """Evaluation loss along the way, and the loss on the model's own texts at its end."""
+        """Return the evaluation losses along the way, and the loss on the model's own texts at its end."""
         params = self.start
         if way == "from scratch":
             params = named_params(jaxgpt.GPT(self.model.config, rngs=jaxgpt.model.gpt.nnx.Rngs(seed)))
@@ -78,7 +78,7 @@ class Bench:
         return {"way": way, "seed": seed, "curve": curve, "own": self.loss(state.params, self.own)}
 
     def enter(self, plan, params, state, step):
-        """The state with which a phase begins, and its step."""
+        """Return the state with which a phase begins, and its step."""
         trainable, frozen = plan.partition(params, step)
         tx = make_optimizer(
             plan, trainable, self.schedule, weight_decay=0.1, clip=1.0, step=step, thaw_warmup=self.steps // 20
@@ -121,7 +121,7 @@ def table(results: list[dict], bench: Bench, before: tuple[float, float]) -> str
 
 
 def picture(results: list[dict], tokens: int) -> Figure:
-    """Evaluation loss over the steps: every seed a thin line, the mean a thick one; at the right without the worst."""
+    """Draw the evaluation loss over the steps: thin lines of seeds, a thick mean, without the worst at the right."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for i, axes in enumerate(figure.subplots(1, 2)):
         for way, colour, marker in list(zip(WAYS, COLOURS, MARKERS, strict=True))[i:]:
@@ -137,7 +137,7 @@ def picture(results: list[dict], tokens: int) -> Figure:
 
 
 def main() -> None:
-    """Runs all ways and seeds."""
+    """Run all ways and seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=16384, help="size of the text that is learned")
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps of each run, a multiple of 10")

@@ -1,4 +1,4 @@
-"""What may end a run: a sentence and an exit code for it."""
+"""The failures that may end a run: a sentence and an exit code for each."""
 
 import math
 import time

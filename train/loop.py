@@ -23,7 +23,7 @@ UnderWay = tuple[int, int, dict[str, Any]]
 
 
 class TrainLoop:
-    """What changes from step to step."""
+    """The steps of a run, and the state that changes in them."""
 
     def __init__(
         self,
@@ -48,11 +48,11 @@ class TrainLoop:
         self._under_way: UnderWay | None = None
         """The last step, until it is settled."""
         self._is_told = False
-        """Whether all processes know that one of them was asked to stop."""
+        """True when all processes know that one of them was asked to stop."""
 
     @property
     def is_done(self) -> bool:
-        """Whether the run needs no further step."""
+        """True if the run needs no further step."""
         return is_done(self._inputs, self.step, self.eval_state)
 
     @property

@@ -1,11 +1,11 @@
-"""What a person sees while a run goes on: a bar on a terminal, a line now and then in a log."""
+"""The progress of a run: a bar on a terminal, a line now and then in a log."""
 
 import sys
 import time
 
 from tqdm import tqdm
 
-from jaxgpt.convert.command_line.console import columns, wrapped
+from jaxgpt.convert.command_line.console import terminal_width, wrapped
 from jaxgpt.train.distributed import is_first
 
 
@@ -67,7 +67,7 @@ class ProgressBar:
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
-        tqdm.write(wrapped(text, columns()), file=sys.stdout)
+        tqdm.write(wrapped(text, terminal_width()), file=sys.stdout)
         sys.stdout.flush()
 
     def close(self) -> None:

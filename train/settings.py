@@ -13,15 +13,15 @@ from jaxgpt.convert.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Setting(Flag):
-    """What is to be known of a setting beside what every flag has."""
+    """The description of a setting, which has more than other flags."""
 
     may_change: bool = False
-    """Whether a run that is resumed may be given another value: it would be the same run nevertheless."""
+    """True if a resumed run may have another value: it is the same run nevertheless."""
     is_repeated: bool = True
-    """Whether `--config` and `--resume` take it from an earlier run. What addresses machines, or permits destruction,
-    never is."""
+    """True if `--config` and `--resume` take it from an earlier run. A setting that addresses machines, or permits
+    destruction, is never taken."""
     is_per_process: bool = False
-    """Whether each process of a run may have its own."""
+    """True if each process of a run may have its own."""
 
 
 def setting(default: Any, help: str, **about: Any) -> Any:
@@ -52,7 +52,7 @@ class Settings:
 
     model: str = setting(
         "tiny", "The checkpoint to start from: a Hugging Face folder, a .safetensors, .pt or .bin file, an Orbax "
-        "checkpoint, the folder of a run, or a hub name such as gpt2.", metavar="MODEL", group="model", common=True,
+        "checkpoint, the folder of a run, or a hub name such as gpt2.", metavar="MODEL", group="model", is_common=True,
         brief="Where to start: a folder, a file, a run, or a hub name such as gpt2",
         default_text="tiny, the bundled model",
     )  # fmt: skip
@@ -72,7 +72,7 @@ class Settings:
         None, "What to train on: a file of text; .jsonl, .json or .parquet records with a text or a conversation "
         "(messages; or instruction, input and output); nanoGPT's .bin. All but .bin may also be .gz or .zst. Or a "
         "folder of such files, a data set that Hugging Face's datasets saved, hf:OWNER/NAME from its hub, or a URL "
-        "such as gs://BUCKET/FILE.", metavar="PATH", group="data", common=True,
+        "such as gs://BUCKET/FILE.", metavar="PATH", group="data", is_common=True,
         brief="A text, .jsonl or .parquet, a folder, hf:OWNER/NAME, gs://…", default_text="Python's own reference",
     )  # fmt: skip
     eval_data: str | None = setting(
@@ -104,12 +104,12 @@ class Settings:
         "full", "Which parameters train. full: all. firstN: all but the embeddings and the first N blocks, as in "
         "first6. lastN, head, embeddings, regex:PATTERN: only what they name. gradual: the head first, then the last "
         "quarter of the blocks too, then all, a third of the steps each; or spelled out, with steps, percent or "
-        "epochs, as in gradual:head@0,last3@40%,full@2ep.", metavar="STRATEGY", group="freeze", common=True,
+        "epochs, as in gradual:head@0,last3@40%,full@2ep.", metavar="STRATEGY", group="freeze", is_common=True,
         brief="What trains: full, firstN (freezes N), lastN, head, embeddings, regex:PATTERN or gradual",
     )  # fmt: skip
     layer_lr_decay: float = setting(
         1.0, "Each block trains at this times the rate of the block above it; embeddings, and a tied head with them, "
-        "at the lowest rate.", metavar="FACTOR", group="freeze", low=0, above=True, high=1,
+        "at the lowest rate.", metavar="FACTOR", group="freeze", low=0, is_above=True, high=1,
     )  # fmt: skip
     lr_scale: tuple[str, ...] = setting(
         (), r"Multiplies the rate of the parameters whose whole name matches PATTERN, as in 'blocks\.1\d\..*=2.0'. "
@@ -120,20 +120,20 @@ class Settings:
         "others.", metavar="FRACTION", group="freeze", low=0, high=1,
     )  # fmt: skip
     steps: int | None = setting(
-        None, "Length of training, in optimizer steps.", metavar="N", group="length", common=True,
+        None, "Length of training, in optimizer steps.", metavar="N", group="length", is_common=True,
         brief="Optimizer steps", default_text="150, or what --epochs comes to",
         **COUNT,
     )  # fmt: skip
     epochs: float | None = setting(
         None, "Length of training in passes over the data, instead of --steps.", metavar="N", group="length",
-        low=0, above=True, high=10**6,
+        low=0, is_above=True, high=10**6,
     )  # fmt: skip
     patience: int | None = setting(
         None, "Stop early, after this many evaluations in a row that were no better than the best.", metavar="N",
         group="length", default_text="never", **COUNT,
     )  # fmt: skip
     batch_size: int = setting(
-        16, "Sequences in a step, over all devices.", metavar="N", group="length", common=True, **COUNT
+        16, "Sequences in a step, over all devices.", metavar="N", group="length", is_common=True, **COUNT
     )
     accumulate: int = setting(
         1, "Parts in which a step goes through its batch, one after the other: the same step with the memory of one "
@@ -141,9 +141,9 @@ class Settings:
     )  # fmt: skip
     lr: float | None = setting(
         None, "The peak learning rate of AdamW: by default 1e-3 for the bundled model and 1.7e-4 for gpt2.",
-        metavar="RATE", group="optimizer", common=True,
+        metavar="RATE", group="optimizer", is_common=True,
         brief="Peak learning rate",
-        default_text="0.128 / width", low=0, above=True, high=10,
+        default_text="0.128 / width", low=0, is_above=True, high=10,
     )  # fmt: skip
     warmup: float = setting(
         0.1, "The fraction of the steps in which the learning rate rises to its peak. A cosine then takes it down to a "
@@ -155,7 +155,7 @@ class Settings:
     )  # fmt: skip
     clip: float = setting(
         1.0, "The largest global norm of the trainable gradients. Larger ones are scaled down to it.", metavar="NORM",
-        group="optimizer", low=0, above=True,
+        group="optimizer", low=0, is_above=True,
     )  # fmt: skip
     dropout: float | None = setting(
         None, "The probability with which training drops each number (embeddings, attention, residual).",
@@ -171,12 +171,12 @@ class Settings:
     )  # fmt: skip
     out: Path = setting(
         Path("runs/demo"), "The folder of the run. One that holds a run already needs --resume or --force.",
-        metavar="RUN", group="run", common=True, may_change=True, brief="The folder of the run",
+        metavar="RUN", group="run", is_common=True, may_change=True, brief="The folder of the run",
     )  # fmt: skip
     resume: bool | str = setting(
         False, "Go on from the newest complete checkpoint of RUN, or of --out, with the settings that it has. A run "
-        "that is not there yet starts.", metavar="RUN", group="run", common=True, may_change=True, is_repeated=False,
-        optional_value=True, brief="Go on with a run where it stopped, with the settings that it has",
+        "that is not there yet starts.", metavar="RUN", group="run", is_common=True, may_change=True, is_repeated=False,
+        may_stand_alone=True, brief="Go on with a run where it stopped, with the settings that it has",
     )  # fmt: skip
     resume_anyway: bool = setting(
         False, "Go on as --resume does, also where data, tokenizer or settings differ from those of the run.",

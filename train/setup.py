@@ -33,7 +33,7 @@ from jaxgpt.vocab import mark_padding, rebuilt, row_multiple
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What `prepare` makes of the settings."""
+    """All that a run needs before its first step."""
 
     spec: StepSpec
     tokenizer: Any
@@ -41,7 +41,7 @@ class TrainingInputs:
     """Tokens that were new to the model and its tokenizer."""
     data: TrainingData
     prompt: list[int]
-    """What the text samples begin with."""
+    """The tokens with which the text samples begin."""
 
     @property
     def settings(self) -> Settings:
@@ -63,7 +63,7 @@ class TrainingInputs:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """What settings that may be left open came to, by name."""
+        """The values that open settings came to, by name."""
         spec, config = self.spec, self.spec.model.config
         rates = sorted({config.embd_pdrop, config.attn_pdrop, config.resid_pdrop})
         return {

@@ -22,7 +22,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.requested = threading.Event()
         self.exits_at_once = True
-        """Whether the first signal ends the program too, because nothing would be lost."""
+        """True while nothing would be lost: the first signal ends the program too."""
         self.go_on = ""
         """The command that goes on with the run; empty while nothing is written."""
 

@@ -1,4 +1,4 @@
-"""What is printed: lines that are wrapped between words, and a clock beside work that takes long."""
+"""Text on the terminal: lines that are wrapped between words, and a clock beside long work."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ WIDEST = 120
 """Columns beyond which no text is wrapped further: longer lines are hard to read."""
 
 
-def columns(stream: TextIO | None = None) -> int | None:
+def terminal_width(stream: TextIO | None = None) -> int | None:
     """Return the columns to wrap at; None where a stream is no terminal, such as a log: lines stay whole there."""
     stream = stream or sys.stdout
     if not os.environ.get("COLUMNS") and not stream.isatty():
@@ -39,7 +39,7 @@ def wrapped(text: str, width: int | None) -> str:
 def show(text: str, stream: TextIO | None = None) -> None:
     """Print a text, wrapped to the terminal."""
     stream = stream or sys.stdout
-    print(wrapped(text, columns(stream)), file=stream, flush=True)
+    print(wrapped(text, terminal_width(stream)), file=stream, flush=True)
 
 
 @contextlib.contextmanager

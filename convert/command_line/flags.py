@@ -12,35 +12,35 @@ from typing import Any
 from jaxgpt.convert.errors import InputError
 
 NONE = ("None", "none")
-"""What gives a flag the value None on a command line."""
+"""Texts that give a flag the value None on a command line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """What is to be known of a flag beside its type and default."""
+    """The description of a flag, beside its type and default."""
 
     help: str
     """One or two sentences, without the default."""
     brief: str = ""
     """The same in half a line, for the short help; the first sentence by default."""
     metavar: str = ""
-    """What stands for the value in the help: MODEL, PATH, N."""
+    """The word for the value in the help: MODEL, PATH, N."""
     default_text: str = ""
     """The default in words, where the value alone does not tell."""
     group: str = ""
     """Where it stands in the help."""
-    common: bool = False
-    """Whether the short help shows it."""
+    is_common: bool = False
+    """True if the short help shows it."""
     low: float | None = None
     """The least value, which is allowed unless `above` says otherwise."""
     high: float | None = None
     """The largest value, which is allowed."""
-    above: bool = False
-    """Whether values must be above `low`, and finite."""
-    positional: bool = False
-    """Whether it is given without its name."""
-    optional_value: bool = False
-    """Whether the flag may stand alone, as a switch, or with a text."""
+    is_above: bool = False
+    """True if values must be above `low`, and finite."""
+    is_positional: bool = False
+    """True if it is given without its name."""
+    may_stand_alone: bool = False
+    """True if the flag may stand alone, as a switch, or with a text."""
 
 
 def flag(default: Any = dataclasses.MISSING, help: str = "", *, kind: type[Flag] = Flag, **about: Any) -> Any:
@@ -55,9 +55,9 @@ class Value:
     of: type
     """`str`, `int`, `float`, `Path` or `bool`."""
     choices: tuple[str, ...] = ()
-    many: bool = False
-    """Whether it is a tuple of such values."""
-    or_none: bool = False
+    is_tuple: bool = False
+    """True for a tuple of such values."""
+    may_be_none: bool = False
 
 
 def flags_of(command: type) -> dict[str, Flag]:
@@ -85,9 +85,9 @@ def _value(hint: Any) -> Value:
     arguments = typing.get_args(hint)
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         (inner,) = (argument for argument in arguments if argument not in (type(None), bool))
-        return dataclasses.replace(_value(inner), or_none=type(None) in arguments)
+        return dataclasses.replace(_value(inner), may_be_none=type(None) in arguments)
     if typing.get_origin(hint) is tuple:
-        return dataclasses.replace(_value(arguments[0]), many=True)
+        return dataclasses.replace(_value(arguments[0]), is_tuple=True)
     if typing.get_origin(hint) is typing.Literal:
         return Value(str, choices=arguments)
     return Value(hint)
@@ -99,7 +99,7 @@ def from_text(name: str, text: str, flag: Flag, value: Value) -> Any:
     Raises:
         InputError: it stands for none, or is out of bounds.
     """
-    if value.or_none and text in NONE:
+    if value.may_be_none and text in NONE:
         return None
     makers: dict[type, Callable[[str], Any]] = {int: int, float: float, Path: lambda text: Path(text).expanduser()}
     try:
@@ -117,11 +117,11 @@ def from_json(name: str, stored: Any, flag: Flag, value: Value) -> Any:
     Raises:
         InputError: it is of another type, or out of bounds.
     """
-    if value.many:
+    if value.is_tuple:
         if not isinstance(stored, list):
             raise InputError(f"{name} must be a list, not {stored!r}")
-        return tuple(from_json(name, item, flag, dataclasses.replace(value, many=False)) for item in stored)
-    if stored is None and value.or_none:
+        return tuple(from_json(name, item, flag, dataclasses.replace(value, is_tuple=False)) for item in stored)
+    if stored is None and value.may_be_none:
         return None
     is_bool = isinstance(stored, bool)
     accepted = {float: (int, float), int: (int,), bool: (bool,)}.get(value.of, (str,))
@@ -143,7 +143,7 @@ def check_value(name: str, made: Any, flag: Flag, value: Value) -> None:
     if flag.low is None or made is None:
         return
     high = math.inf if flag.high is None else flag.high
-    if not (flag.low <= made <= high) or (flag.above and (made == flag.low or math.isinf(made))):
+    if not (flag.low <= made <= high) or (flag.is_above and (made == flag.low or math.isinf(made))):
         raise InputError(f"{spelled(name)}: must be {_bounds(flag)}, not {made}")
 
 
@@ -160,6 +160,6 @@ def check_bounds(command: Any) -> None:
 
 def _bounds(flag: Flag) -> str:
     low, high = (None if bound is None else f"{bound:,}" for bound in (flag.low, flag.high))
-    if flag.above:
+    if flag.is_above:
         return f"above {low}" if high is None else f"above {low} and at most {high}"
     return f"at least {low}" if high is None else f"from {low} to {high}"

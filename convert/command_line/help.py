@@ -5,25 +5,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxgpt.convert.command_line.console import WIDEST, columns
+from jaxgpt.convert.command_line.console import WIDEST, terminal_width
 from jaxgpt.convert.command_line.flags import Flag, Value, defaults_of, flags_of, spelled, values_of
 from jaxgpt.convert.errors import InputError
 
 
 @dataclass(frozen=True)
 class Help:
-    """What the help of a command says beside its flags."""
+    """The help of a command, beside its flags."""
 
     program: str
     """As it is typed: `jaxgpt train`."""
     summary: str
-    """What the command does, in a sentence or two."""
+    """The purpose of the command, in a sentence or two."""
     examples: tuple[tuple[str, str], ...] = ()
     """Command lines without the program, and what each does."""
     groups: Mapping[str, str] = field(default_factory=dict)
     """Groups of flags by name, in their order, and what they are about."""
     notes: str = ""
-    """What comes last, such as exit codes."""
+    """The last lines, such as exit codes."""
 
 
 def help_text(command: type, about: Help, group: str | None = None) -> str:
@@ -35,17 +35,17 @@ def help_text(command: type, about: Help, group: str | None = None) -> str:
     Raises:
         InputError: there is no such group.
     """
-    width = columns() or 80
+    width = terminal_width() or 80
     flags = flags_of(command)
     if group not in (None, "all") and group not in about.groups:
         raise InputError(f"--help={group}: the groups are {', '.join(about.groups)}; --help-all shows all")
-    positionals = [described.metavar for described in flags.values() if described.positional]
+    positionals = [described.metavar for described in flags.values() if described.is_positional]
     parts = [f"usage: {' '.join([about.program, *positionals, '[FLAGS]'])}"]
     if group in (None, "all"):
         parts.append(textwrap.fill(about.summary, width))
         parts.append(_examples(about, width))
     if group is None and about.groups:
-        common = [name for name in flags if flags[name].common or flags[name].positional]
+        common = [name for name in flags if flags[name].is_common or flags[name].is_positional]
         parts.append(_entries("most used flags", command, common, width, brief=True))
         parts.append(_groups(about, width))
     elif about.groups:
@@ -62,14 +62,14 @@ def help_text(command: type, about: Help, group: str | None = None) -> str:
 
 def usage(name: str, flag: Flag, value: Value) -> str:
     """Return how a flag is written: `--steps=N`, `--dtype=float32|bfloat16`, `--[no-]remat`, `--stop TEXT …`."""
-    if flag.positional:
+    if flag.is_positional:
         return flag.metavar
     if value.of is bool:
         return f"--[no-]{name.replace('_', '-')}"
-    if flag.optional_value:
+    if flag.may_stand_alone:
         return f"{spelled(name)} [{flag.metavar}]"
     what = flag.metavar or "|".join(value.choices)
-    return f"{spelled(name)} {what} …" if value.many else f"{spelled(name)}={what}"
+    return f"{spelled(name)} {what} …" if value.is_tuple else f"{spelled(name)}={what}"
 
 
 def default_in_words(flag: Flag, default: Any) -> str:

@@ -58,7 +58,7 @@ class Parser:
         needed = [item for item in flags_of(self.command) if item not in given and not _has_default(self.command, item)]
         if needed:
             described = flags_of(self.command)[needed[0]]
-            what = described.metavar if described.positional else f"{spelled(needed[0])}={described.metavar}"
+            what = described.metavar if described.is_positional else f"{spelled(needed[0])}={described.metavar}"
             raise InputError(f"{what} is missing; {self.help.program} --help shows what it may be")
         return self.command(**given)
 
@@ -85,14 +85,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add(parser: argparse.ArgumentParser, name: str, described: Flag, value: Value) -> None:
-    if described.positional:
+    if described.is_positional:
         parser.add_argument(name, nargs="?")
     elif value.of is bool:
         parser.add_argument(spelled(name), dest=name, action=argparse.BooleanOptionalAction)
-    elif described.optional_value:
+    elif described.may_stand_alone:
         parser.add_argument(spelled(name), dest=name, nargs="?", const=True)
         parser.add_argument(f"--no-{name}", dest=name, action="store_false")
-    elif value.many:
+    elif value.is_tuple:
         parser.add_argument(spelled(name), dest=name, nargs="*", action="extend")
     else:
         parser.add_argument(spelled(name), dest=name)
@@ -102,7 +102,7 @@ def _unknown(argument: str, flags: dict[str, Flag], program: str) -> str:
     name = argument.partition("=")[0]
     if not name.startswith("-"):
         return f"{argument!r} is not expected here; flags begin with --, and {program} --help lists them"
-    names = [spelled(flag) for flag, described in flags.items() if not described.positional]
+    names = [spelled(flag) for flag, described in flags.items() if not described.is_positional]
     close = did_you_mean(name, names)
     return f"{name} is no flag of {program}{close or '; --help-all lists them'}"
 

@@ -4,4 +4,4 @@ MODEL = (
     "tiny, a Hugging Face folder, a .safetensors, .pt or .bin file, an Orbax checkpoint, a training run, or a hub "
     "name such as gpt2"
 )
-"""What a MODEL may be."""
+"""All that a MODEL may be."""

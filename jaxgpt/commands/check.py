@@ -14,9 +14,9 @@ from jaxgpt.convert.exit_codes import ExitCode
 
 @dataclass(frozen=True)
 class CheckCommand:
-    """What `jaxgpt check` is told."""
+    """The flags of `jaxgpt check`."""
 
-    model: str = flag(help=f"The model: {MODEL}.", metavar="MODEL", positional=True)
+    model: str = flag(help=f"The model: {MODEL}.", metavar="MODEL", is_positional=True)
     against: str | None = flag(
         None, "The same model for PyTorch, a Hugging Face folder or a hub name. The output of every layer is compared "
         "with its own, and the first that differs is named. Needs the extra jaxgpt[torch].", metavar="MODEL",

@@ -16,9 +16,9 @@ from jaxgpt.convert.errors import InputError, about
 
 @dataclass(frozen=True)
 class EvalCommand:
-    """What `jaxgpt eval` is told."""
+    """The flags of `jaxgpt eval`."""
 
-    model: str = flag(help=f"The model: {MODEL}.", metavar="MODEL", positional=True)
+    model: str = flag(help=f"The model: {MODEL}.", metavar="MODEL", is_positional=True)
     data: str = flag(
         help="Texts: a file (.jsonl, .json, .parquet, token ids in a .bin, any other as text; .gz and .zst too), a "
         "folder of them, a gs:// URL, or hf:OWNER/NAME[:SPLIT]. An end token follows each text.", metavar="PATH",

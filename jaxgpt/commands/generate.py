@@ -15,29 +15,29 @@ from jaxgpt.convert.errors import InputError
 
 @dataclass(frozen=True)
 class GenerateCommand:
-    """What `jaxgpt generate` is told."""
+    """The flags of `jaxgpt generate`."""
 
     model: str = flag(
         help=f"The model: {MODEL}.",
         metavar="MODEL",
-        positional=True,
+        is_positional=True,
         group="text",
         brief="tiny (bundled), a folder, a file, a training run, or a hub name",
     )
     prompt: tuple[str, ...] = flag(
         ("The",), "Texts to begin with, side by side in one batch. - is standard input, without its last line end.",
-        metavar="TEXT", group="text", common=True, default_text="The",
+        metavar="TEXT", group="text", is_common=True, default_text="The",
     )  # fmt: skip
     chat: bool = flag(
         False, "Ask the prompts of a model that was trained on conversations, in its tokenizer's chat template.",
-        group="text", common=True,
+        group="text", is_common=True,
     )  # fmt: skip
     max_new_tokens: int = flag(
         100, "Tokens to add at most. A text also ends at the model's end token.", metavar="N", group="text",
-        common=True, low=0, high=10**9,
+        is_common=True, low=0, high=10**9,
     )  # fmt: skip
     num_samples: int = flag(
-        1, "Texts to write for each prompt.", metavar="N", group="text", common=True, low=1, high=10**6
+        1, "Texts to write for each prompt.", metavar="N", group="text", is_common=True, low=1, high=10**6
     )
     stop: tuple[str, ...] = flag((), "A text ends before the first of these strings.", metavar="TEXT", group="text")
     truncate: Literal["left"] | None = flag(
@@ -46,20 +46,20 @@ class GenerateCommand:
     )  # fmt: skip
     temperature: float = flag(
         0.8, "0 takes the likeliest token each time. Larger is more surprising. (In Python jaxgpt.generate takes the "
-        "likeliest token unless told otherwise.)", metavar="NUMBER", group="choice", common=True, low=0, high=1e30,
+        "likeliest token unless told otherwise.)", metavar="NUMBER", group="choice", is_common=True, low=0, high=1e30,
         brief="0 takes the likeliest token each time, larger is more surprising",
     )  # fmt: skip
     top_k: int | None = flag(
-        40, "Draw among the N likeliest tokens only. None: among all.", metavar="N", group="choice", common=True, low=1,
-        high=2**31 - 1,
+        40, "Draw among the N likeliest tokens only. None: among all.", metavar="N", group="choice", is_common=True,
+        low=1, high=2**31 - 1,
     )  # fmt: skip
     top_p: float | None = flag(
         None, "Draw among the fewest tokens whose probabilities sum to at least this.", metavar="FRACTION",
-        group="choice", common=True, default_text="all", low=0, above=True, high=1,
+        group="choice", is_common=True, default_text="all", low=0, is_above=True, high=1,
     )  # fmt: skip
     min_p: float | None = flag(
         None, "Draw among tokens that have at least this share of the likeliest one's probability.",
-        metavar="FRACTION", group="choice", default_text="all", low=0, above=True, high=1,
+        metavar="FRACTION", group="choice", default_text="all", low=0, is_above=True, high=1,
     )  # fmt: skip
     repetition_penalty: float = flag(
         1.0, "Above 1 makes tokens less likely that the text holds already. 1 does nothing.", metavar="NUMBER",

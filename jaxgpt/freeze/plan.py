@@ -21,7 +21,7 @@ class Phase:
     start: int
     """Optimizer steps made before the phase begins."""
     rules: Rules[bool]
-    """Whether it thaws a parameter, by name."""
+    """Rules over names: true for a parameter that thaws."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Text:
         self._ids, self._stop, self._end = [int(i) for i in prompt], stop, eos_id
         self._skip, self._given = len(self._decode(self._ids)), ""
         self.ended = False
-        """Whether the text has reached the end token or a stop string."""
+        """True when the text has reached the end token or a stop string."""
 
     def add(self, new: Int[np.ndarray, " n"]) -> str:
         """Return the next piece; nothing once the text has ended."""

@@ -47,7 +47,7 @@ class Capture:
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """What goes with a forward pass: in training dropout's keys and segments, in generation a cache, and captures."""
+    """The company of a forward pass: keys of dropout and segments in training, a cache in generation, captures."""
 
     keys: Keys | None = None
     cache: Cache | None = None

@@ -34,7 +34,7 @@ class Difference:
 
     @property
     def equal(self) -> bool:
-        """Whether rounding explains it; NaN is never equal."""
+        """True if rounding explains it; NaN is never equal."""
         return self.relative <= max(TOLERANCE, AMPLIFIED * self.rounding)
 
 

@@ -39,7 +39,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed; a skipped check is no failure."""
+        """True if nothing failed; a skipped check is no failure."""
         return all(check.ok is not False for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:

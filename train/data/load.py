@@ -20,7 +20,7 @@ HELD_OUT, MOST_HELD_OUT = 0.1, 65_536
 
 @dataclass(frozen=True)
 class Sources:
-    """What --data and --eval-data name, found once: where they are remote, each look takes a round trip."""
+    """The sources that --data and --eval-data name, found once: each look at a remote one takes a round trip."""
 
     train: Source
     held_out: Source | None = None
@@ -28,12 +28,12 @@ class Sources:
 
 @dataclass(frozen=True)
 class DataPart:
-    """What training or evaluation sees."""
+    """The rows that training or evaluation sees."""
 
     corpus: Corpus
     rows: Rows
     notes: tuple[str, ...] = ()
-    """What was cut or left out, and how full the rows are."""
+    """Remarks: what was cut or left out, and how full the rows are."""
 
     def origins(self, row: int) -> list[str]:
         """Return where the texts of a row come from."""
@@ -47,7 +47,7 @@ class TrainingData:
     train: DataPart
     held_out: DataPart
     info: DataInfo
-    """What run.json says of them, and a resumed run must have again."""
+    """Their entry in run.json; a resumed run must have the same data again."""
 
     @property
     def name(self) -> str:

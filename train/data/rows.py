@@ -15,7 +15,7 @@ class Rows(Protocol):
     """A row for each number below the length."""
 
     n_tokens: int
-    """Of all rows, without padding."""
+    """Number of tokens of all rows, without padding."""
 
     def __len__(self) -> int: ...
 

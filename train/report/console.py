@@ -1,4 +1,4 @@
-"""What a run tells a person on the terminal before its first step and after its last."""
+"""The text on the terminal before the first step of a run and after its last."""
 
 import math
 import shlex

@@ -10,7 +10,7 @@ OLD_NAMES = {"waited": "evals_since_best", "unevaluated": "pending_metrics"}
 
 @dataclass(frozen=True)
 class EvalState:
-    """What a resumed run has to know of its evaluations; kept with each checkpoint."""
+    """The evaluations so far, as a resumed run has to know them; kept with each checkpoint."""
 
     best_step: int | None = None
     best_loss: float = math.inf

@@ -12,7 +12,7 @@ from jaxgpt.convert.errors import InputError
 NAME = "run.json"
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading a damaged file may raise."""
+"""The errors that reading a damaged file may raise."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PhaseInfo:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a run learns from."""
+    """The data that a run learns from."""
 
     source: str = "unknown"
     kind: str = "text"
@@ -49,7 +49,7 @@ class DataInfo:
     rows: int = 0
     """Rows to train on."""
     notes: list[str] = field(default_factory=list)
-    """What was cut or left out, and how full the rows are."""
+    """Remarks: what was cut or left out, and how full the rows are."""
 
 
 IDENTITY = {
@@ -77,7 +77,7 @@ class RunInfo:
     command: str = "jaxgpt train"
     """The command line that makes the run."""
     resolved: dict[str, Any] = field(default_factory=dict)
-    """What settings without a value came to, by name."""
+    """The values that open settings came to, by name."""
     steps: int = 0
     """Length of the run."""
     data: DataInfo = DataInfo()
@@ -85,7 +85,7 @@ class RunInfo:
     """Number of parameters: `all`, and `trainable` in the last phase."""
     phases: tuple[PhaseInfo, ...] = ()
     sanity: str = ""
-    """What was said before the first step."""
+    """The text before the first step."""
     changed: list[dict[str, Any]] = field(default_factory=list)
     """From which step on the run was another, and in what: see `--resume-anyway`."""
     machine: dict[str, Any] = field(default_factory=dict)

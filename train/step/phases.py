@@ -73,7 +73,7 @@ class PhaseCompiler:
 
     @property
     def is_compiling(self) -> bool:
-        """Whether a program is being compiled, which can't be interrupted."""
+        """True while a program is being compiled, which can't be interrupted."""
         return self._next is not None and self._next.running()
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ STEPS = 150
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What a training step is compiled from."""
+    """All that a training step is compiled from."""
 
     settings: Settings
     mesh: Mesh
@@ -59,7 +59,7 @@ class StepSpec:
 
     @property
     def objective(self) -> Objective:
-        """What a step minimises, and how."""
+        """The loss that a step minimises, and the way to its gradient."""
         return Objective(self.settings.label_smoothing, self.settings.accumulate, self.settings.remat)
 
     def optimizer(self, trainable: dict[str, Any], step: int) -> optax.GradientTransformation:

@@ -45,7 +45,7 @@ class Rates:
     peak: Float[Array, ""]
     """The peak rate, for which the schedule has 1."""
     factors: dict[str, Float[Array, ""]]
-    """What the rate of each trainable parameter is multiplied by."""
+    """The factor of the rate of each trainable parameter."""
 
 
 def state_shapes(
@@ -80,7 +80,7 @@ def shape_at(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruc
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises, and how."""
+    """The loss that a step minimises, and the way to its gradient."""
 
     label_smoothing: float = 0.0
     accumulate: int = 1
