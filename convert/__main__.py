@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from jaxgpt.convert.checkpoint import Checkpoint, read
-from jaxgpt.convert.command_line.console import show
+from jaxgpt.convert.command_line.console import table, terminal_width, wrapped
 from jaxgpt.convert.command_line.flags import flag, flags_of
 from jaxgpt.convert.command_line.help import Help
+from jaxgpt.convert.command_line.mistakes import one_clear_line
 from jaxgpt.convert.command_line.parser import Parser
 from jaxgpt.convert.dialect import HEAD
-from jaxgpt.convert.errors import one_clear_line
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.convert.export import write
 from jaxgpt.convert.source import tokenizer_files
@@ -81,7 +81,7 @@ def run(command: ConvertCommand) -> None:
     """Inspect or convert."""
     checkpoint = read(command.src, dialect=command.dialect, n_head=command.n_head, activation=command.activation)
     if command.dst is None:
-        show(describe(checkpoint))
+        print(describe(checkpoint, terminal_width()))
         return
     write(
         command.dst,
@@ -97,8 +97,8 @@ def run(command: ConvertCommand) -> None:
     print(f"{checkpoint.path} -> {command.dst}: {len(checkpoint.params)} parameters written, read back, {how}")
 
 
-def describe(checkpoint: Checkpoint) -> str:
-    """Return the mapping as a table, and what was found out about the checkpoint."""
+def describe(checkpoint: Checkpoint, width: int | None = None) -> str:
+    """Return the mapping as a table, and what was found out about the checkpoint, wrapped to a width."""
     config, dialect = checkpoint.config, checkpoint.dialect
     theirs = {dialect.bare(name): name for name in checkpoint.tensors}
     head = dialect.row(HEAD).names[0]
@@ -109,8 +109,6 @@ def describe(checkpoint: Checkpoint) -> str:
             shape = "x".join(map(str, array.shape))
             layout = "same" if row.left == row.right else row.layout
             rows.append((theirs.get(name, theirs.get(head, name)), shape, str(array.dtype), layout, row.ours))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     count = sum(math.prod(array.shape) for array in checkpoint.params.values())
     padding = f" ({config.n_padding:,} of padding)" if config.n_padding else ""
     summary = [
@@ -123,7 +121,7 @@ def describe(checkpoint: Checkpoint) -> str:
         f"            {'with' if config.bias else 'without'} biases, LayerNorm epsilon {config.layer_norm_epsilon:g}",
         f"parameters  {count:,} in {len(checkpoint.params)} tensors; {len(checkpoint.buffers)} buffers left out",
     ]
-    return "\n".join([*table, "", *summary])
+    return "\n".join([table(rows, width), "", wrapped("\n".join(summary), width)])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, did_you_mean
+from jaxgpt.convert.published import PUBLISHED
 
 SIDECARS = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
@@ -36,7 +37,17 @@ def resolve(source: str | Path) -> Path:
         return path
     if isinstance(source, str) and HUB_NAME.fullmatch(source) and path.suffix not in SUFFIXES:
         return _from_hub(source)
-    raise InputError(f"{source}: no such file or folder")
+    raise InputError(f"{source}: no such file or folder{_alike(source)}")
+
+
+def _alike(source: str | Path) -> str:
+    """Suggest a known name, or a file or folder beside the missing one, that is like it."""
+    parent = Path(source).expanduser().parent
+    try:
+        beside = [str(Path(source).parent / path.name) for path in parent.iterdir()]
+    except OSError:
+        beside = []
+    return did_you_mean(str(source), [*(known.name for known in PUBLISHED), *beside], cutoff=0.75)
 
 
 def newest_step(run: Path) -> Path:
@@ -78,5 +89,7 @@ def _from_hub(source: str) -> Path:
                 break
     except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
         cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"{source}: no such file or folder, and the hub did not provide it ({cause})") from None
+        raise InputError(
+            f"{source}: no such file or folder, and the hub did not provide it ({cause}){_alike(source)}"
+        ) from None
     return folder

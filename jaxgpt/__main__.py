@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from jaxgpt.convert.command_line.console import show
 from jaxgpt.convert.command_line.flags import flags_of
+from jaxgpt.convert.command_line.mistakes import one_clear_line
 from jaxgpt.convert.command_line.parser import version
-from jaxgpt.convert.errors import InputError, did_you_mean, one_clear_line
+from jaxgpt.convert.errors import InputError, did_you_mean
 from jaxgpt.convert.exit_codes import ExitCode
 
 COMMANDS = {

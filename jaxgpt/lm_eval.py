@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxgpt.convert.errors import InputError, one_clear_line
+from jaxgpt.convert.command_line.mistakes import one_clear_line
+from jaxgpt.convert.errors import InputError
 from jaxgpt.evaluation.score import score
 from jaxgpt.model.gpt import GPT
 from jaxgpt.params import count_params

@@ -16,10 +16,11 @@ from conftest import ROOT, call
 import jaxgpt
 from jaxgpt.__main__ import COMMANDS
 from jaxgpt.convert.command_line import console
-from jaxgpt.convert.command_line.console import busy, wrapped
+from jaxgpt.convert.command_line.console import busy, table, wrapped
 from jaxgpt.convert.command_line.flags import defaults_of, flags_of, spelled, values_of
 from jaxgpt.convert.command_line.help import help_text, usage
-from jaxgpt.convert.errors import InputError, in_flags
+from jaxgpt.convert.command_line.mistakes import in_flags
+from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.train.command import HELP, PARSER, read_command, resume_command
 from jaxgpt.train.run.run_json import RunInfo
@@ -272,3 +273,37 @@ def test_the_doors_open(name):
     for door in (["-m", name], [str(ROOT / "doors" / f"{name}.py")]):
         done = subprocess.run([sys.executable, *door, "--version"], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout == f"jaxgpt {jaxgpt.__version__}\n", done.stderr
+
+
+# what a misspelt name may have meant
+
+
+@pytest.mark.parametrize(
+    ("strategy", "meant"),
+    [("frist6", "first6"), ("headd", "head"), ("embedings", "embeddings"), ("fulll", "full"), ("lst3", "last3")],
+)
+def test_a_misspelt_strategy_is_suggested(strategy, meant):
+    with pytest.raises(InputError, match=f"unknown strategy: did you mean {meant}\\?\n"):
+        jaxgpt.freeze.parse(strategy, jaxgpt.GPTConfig())
+
+
+@pytest.mark.parametrize(("model", "meant"), [("tinny", "tiny"), ("gtp2", "gpt2"), ("gpt2-medum", "gpt2-medium")])
+def test_a_misspelt_model_is_suggested(model, meant):
+    done = call("jaxgpt", "convert", model, check=False)
+    assert done.returncode == ExitCode.MISTAKE
+    assert done.stderr.endswith(f": did you mean {meant}?\n")
+
+
+def test_a_misspelt_file_is_suggested(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").touch()
+    done = call("jaxgpt", "convert", tmp_path / "modle.safetensors", check=False)
+    assert done.stderr.endswith(f"no such file or folder: did you mean {tmp_path}/model.safetensors?\n")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_table_wraps_inside_its_columns(width):
+    rows = [("check", "measured", "expected"), ("loss", "4.715 nats " * 6, "below 7.49: " * 5), ("x" * 12, "", "short")]
+    text = table(rows, width)
+    assert max(map(len, text.split("\n"))) <= width
+    assert sorted(text.split()) == sorted(" ".join(map(" ".join, rows)).split())
+    assert table(rows).count("\n") == 2

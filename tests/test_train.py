@@ -20,7 +20,7 @@ from transformers import GPT2LMHeadModel
 
 import jaxgpt
 from jaxgpt import convert
-from jaxgpt.convert.errors import in_flags
+from jaxgpt.convert.command_line.mistakes import in_flags
 from jaxgpt.convert.mapping import same
 from jaxgpt.convert.source import complete_steps
 from jaxgpt.train.__main__ import main
@@ -34,7 +34,7 @@ def test_first6_learns_the_reference_and_says_what_it_does(tmp_path):
     out = tmp_path / "demo"
     shorter = ("--steps=50", "--batch-size=16", "--context=64", "--lr=3e-3")
     text = run("train", "--freeze=first6", f"--out={out}", *shorter, XLA_FLAGS="").stdout
-    assert "2,936,576, as the config says 2,936,576" in text
+    assert "2,936,576, as the config's dimensions give" in text
     assert "a blind guess has ln(V) = 8.318: fine" in text
     assert "trains      1,189,888   40.5%  blocks.6-11, ln_f" in text
     assert "tok_emb (also the head: tied), pos_emb, blocks.0-5" in text

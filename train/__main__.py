@@ -5,7 +5,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from jaxgpt.convert.errors import InputError, one_clear_line
+from jaxgpt.convert.command_line.mistakes import one_clear_line
+from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.exit_codes import ExitCode
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -1,6 +1,7 @@
 """Text on the terminal: lines that are wrapped between words, and a clock beside long work."""
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -8,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 QUIET_SECONDS = 2.0
@@ -40,6 +41,32 @@ def show(text: str, stream: TextIO | None = None) -> None:
     """Print a text, wrapped to the terminal."""
     stream = stream or sys.stdout
     print(wrapped(text, terminal_width(stream)), file=stream, flush=True)
+
+
+def table(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Return rows of cells as lines, each column as wide as its widest cell.
+
+    Where that is more than the width, the widest columns are narrowed, and their cells go on below, between words.
+    """
+    columns = [*zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in columns]
+    longest_word = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
+    gaps = 2 * (len(widths) - 1)
+    while width is not None and sum(widths) + gaps > width:
+        room = [widest if widest > word else 0 for widest, word in zip(widths, longest_word, strict=True)]
+        if not any(room):
+            break
+        widths[room.index(max(room))] -= 1
+    lines = []
+    for row in rows:
+        cells = [
+            textwrap.wrap(cell, max(cut, 1), break_long_words=False, break_on_hyphens=False) or [""]
+            for cell, cut in zip(row, widths, strict=True)
+        ]
+        for parts in itertools.zip_longest(*cells, fillvalue=""):
+            padded = (part.ljust(cut) for part, cut in zip(parts, widths, strict=True))
+            lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager

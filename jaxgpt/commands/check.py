@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxgpt.commands import MODEL
-from jaxgpt.convert.command_line.console import busy, show
+from jaxgpt.convert.command_line.console import busy, terminal_width
 from jaxgpt.convert.command_line.flags import flag
 from jaxgpt.convert.command_line.help import Help
 from jaxgpt.convert.command_line.parser import Parser
@@ -55,5 +55,5 @@ def main(arguments: Sequence[str]) -> int:
     if command.json:
         print(json.dumps(report.as_json(), indent=2, allow_nan=False))
     else:
-        show(str(report))
+        print(report.rendered(terminal_width()))
     return ExitCode.OK if report.ok else ExitCode.FAILED

@@ -4,7 +4,7 @@ import re
 
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, did_you_mean
 from jaxgpt.freeze.plan import FROZEN, Phase, Plan
 from jaxgpt.params import Rules, match
 
@@ -18,6 +18,9 @@ GRAMMAR = r"""A freezing strategy is one of
   gradual         thaws from the top: head, the last quarter of the blocks, everything; a third of the steps each
   gradual:A@0,B@200,C@60%
                   A trains from the start, B too after 200 steps, C too after 60 % of them (2ep: after two epochs)"""
+
+NAMES = ("full", "head", "embeddings", "gradual")
+"""Strategies without a number or a pattern."""
 
 EMBEDDINGS = r"(tok_emb|pos_emb)\..*"
 
@@ -104,13 +107,19 @@ def rules(text: str, name: str, config: GPTConfig) -> Rules[bool]:
         return (EMBEDDINGS, True), *rest
     if not name.startswith("regex:"):
         which = "" if name == text else f"{name!r}: "
-        raise InputError(f"strategy {text!r}: {which}unknown strategy\n{GRAMMAR}")
+        raise InputError(f"strategy {text!r}: {which}unknown strategy{_alike(name, config)}\n{GRAMMAR}")
     pattern = name.removeprefix("regex:")
     try:
         re.compile(pattern)
     except re.error as error:
         raise InputError(f"strategy {text!r}: not a regular expression ({error})\n{GRAMMAR}") from None
     return (pattern, True), *rest
+
+
+def _alike(name: str, config: GPTConfig) -> str:
+    """Suggest a strategy whose name is like an unknown one."""
+    numbered = [f"{kind}{n}" for kind in ("first", "last") for n in range(config.n_layer + 1)]
+    return did_you_mean(name, [*NAMES, *numbered])
 
 
 def _blocks(numbers: range) -> str:

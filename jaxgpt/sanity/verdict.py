@@ -2,10 +2,11 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from jaxgpt.convert.command_line.console import table, wrapped
 from jaxgpt.sanity.parity import Parity
 
 WORDS = {True: "ok", False: "FAILED", None: "skipped"}
@@ -49,12 +50,16 @@ class Report:
         return finite({"model": self.model, "ok": self.ok, "checks": checks, "text": self.text, "parity": parity})
 
     def __str__(self) -> str:
+        return self.rendered()
+
+    def rendered(self, width: int | None = None) -> str:
+        """Return all that was found, wrapped to a width."""
         rows = [("check", "verdict", "measured", "expected")]
         rows += [(check.name, WORDS[check.ok], check.measured, check.expected) for check in self.checks]
-        parts = [aligned(rows)]
-        parts += [f"{check.name}: {check.detail}" for check in self.checks if check.detail]
+        parts = [table(rows, width)]
+        parts += [wrapped(f"{check.name}: {check.detail}", width) for check in self.checks if check.detail]
         if self.text is not None:
-            parts += ["the model wrote:\n" + textwrap.indent(self.text, "    ")]
+            parts += ["the model wrote:\n" + textwrap.indent(wrapped(self.text, width and width - 4), "    ")]
         if self.parity is not None:
             parts += [self.parity.table()]
         failed = [check.name for check in self.checks if check.ok is False]
@@ -62,13 +67,6 @@ class Report:
         end = f"FAILED: {', '.join(failed)}" if failed else "fine"
         end += f" (skipped: {', '.join(skipped)})" if skipped else ""
         return "\n\n".join([*parts, f"{self.model}: {end}"])
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows of cells as lines, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def finite(tree: Any) -> Any:

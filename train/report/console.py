@@ -4,8 +4,8 @@ import math
 import shlex
 
 from jaxgpt.mesh import to_host
-from jaxgpt.model.gpt import abstract
 from jaxgpt.params import count_params
+from jaxgpt.sanity.check import expected_counts
 from jaxgpt.train.distributed import is_first
 from jaxgpt.train.report import plots
 from jaxgpt.train.run.eval_state import EvalState
@@ -24,7 +24,7 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
     lines = [
         f"model       {settings.model}: {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, "
         f"context {spec.context} of {config.n_positions}, vocabulary {config.n_tokens:,}",
-        f"parameters  {count_params(params):,}, as the config says {count_params(abstract(config)):,}",
+        f"parameters  {_counted(count_params(params), sum(expected_counts(config).values()))}",
         f"data        {data.name}: {data.train.rows.n_tokens:,} tokens to train on, "
         f"{data.held_out.rows.n_tokens:,} held out",
         f"loss        {loss:.3f} nats per held-out token{counted} at step {step}; a blind guess has "
@@ -87,6 +87,12 @@ written:
 use it:
   jaxgpt generate {model} {ask}
   jaxgpt convert {model} {shlex.quote(f"{run.folder}-hf")} --to=hf    # for transformers"""
+
+
+def _counted(n_params: int, n_expected: int) -> str:
+    if n_params == n_expected:
+        return f"{n_params:,}, as the config's dimensions give"
+    return f"{n_params:,}, but the config's dimensions give {n_expected:,}; see jaxgpt check"
 
 
 def _training(inputs: TrainingInputs) -> str:
