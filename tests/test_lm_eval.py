@@ -216,8 +216,8 @@ def test_requests_and_models_that_make_no_sense_are_refused(ours, tokenizer):
         ({"batch_size": "auto"}, "batch_size must be a whole number"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
         ({"max_length": 65}, "max_length must be from 1 to the model's context of 64"),
-        ({"n_head": 4}, "takes a tokenizer and no n_head"),
-        ({"tokenizer": None}, "takes a tokenizer"),
+        ({"n_head": 4}, "a loaded model takes no n_head"),
+        ({"tokenizer": None}, "a loaded model needs tokenizer="),
         ({"tokenizer": endless}, "the tokenizer has no end token"),
     ):
         with pytest.raises(InputError, match=message):

@@ -138,7 +138,7 @@ def test_what_the_tokenizer_has_is_left_as_it_is():
         (["\u3000"], "white space around it"),
         (["<|a|>", "<|b|>", "<|a|>"], r"'<\|a\|>' is given twice"),
         (["<|a\udcff|>"], r"'<\|a\\udcff\|>' is not valid UTF-8"),
-        ("<|a|>", "a list of tokens is expected"),
+        ("<|a|>", "s must be a list, not the text"),
     ],
 )
 def test_what_is_no_token_is_refused_before_anything_is_added(tokens, message):
