@@ -80,7 +80,7 @@ def main() -> None:
     for i in range(arguments.repeats + 1):
         for p in programs.values():
             began = time.perf_counter()
-            p["state"], metrics = p["step"](p["state"], tokens, p["rates"])
+            p["state"], metrics = p["step"](p["state"], Batch(tokens), p["rates"])
             jax.block_until_ready((p["state"], metrics))
             if i:
                 p["times"].append(time.perf_counter() - began)
