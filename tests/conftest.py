@@ -28,6 +28,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from jaxgpt.convert.command_line import console
+
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "convert" / "assets" / "tiny"
 
@@ -138,6 +140,12 @@ def whole_run(small, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
     call("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK)
     return out
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch):
+    """On a machine that is slow, long work is no longer said than on a quick one."""
+    monkeypatch.setattr(console, "QUIET_SECONDS", 3600.0)
 
 
 @pytest.fixture(autouse=True)

@@ -240,11 +240,11 @@ def test_long_work_is_said_once_in_a_log_and_short_work_is_not(monkeypatch, caps
     monkeypatch.setattr(console, "QUIET_SECONDS", 0.05)
     with busy("compiling"):
         time.sleep(0.3)
-    assert capsys.readouterr().out == "compiling …\n"
+    assert capsys.readouterr().err == "compiling …\n"
     monkeypatch.setattr(console, "QUIET_SECONDS", 60)
     with busy("loading"):
         pass
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
 
 
 # beside files of the user's own

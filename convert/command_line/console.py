@@ -22,9 +22,12 @@ WIDEST = 120
 def terminal_width(stream: TextIO | None = None) -> int | None:
     """Return the columns to wrap at; None where a stream is no terminal, such as a log: lines stay whole there."""
     stream = stream or sys.stdout
-    if not os.environ.get("COLUMNS") and not stream.isatty():
-        return None
-    return max(40, min(shutil.get_terminal_size().columns, WIDEST))
+    return page_width() if stream.isatty() else None
+
+
+def page_width() -> int:
+    """Return the columns of the terminal, or what COLUMNS says, or 80; within bounds."""
+    return max(40, min(shutil.get_terminal_size((80, 24)).columns, WIDEST))
 
 
 def wrapped(text: str, width: int | None) -> str:
@@ -71,9 +74,15 @@ def table(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
 
 @contextlib.contextmanager
 def busy(doing: str) -> Iterator[None]:
-    """Say what is going on: with a running clock on a terminal, in a log by one line if it takes long."""
-    stream, done = sys.stderr if sys.stderr.isatty() else sys.stdout, threading.Event()
-    ticking = threading.Thread(target=_tick, args=(doing, stream, done), name="clock", daemon=True)
+    """Say on standard error what is going on: by a running clock on a terminal, in a log by one line if it takes long.
+
+    Nothing is said where standard output is closed on purpose, as in all but the first of several processes.
+    """
+    if getattr(sys.stdout, "name", "") == os.devnull:
+        yield
+        return
+    done = threading.Event()
+    ticking = threading.Thread(target=_tick, args=(doing, sys.stderr, done), name="clock", daemon=True)
     ticking.start()
     try:
         yield

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxgpt.convert.command_line.console import WIDEST, terminal_width
+from jaxgpt.convert.command_line.console import WIDEST, page_width
 from jaxgpt.convert.command_line.flags import Flag, Value, defaults_of, flags_of, spelled, values_of
 from jaxgpt.convert.errors import InputError
 
@@ -35,7 +35,7 @@ def help_text(command: type, about: Help, group: str | None = None) -> str:
     Raises:
         InputError: there is no such group.
     """
-    width = terminal_width() or 80
+    width = page_width()
     flags = flags_of(command)
     if group not in (None, "all") and group not in about.groups:
         raise InputError(f"--help={group}: the groups are {', '.join(about.groups)}; --help-all shows all")
