@@ -284,9 +284,9 @@ def changed_settings(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list
     """Return what is to be said of settings that a run had otherwise, and that make it another run."""
     may_change, defaults = trait("may_change"), defaults_of(Settings)
     return [
-        f"{spelled(name)} was {_said(earlier.get(name, defaults[name]))} and is {_said(value)}"
-        for name, value in now.items()
-        if not may_change[name] and value != earlier.get(name, defaults[name])
+        f"{spelled(name)} was {_said(earlier.get(name, defaults[name]))} and is {_said(now[name])}"
+        for name in defaults
+        if name in now and not may_change[name] and now[name] != earlier.get(name, defaults[name])
     ]
 
 
