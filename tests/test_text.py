@@ -14,8 +14,8 @@ from jaxgpt.generation.text import Text, write
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return jaxgpt.from_pretrained("tiny"), jaxgpt.load_tokenizer("tiny")
+def tiny(cut):
+    return jaxgpt.from_pretrained(cut), jaxgpt.load_tokenizer("tiny")
 
 
 def pieces_of(tokenizer, prompt: str, follows: str, stop=(), size: int = 1):
@@ -79,11 +79,11 @@ def test_an_empty_stop_string_is_refused(tiny):
 
 
 @pytest.fixture
-def said(capsys):
+def said(cut, capsys):
     """What the command prints, without a process of its own."""
 
     def run(*prompts, **settings):
-        generate(Generate("tiny", prompts, **{"max_new_tokens": 20, "temperature": 0.0, **settings}))
+        generate(Generate(str(cut), prompts, **{"max_new_tokens": 20, "temperature": 0.0, **settings}))
         return capsys.readouterr()
 
     return run
