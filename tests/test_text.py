@@ -79,11 +79,11 @@ def test_an_empty_stop_string_is_refused(tiny):
 
 
 @pytest.fixture
-def said(cut, capsys):
+def said(capsys):
     """What the command prints, without a process of its own."""
 
     def run(*prompts, **settings):
-        generate(Generate(str(cut), prompts, **{"max_new_tokens": 20, "temperature": 0.0, **settings}))
+        generate(Generate("tiny", prompts, **{"max_new_tokens": 20, "temperature": 0.0, **settings}))
         return capsys.readouterr()
 
     return run
