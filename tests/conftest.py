@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -28,8 +29,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+import jaxgpt
 from jaxgpt.convert.command_line import console
+from jaxgpt.model.gpt import abstract
 
+torch.set_num_threads(1)  # its models are tiny here, and threads that wait for each other cost more than they give
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "convert" / "assets" / "tiny"
 
@@ -102,7 +106,10 @@ def call(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), error.getvalue())
 
 
-LONG = "kills train house stop generate vocab parity gradual lm_eval check cache freeze".split()
+LONG = (
+    "train mesh house kills distributed settings generate lm_eval chat_training check gradual signals vocab parity "
+    "cache compile_only freeze"
+).split()
 
 
 def pytest_collection_modifyitems(items):
@@ -132,6 +139,25 @@ def small(tmp_path_factory) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder / name)
     return folder
+
+
+def write_cut(folder: Path, n_positions: int) -> Path:
+    """Write the bundled model cut down to three of its blocks, which compile fast, and so many positions."""
+    model = jaxgpt.from_pretrained("tiny")
+    params = jaxgpt.named_params(model)
+    params["pos_emb.embedding"] = params["pos_emb.embedding"][:n_positions]
+    for name in [name for name in params if name.startswith("blocks.2.")]:
+        params[name] = params[name.replace("blocks.2.", "blocks.11.")]
+    cut = abstract(replace(model.config, n_layer=3, n_positions=n_positions))
+    cut = jaxgpt.with_params(cut, {name: params[name] for name in jaxgpt.named_params(cut)})
+    jaxgpt.save_pretrained(cut, folder, tokenizer=jaxgpt.load_tokenizer("tiny"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cut(tmp_path_factory) -> Path:
+    """A folder with three blocks of the bundled model, and its tokenizer."""
+    return write_cut(tmp_path_factory.mktemp("cut") / "hf", 256)
 
 
 @pytest.fixture(scope="session")

@@ -130,7 +130,7 @@ def test_a_process_that_is_killed_takes_the_others_along_and_nothing_more(small,
     ("other", "said"),
     [
         ("--lr=3e-5", r"process 1: other than process 0, --lr is 3e-05 here and 2e-05 there"),
-        ("--data=b.txt", r"process 1: other than process 0, --data is b.txt here and None there"),
+        ("--data=b.txt", r"process 1: other than process 0, --data is b.txt here and \S+words.txt there"),
         ("--cache=/dev/null/cache", "/dev/null"),
     ],
 )

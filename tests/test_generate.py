@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, call, random_tokens, run
+from conftest import call, random_tokens, run
 from transformers import GPT2LMHeadModel
 
 import jaxgpt
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return jaxgpt.from_pretrained("tiny"), GPT2LMHeadModel.from_pretrained(TINY, dtype=torch.float32).eval()
+def tiny(cut):
+    """Three blocks of the bundled model, here and in PyTorch."""
+    return jaxgpt.from_pretrained(cut), GPT2LMHeadModel.from_pretrained(cut, dtype=torch.float32).eval()
 
 
 PROMPTS = ["In the beginning", "My fellow citizens, it is", "A", "The king said unto his servants: bring me the book"]
@@ -27,17 +28,17 @@ def test_greedy_text_equals_transformers_up_to_the_end_of_the_context(tiny):
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_greedy_text_of_unequal_prompts_equals_transformers_for_200_tokens(tiny, penalty):
+def test_greedy_text_of_unequal_prompts_equals_transformers_for_100_tokens(tiny, penalty):
     """One batch against one prompt at a time, and with the repetition penalty, which must not see padding."""
     ours, theirs = tiny
     prompts = jaxgpt.load_tokenizer("tiny")(PROMPTS)["input_ids"]
     assert len({len(prompt) for prompt in prompts}) == 4
-    rows = jaxgpt.generate(ours, prompts, max_new_tokens=200, repetition_penalty=penalty)
+    rows = jaxgpt.generate(ours, prompts, max_new_tokens=100, repetition_penalty=penalty)
     for prompt, row in zip(prompts, rows, strict=True):
-        assert (row == greedy(theirs, [prompt], max_new_tokens=200, repetition_penalty=penalty)[0]).all()
-    batched = greedy(theirs, prompts, max_new_tokens=200)  # as transformers pads it: on the left, with a mask
+        assert (row == greedy(theirs, [prompt], max_new_tokens=100, repetition_penalty=penalty)[0]).all()
+    batched = greedy(theirs, prompts, max_new_tokens=100)  # as transformers pads it: on the left, with a mask
     if penalty == 1:
-        assert all((row[-200:] == expected[-200:]).all() for row, expected in zip(rows, batched, strict=True))
+        assert all((row[-100:] == expected[-100:]).all() for row, expected in zip(rows, batched, strict=True))
 
 
 def greedy(model, prompts, **settings):
@@ -241,7 +242,7 @@ def test_the_command_line():
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 
 
-def test_the_command_line_says_only_what_the_tokenizer_knows(tmp_path, tiny):
+def test_the_command_line_says_only_what_the_tokenizer_knows(tmp_path, tiny, cut):
     """As of a nanoGPT file: more rows than tokens, and nothing in it that says so."""
     tokenizer = jaxgpt.load_tokenizer("tiny")
     wide = loud(jaxgpt.resize_vocab(tiny[0], 4160), 4096)
@@ -251,7 +252,7 @@ def test_the_command_line_says_only_what_the_tokenizer_knows(tmp_path, tiny):
     arguments = ("--prompt=In the beginning", "--max-new-tokens=12")
     assert (
         call("jaxgpt", "generate", tmp_path / "wide", *arguments).stdout
-        == call("jaxgpt", "generate", "tiny", *arguments).stdout
+        == call("jaxgpt", "generate", cut, *arguments).stdout
     )
     tokenizer.add_tokens([f"<|{i}|>" for i in range(65)])
     jaxgpt.save_pretrained(wide, tmp_path / "other", tokenizer=tokenizer)

@@ -141,22 +141,22 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def four(tmp_path) -> Path:
-    """A random 4-block model with the bundled tokenizer and its context: quick to compile."""
-    dims = {"n_embd": 32, "n_head": 4, "n_layer": 4, "n_inner": 64, "n_positions": 256, "vocab_size": 4096}
-    random_hf(**dims, bos_token_id=4095, eos_token_id=4095).save_pretrained(tmp_path / "four")
+def three(tmp_path) -> Path:
+    """A random 3-block model with the bundled tokenizer and its context: quick to compile."""
+    dims = {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_inner": 64, "n_positions": 256, "vocab_size": 4096}
+    random_hf(**dims, bos_token_id=4095, eos_token_id=4095).save_pretrained(tmp_path / "three")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / name, tmp_path / "four" / name)
-    return tmp_path / "four"
+        shutil.copy(TINY / name, tmp_path / "three" / name)
+    return tmp_path / "three"
 
 
-def test_the_readmes_commands_run(four, tmp_path, monkeypatch):
+def test_the_readmes_commands_run(three, tmp_path, monkeypatch):
     """Each `jaxgpt` line, in order, in one folder; the hub left out.
 
-    Training has fewer steps, and but for the demo a smaller model.
+    Training has fewer steps, less text, and but for the demo a smaller model.
     """
     for name in ("my.txt", "notes.txt"):
-        (tmp_path / name).write_text((ROOT / "README.md").read_text() * 5)
+        (tmp_path / name).write_text((ROOT / "README.md").read_text()[:20_000])
     exchange = json.dumps({"instruction": "Who was king?", "output": "Saul."}) + "\n"
     (tmp_path / "chat.jsonl").write_text(exchange * 200)
     commands = [line.split("#")[0].strip() for block in readme_blocks("sh") for line in block.splitlines()]
@@ -166,7 +166,10 @@ def test_the_readmes_commands_run(four, tmp_path, monkeypatch):
     for command in commands:
         if command.startswith("jaxgpt train ") and "--help" not in command and "--resume" not in command:
             command += " --steps=5 --epochs=None --batch-size=16 --context=32"
-            command += f" --model={four}" * ("--out=" in command)
+            if "--out=" in command:
+                command += f" --model={three}"
+            if "--data=" not in command and "--config=" not in command:
+                command += " --data=my.txt"
         done = call(*shlex.split(command), check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 

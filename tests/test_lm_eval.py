@@ -1,13 +1,12 @@
 """The evaluation harness: scores, texts and metrics are those of its own model `hf` on the same weights."""
 
 import json
-from dataclasses import replace
 
 import forked
 import lm_eval
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, write_cut
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -16,7 +15,6 @@ import jaxgpt
 import jaxgpt.lm_eval
 from jaxgpt.convert.errors import InputError
 from jaxgpt.evaluation import score as scoring
-from jaxgpt.model.gpt import abstract
 
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 CHAT += "{% if add_generation_prompt %}a:{% endif %}"
@@ -32,18 +30,9 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def folder(tokenizer, tmp_path_factory):
-    """The bundled model cut down to three of its blocks and a context of 64, which compiles fast."""
-    model, path = jaxgpt.from_pretrained("tiny"), tmp_path_factory.mktemp("cut") / "hf"
-    config = replace(model.config, n_layer=3, n_positions=64)
-    params = jaxgpt.named_params(model)
-    params["pos_emb.embedding"] = params["pos_emb.embedding"][:64]
-    for name in [name for name in params if name.startswith("blocks.2.")]:
-        params[name] = params[name.replace("blocks.2.", "blocks.11.")]
-    cut = abstract(config)
-    cut = jaxgpt.with_params(cut, {name: params[name] for name in jaxgpt.named_params(cut)})
-    jaxgpt.save_pretrained(cut, path, tokenizer=tokenizer)
-    return path
+def folder(tmp_path_factory):
+    """The bundled model cut down to three of its blocks and a context of 64."""
+    return write_cut(tmp_path_factory.mktemp("cut") / "hf", 64)
 
 
 @pytest.fixture(scope="module")

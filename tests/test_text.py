@@ -14,8 +14,8 @@ from jaxgpt.generation.text import Text, write
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return jaxgpt.from_pretrained("tiny"), jaxgpt.load_tokenizer("tiny")
+def tiny(cut):
+    return jaxgpt.from_pretrained(cut), jaxgpt.load_tokenizer("tiny")
 
 
 def pieces_of(tokenizer, prompt: str, follows: str, stop=(), size: int = 1):
