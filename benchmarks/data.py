@@ -18,9 +18,8 @@ from pathlib import Path
 import grain
 import jax
 
-from jaxgpt.train.data.device_batches import train_batches
-from jaxgpt.train.loop import batches_of
-from jaxgpt.train.run.folder import Run
+from jaxgpt.train.data.device_batches import device_train_batches, train_batches
+from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.setup import prepare
 from jaxgpt.train.step.phases import PhaseCompiler
@@ -61,20 +60,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, data in (("text", None), ("conversations", write_conversations(Path(folder) / "chat.jsonl"))):
             settings = Settings(data=data, cache=Path(folder) / "cache", steps=arguments.steps + 2)
-            setup, params = prepare(settings, Run(Path(folder) / name))
-            phases = PhaseCompiler(setup)
-            state, program = phases.begin(phases.init(params), 0)
+            inputs, params = prepare(settings, RunFolder(Path(folder) / name))
+            compiler = PhaseCompiler(inputs.spec)
+            state, phase = compiler.begin(compiler.init(params), 0)
             waits, steps = [], []
-            batches = batches_of(setup, 0)
+            batches = device_train_batches(
+                inputs.data.train.rows, settings.batch_size, settings.seed, inputs.spec.mesh,
+                first=0, last=inputs.spec.steps, workers=settings.workers,
+            )  # fmt: skip
             for _ in range(arguments.steps + 2):
                 began = time.perf_counter()
                 batch = next(batches)
                 waits.append(time.perf_counter() - began)
-                state, metrics = program.step(state, batch, program.rates)
+                state, metrics = phase.step(state, batch, phase.rates)
                 jax.block_until_ready(metrics)
                 steps.append(time.perf_counter() - began)
             wait, step = statistics.median(waits[2:]), statistics.median(steps[2:])
-            speeds = [batch_ms(setup.data.train.rows, settings, n_workers, 500) for n_workers in (1, 2, 4)]
+            speeds = [batch_ms(inputs.data.train.rows, settings, n_workers, 500) for n_workers in (1, 2, 4)]
             print(
                 f"| {name} | {1000 * step:,.0f} ms | {1000 * wait:.2f} ms | {wait / step:.2%} | "
                 + " | ".join(f"{speed:.2f} ms" for speed in speeds) + " |", flush=True,

@@ -25,11 +25,10 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 from pydantic import ValidationError
 
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.train.command import read_command
-from jaxgpt.train.failures import MISTAKE
-from jaxgpt.train.finetune import DIVERGED, LOST
 from jaxgpt.train.settings import Settings
-from jaxgpt.train.signals import SIGNALS, STOPPED
+from jaxgpt.train.signals import SIGNALS
 
 DEPLOY = ROOT / "deploy"
 FILES = {path.name: path.read_text("utf-8") for path in sorted(DEPLOY.iterdir())}
@@ -37,7 +36,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXAMPLE = {"BUCKET": "some-bucket", "IMAGE": "registry/jaxgpt:1", "PROJECT": "some-project"}
 """Values for what the user fills in."""
 
-USER_ERRORS = {DIVERGED, MISTAKE}
+USER_ERRORS = {ExitCode.FAILED, ExitCode.MISTAKE}
 ABORTED = 128 + signal.SIGABRT
 """How JAX ends a process that has lost the others."""
 """Exit codes after which the same command line would end in the same way."""
@@ -223,7 +222,7 @@ def tpu_vm(machine: Machine, *flags: str, **plan: list) -> subprocess.CompletedP
 
 def test_a_tpu_vm_is_made_anew_after_each_preemption_until_the_run_is_done(machine):
     gone = [255, "PREEMPTED"]
-    done = tpu_vm(machine, train=[[STOPPED, "PREEMPTED"], gone, [DIVERGED, "TERMINATED"], 0])
+    done = tpu_vm(machine, train=[[ExitCode.STOPPED, "PREEMPTED"], gone, [ExitCode.FAILED, "TERMINATED"], 0])
     assert done.returncode == 0, done.stderr
     assert machine.verbs() == [*MADE, "delete"] * 4
     assert len(machine.trained()) == 4
@@ -231,7 +230,7 @@ def test_a_tpu_vm_is_made_anew_after_each_preemption_until_the_run_is_done(machi
 
 
 def test_a_run_that_stopped_on_a_tpu_vm_that_is_still_there_goes_on_there(machine):
-    done = tpu_vm(machine, train=[STOPPED, 255, STOPPED, 0])
+    done = tpu_vm(machine, train=[ExitCode.STOPPED, 255, ExitCode.STOPPED, 0])
     assert done.returncode == 0, done.stderr
     assert machine.verbs() == [*MADE, *AGAIN * 3, "delete"]
 
@@ -320,7 +319,7 @@ def test_a_run_that_a_broken_connection_left_saves_before_the_next_begins(machin
         while not (machine.home / "log").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         assert machine.run(*train, "next").returncode == 0
-        assert left.wait() == STOPPED
+        assert left.wait() == ExitCode.STOPPED
     assert (machine.home / "log").read_text().split() == ["began", "saved", "next"]
 
 
@@ -347,21 +346,21 @@ def sbatch() -> dict[str, str]:
     return {line.partition("=")[0]: line.partition("=")[2] for line in lines}
 
 
-@pytest.mark.parametrize("code", [0, STOPPED, ABORTED, LOST, *sorted(USER_ERRORS), 137])
+@pytest.mark.parametrize("code", [0, ExitCode.STOPPED, ABORTED, ExitCode.DISK, *sorted(USER_ERRORS), 137])
 def test_a_slurm_job_queues_itself_again_if_it_was_stopped_or_lost_others_and_only_then(machine, code):
     job = {"SLURM_JOB_ID": "4711", "VENV": "/some/venv"}
     done = machine.run("bash", DEPLOY / "slurm.sbatch", *SBATCH_FLAGS, plan={"srun": [code]}, **job)
     assert done.returncode == code
-    assert machine.told("scontrol") == [["requeue", "4711"]] * (code in (STOPPED, ABORTED))
+    assert machine.told("scontrol") == [["requeue", "4711"]] * (code in (ExitCode.STOPPED, ABORTED))
     [command] = machine.told("srun")
     assert command[command.index("-m") - 1] == "/some/venv/bin/python"
 
 
 def test_a_slurm_job_that_was_cancelled_does_not_queue_itself_again(machine):
     """scancel and Slurm's own preemption signal the shell too; the time limit, as it is asked for here, does not."""
-    machine.stub("srun", f"os.kill(os.getppid(), {signal.SIGTERM:d})\nsys.exit({STOPPED})")
+    machine.stub("srun", f"os.kill(os.getppid(), {signal.SIGTERM:d})\nsys.exit({ExitCode.STOPPED})")
     done = machine.run("bash", DEPLOY / "slurm.sbatch", SLURM_JOB_ID="4711")
-    assert done.returncode == STOPPED
+    assert done.returncode == ExitCode.STOPPED
     assert not machine.told("scontrol")
 
 
@@ -472,7 +471,7 @@ def test_a_sky_job_has_fields_that_there_are_and_goes_on_after_a_stop(name):
     assert task.keys() <= SKY_FIELDS
     assert task["resources"].keys() <= SKY_RESOURCES
     assert task["resources"]["use_spot"] is True
-    assert task["resources"]["job_recovery"] == {"recover_on_exit_codes": [LOST, STOPPED, ABORTED]}
+    assert task["resources"]["job_recovery"] == {"recover_on_exit_codes": [ExitCode.DISK, ExitCode.STOPPED, ABORTED]}
     for variable in task["envs"]:
         assert f"--env={variable}=" in header(name)
 
@@ -486,8 +485,10 @@ def test_a_sky_job_sets_its_machines_up_and_runs_a_process_on_each(name, machine
     for rank in range(nodes):
         done = machine.run("bash", "-c", task["setup"], **env)
         assert done.returncode == 0, done.stderr
-        done = machine.run("bash", "-c", task["run"], plan={"train": [STOPPED]}, SKYPILOT_NODE_RANK=str(rank), **env)
-        assert done.returncode == STOPPED, done.stderr
+        done = machine.run(
+            "bash", "-c", task["run"], plan={"train": [ExitCode.STOPPED]}, SKYPILOT_NODE_RANK=str(rank), **env
+        )
+        assert done.returncode == ExitCode.STOPPED, done.stderr
     assert [call[-2:] for call in machine.told("gcsfuse")] == [[EXAMPLE["BUCKET"], str(home / "bucket")]] * nodes
     runs = [parsed(flags) for flags in machine.trained()]
     assert all(run.out.is_relative_to(home / "bucket") for run in runs)

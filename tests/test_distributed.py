@@ -24,12 +24,12 @@ PROGRAM = """
 import sys, time
 import jaxgpt.train.loop
 from jaxgpt.train.__main__ import main
-batches_of = jaxgpt.train.loop.batches_of
-def slowly(*args):
-    for batch in batches_of(*args):
+batches_of = jaxgpt.train.loop.device_train_batches
+def slowly(*args, **how):
+    for batch in batches_of(*args, **how):
         time.sleep({seconds})
         yield batch
-jaxgpt.train.loop.batches_of = slowly
+jaxgpt.train.loop.device_train_batches = slowly
 sys.argv = ["train", *{flags!r}]
 main()
 """

@@ -11,8 +11,7 @@ from conftest import TINY, call, random_tokens
 from transformers import GPT2LMHeadModel
 
 import jaxgpt
-from jaxgpt import __main__ as main
-from jaxgpt.commands import Eval
+from jaxgpt.commands.evaluate import EvalCommand, run
 from jaxgpt.evaluation.perplexity import evaluate
 
 
@@ -74,20 +73,20 @@ def test_the_command_line_gives_the_loss_of_transformers_and_bits_per_byte(tmp_p
     assert found["bits_per_byte"] == pytest.approx(
         loss * (len(tokens) - 1) / math.log(2) / len(text.encode()), rel=1e-4
     )
-    main.evaluate(Eval("tiny", str(tmp_path / "text.txt"), stride=64))
+    run(EvalCommand("tiny", str(tmp_path / "text.txt"), stride=64))
     assert f"{found['loss']:.4f} nats per token" in capsys.readouterr().out
     with pytest.raises(jaxgpt.InputError, match="is no file and no folder"):
-        main.evaluate(Eval("tiny", str(tmp_path / "nothing")))
+        run(EvalCommand("tiny", str(tmp_path / "nothing")))
 
 
 def test_token_ids_have_no_bytes_and_conversations_are_refused(tmp_path, capsys):
     np.arange(300, dtype=np.uint16).tofile(tmp_path / "ids.bin")
-    main.evaluate(Eval("tiny", str(tmp_path / "ids.bin"), json=True))
+    run(EvalCommand("tiny", str(tmp_path / "ids.bin"), json=True))
     found = json.loads(capsys.readouterr().out)
     assert (found["tokens"], found["bytes"], found["bits_per_byte"]) == (299, None, None)
     (tmp_path / "chat.jsonl").write_text('{"instruction": "Say hi", "output": "hi"}')
     with pytest.raises(jaxgpt.InputError, match=r"chat\.jsonl holds conversations, and eval reads texts"):
-        main.evaluate(Eval("tiny", str(tmp_path / "chat.jsonl")))
+        run(EvalCommand("tiny", str(tmp_path / "chat.jsonl")))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from jaxgpt import freeze, make_mesh, named_params
 from jaxgpt.model.gpt import abstract
 from jaxgpt.params import by_module, module_shares
 from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import B1, B2, EPSILON, make_optimizer, rate_factors, schedule
+from jaxgpt.train.step.optimizer import B1, B2, EPSILON, lr_schedule, make_optimizer, rate_factors
 from jaxgpt.train.step.step import Rates, TrainState, init_state, make_train_step
 
 TIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}))
@@ -165,7 +165,7 @@ def test_at_a_boundary_moments_and_counts_go_on_and_what_thaws_starts_a_fresh_ad
 
 def test_the_programs_optimizer_has_the_same_boundary_and_each_group_a_warm_up():
     steps, start, warm = 20, 8, 4
-    rate = schedule(steps, 0.2)
+    rate = lr_schedule(steps, 0.2)
     plan = freeze.parse(f"gradual:head@0,full@{start}", TWO)
 
     def reference(first, rise):

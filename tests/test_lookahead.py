@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from conftest import call
 
-import jaxgpt.train.loop
 import jaxgpt.train.step.phases
+from jaxgpt.train.data import device_batches
 
 STEPS = 9
 
@@ -22,7 +22,7 @@ def events(monkeypatch) -> list[tuple[str, int]]:
     of_step: dict[int, int] = {}
     array = type(jnp.zeros(()))
     to_devices, compile_program, value = (
-        jaxgpt.train.loop.to_devices,
+        device_batches.to_devices,
         jaxgpt.train.step.phases.PhaseCompiler._compile,
         array._value,
     )
@@ -54,7 +54,7 @@ def events(monkeypatch) -> list[tuple[str, int]]:
         return value.fget(self)
 
     kept: list = []
-    monkeypatch.setattr(jaxgpt.train.loop, "to_devices", watched_batch)
+    monkeypatch.setattr(device_batches, "to_devices", watched_batch)
     monkeypatch.setattr(jaxgpt.train.step.phases.PhaseCompiler, "_compile", watched_compile)
     monkeypatch.setattr(array, "_value", property(watched_value))
     return found

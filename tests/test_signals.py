@@ -81,14 +81,14 @@ def test_before_the_first_step_a_signal_ends_at_once_and_leaves_nothing(flags, t
     process = slow(patch, flags)
     text = signal_at(process, f"^{said}$", number)
     assert process.returncode == 75, text
-    assert "stopped, and nothing is lost" in text
+    assert "stopped before the first step; nothing was written" in text
     assert "Traceback" not in text
     assert not list(tmp_path.iterdir())
 
 
 SLOW_EVALUATION = """
-import jaxgpt.train.report.console
-real = jaxgpt.train.report.console.make_eval_step
+import jaxgpt.train.evaluation
+real = jaxgpt.train.evaluation.make_eval_step
 def make(model):
     step = real(model)
     def one(*args):
@@ -96,7 +96,7 @@ def make(model):
             stop.requested.wait(600)  # between two batches of the evaluation the signal comes
         return step(*args)
     return one
-jaxgpt.train.report.console.make_eval_step = make
+jaxgpt.train.evaluation.make_eval_step = make
 asked = []
 import jaxgpt.train.loop
 evaluate = jaxgpt.train.loop.TrainLoop._evaluate
@@ -162,7 +162,7 @@ def test_a_second_signal_ends_at_once(flags, tmp_path):
         pass
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 128 + signal.SIGTERM
-    assert "--resume goes on from the newest checkpoint" in process.stdout.read()
+    assert re.search(r"to go on from the newest checkpoint: jaxgpt train --resume \S+", process.stdout.read())
 
 
 def test_handlers_are_given_back(monkeypatch):
@@ -170,7 +170,7 @@ def test_handlers_are_given_back(monkeypatch):
 
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with StopSignals() as stop:
-        stop.at_once = False
+        stop.exits_at_once = False
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested.wait(5)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

@@ -7,8 +7,7 @@ import pytest
 from conftest import ROOT
 
 import jaxgpt
-from jaxgpt.__main__ import generate
-from jaxgpt.commands import Generate
+from jaxgpt.commands.generate import GenerateCommand
 from jaxgpt.generation.sampling import make_samplers
 from jaxgpt.generation.text import Text, write
 
@@ -83,7 +82,7 @@ def said(capsys):
     """What the command prints, without a process of its own."""
 
     def run(*prompts, **settings):
-        generate(Generate("tiny", prompts, **{"max_new_tokens": 20, "temperature": 0.0, **settings}))
+        run(GenerateCommand("tiny", prompts, **{"max_new_tokens": 20, "temperature": 0.0, **settings}))
         return capsys.readouterr()
 
     return run

@@ -17,8 +17,8 @@ from conftest import ROOT, call
 import jaxgpt.train.tracking.trackers
 from jaxgpt.convert.errors import InputError
 from jaxgpt.train.__main__ import main
-from jaxgpt.train.run.folder import Run
-from jaxgpt.train.settings import Settings
+from jaxgpt.train.run.folder import RunFolder
+from jaxgpt.train.settings import Settings, to_json
 from jaxgpt.train.tracking.trackers import Trackers, check_trackers
 
 
@@ -28,13 +28,12 @@ def new_run(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    run = Run(tmp_path / "my run")
+    run = RunFolder(tmp_path / "my run")
     run.folder.mkdir()
 
     def start(*names: str, first: int = 0) -> Trackers:
-        return Trackers(
-            names, run.folder, Settings(lr=0.5), {"data": {"source": "a book"}, "phases": [{"start": 0}]}, first
-        )
+        config = {"settings": to_json(Settings(lr=0.5)), "data": {"source": "a book"}, "phases": [{"start": 0}]}
+        return Trackers(names, run.folder, config, first)
 
     return run, start
 

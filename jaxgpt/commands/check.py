@@ -39,8 +39,12 @@ PARSER = Parser(CheckCommand, HELP)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command, and return its exit code."""
-    command: CheckCommand = PARSER.parse(arguments)
+    """Carry out a command line, and return its exit code."""
+    return run(PARSER.parse(arguments))
+
+
+def run(command: CheckCommand) -> int:
+    """Print what the checks found, and return the exit code."""
     import jaxgpt
     from jaxgpt.compile_cache import use_compile_cache
     from jaxgpt.convert.source import resolve, tokenizer_files

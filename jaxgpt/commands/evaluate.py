@@ -51,8 +51,12 @@ PARSER = Parser(EvalCommand, HELP)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command, and return its exit code."""
-    command: EvalCommand = PARSER.parse(arguments)
+    """Carry out a command line, and return its exit code."""
+    return run(PARSER.parse(arguments))
+
+
+def run(command: EvalCommand) -> int:
+    """Print the loss of a text, and return the exit code."""
     import jaxgpt
     from jaxgpt.compile_cache import use_compile_cache
     from jaxgpt.convert.source import resolve

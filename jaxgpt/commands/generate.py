@@ -87,8 +87,12 @@ PARSER = Parser(GenerateCommand, HELP)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command, and return its exit code."""
-    command: GenerateCommand = PARSER.parse(arguments)
+    """Carry out a command line, and return its exit code."""
+    return run(PARSER.parse(arguments))
+
+
+def run(command: GenerateCommand) -> int:
+    """Write texts, and return the exit code."""
     texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in command.prompt]
     for text in texts or [""]:
         check_prompt(text)
