@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test check clean
 
 demo: .venv/installed
-	$(BIN)/python -m train --freeze=first6 --resume
+	$(BIN)/jaxgpt train --freeze=first6 --resume
 
 test: .venv/installed-test .venv/tpu
 	$(BIN)/python -m pytest

@@ -86,7 +86,7 @@ train() { on_all_hosts "$TRAIN" train --out="bucket/runs/$NAME" "$@" --coordinat
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 tar -cf "$folder/source.tar" -C "$(dirname "$0")/.." --exclude=__pycache__ \
-  convert doors jaxgpt train pyproject.toml README.md LICENSE
+  convert entry_points jaxgpt train pyproject.toml README.md LICENSE
 
 failures=0
 while true; do

@@ -39,7 +39,7 @@ def start() -> dict[str, np.ndarray]:
 def run(text: str, strategy: str) -> tuple[list[float], dict[str, np.ndarray], list[str]]:
     """Losses, the parameters after the last step, and names of those whose bits have changed."""
     mesh = make_mesh(None, devices=jax.devices()[:1]) if text == "one" else make_mesh(text)
-    settings = Settings(freeze=strategy, batch_size=B, lr=2e-5, weight_decay=0.1, seed=3)
+    settings = Settings(freeze=strategy, batch_size=B, lr=1.2e-5, warmup=1.0, weight_decay=0.1, seed=3)
     shapes, before = jaxgpt.model.gpt.abstract(CONFIG), start()
     spec = make_step_spec(settings, mesh, shapes, steps=STEPS, packed=False)
     params = jax.device_put(before, shardings(named_params(shapes), mesh))

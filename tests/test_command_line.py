@@ -268,9 +268,9 @@ def test_a_users_own_train_and_convert_are_in_nobodys_way(command, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train", "convert"])
-def test_the_doors_open(name):
+def test_the_entry_points_open(name):
     """`python -m train` in a clone, and what is installed as train.py."""
-    for door in (["-m", name], [str(ROOT / "doors" / f"{name}.py")]):
+    for door in (["-m", name], [str(ROOT / "entry_points" / f"{name}.py")]):
         done = subprocess.run([sys.executable, *door, "--version"], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout == f"jaxgpt {jaxgpt.__version__}\n", done.stderr
 

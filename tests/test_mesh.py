@@ -80,7 +80,7 @@ def test_eight_devices_train_as_one_does(trained, strategy, mesh):
     # but for what has no gradient, the keys' bias, they are a hundred times closer still
     rest = [x[[0, 2]] if name.endswith("c_attn.bias") else x for name, x in differences.items()]
     assert max(difference.max() for difference in rest) < 1e-7
-    # and ten steps at a rate of 2e-5 have moved what trains by far more
+    # and ten steps at rates of up to 1.2e-5 have moved what trains by far more
     assert here["moved"] > 5e-5
 
 

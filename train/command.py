@@ -107,7 +107,8 @@ def resume_command(settings: Settings, stored: Mapping[str, Any]) -> str:
         stored: the run's settings in its run.json; what differs from them is said again.
     """
     others = {name: value for name, value in to_json(settings).items() if name != "out"}
-    return shlex.join(["jaxgpt", "train", "--resume", str(settings.out), *as_flags(others, stored)])
+    usual = {**to_json(Settings()), **stored}  # a run of an earlier version lacks later settings
+    return shlex.join(["jaxgpt", "train", "--resume", str(settings.out), *as_flags(others, usual)])
 
 
 def as_flags(settings: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> list[str]:
