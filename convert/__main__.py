@@ -32,7 +32,8 @@ class ConvertCommand:
     )
     to: Literal["orbax", "hf", "nanogpt", "lesson"] = flag(
         "orbax", "The form of DST. orbax: a folder for JAX. hf: a Hugging Face folder (config.json and safetensors). "
-        "nanogpt: nanoGPT's ckpt.pt. lesson: the lesson's state dict, a .pt file.",
+        "nanogpt: nanoGPT's ckpt.pt. lesson: a bare state dict named tok_emb, pos_emb, blocks, ln_f, lm_head, a "
+        ".pt file.",
     )  # fmt: skip
     dtype: Literal["float32", "float16", "bfloat16"] | None = flag(
         None, "The type of the numbers in DST.", default_text="that of SRC"

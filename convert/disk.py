@@ -25,7 +25,10 @@ def check_free(path: Path, replaceable: tuple[str, ...], force: bool) -> None:
     if not force:
         raise InputError(f"{path} exists already: choose another name, or replace it with force=True")
     if path.is_symlink() or path.is_dir() == (replaceable == ()):
-        raise InputError(f"{path} is no checkpoint of this form: it is not replaced, even with force=True")
+        raise InputError(
+            f"{path} is not a checkpoint of the form being written: it is not replaced, even with force=True; "
+            "choose another name"
+        )
     if path.is_file():
         return
     if others := [file.name for file in path.iterdir() if not any(file.match(name) for name in replaceable)]:

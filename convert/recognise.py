@@ -91,7 +91,7 @@ def _dialect_by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, st
         return LLMC, "the file begins with llm.c's magic number"
     for pattern, what in OTHER_ARCHITECTURES:
         if hit := next((name for name in tensors if re.search(pattern, name)), None):
-            raise InputError(f"{hit} is no name of GPT-2's, but of {what}")
+            raise InputError(f"{hit} is a tensor of {what}, not of GPT-2: unsupported")
     names = {HF.bare(name) for name in tensors}
     if "lm_head.decoder.weight" in names:
         return DIALOGPT, "its head is called lm_head.decoder.weight"

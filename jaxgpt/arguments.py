@@ -14,7 +14,7 @@ def integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise InputError(f"{name} must be a whole number, not {value!r}") from None
+        raise InputError(f"{name} must be an integer, not {value!r}") from None
     if not low <= number <= high:
         raise InputError(f"{name} must be from {low} to {high}, not {number}")
     return number

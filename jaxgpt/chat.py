@@ -72,7 +72,7 @@ def messages_of(record: Mapping[str, Any]) -> tuple[Message, ...]:
             {"role": "assistant", "content": _text(record[answer], answer)},
         )
     if not any(message["role"] == "assistant" for message in messages):
-        raise InputError("a conversation in which the assistant says nothing")
+        raise InputError("the conversation has no message of the assistant")
     return messages
 
 
@@ -102,7 +102,7 @@ def prepare_chat(tokenizer: Any) -> tuple[str, ...]:
     if tokenizer.chat_template is not None:
         return ()
     if tokenizer.eos_token is None:
-        raise InputError("conversations need a tokenizer with an end of text (eos_token)")
+        raise InputError("conversations need a tokenizer with an end token (eos_token)")
     added = add_tokens(tokenizer, ROLE_TOKENS)
     tokenizer.chat_template = CHAT_TEMPLATE
     return added

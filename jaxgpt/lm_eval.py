@@ -69,7 +69,7 @@ class JaxGPT(TemplateLM):
     ):
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise InputError(f"batch_size must be a whole number from 1 on, not {batch_size!r}")
+            raise InputError(f"batch_size must be an integer from 1 on, not {batch_size!r}")
         if isinstance(pretrained, GPT) and (options or tokenizer is None):
             raise InputError(
                 f"{'a loaded model takes no ' + ', '.join(options) if options else 'a loaded model needs tokenizer='}"
@@ -120,7 +120,7 @@ class JaxGPT(TemplateLM):
         try:
             return apply(chat_history)
         except TemplateError:
-            log.warning("the chat template can't be applied; once more without the system role")
+            log.warning("the chat template can't be applied; trying again without the system role")
             return apply([message for message in chat_history if message["role"] != "system"])
 
     def get_model_info(self) -> dict[str, Any]:
@@ -131,7 +131,10 @@ class JaxGPT(TemplateLM):
         """Score requests (texts or None, context ids, continuation ids); results with texts go to the cache."""
         pairs = [(context, continuation) for _, context, continuation in requests]
         if empty := [texts for (texts, *_), pair in zip(requests, pairs, strict=True) if not all(pair)]:
-            raise InputError(f"{empty[0]!r}: no token is left to score, or to score it after; there are {len(empty)}")
+            raise InputError(
+                f"{empty[0]!r}: the context or the continuation has no tokens, so it can't be scored "
+                "({len(empty)} such requests)"
+            )
         self._warn(sum(len(context) + len(continuation) > self.max_length + 1 for context, continuation in pairs))
         results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
         bar = tqdm(total=len(pairs), disable=disable_tqdm, desc="Running loglikelihood requests")

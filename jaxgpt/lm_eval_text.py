@@ -48,7 +48,9 @@ def read_settings(gen_kwargs: dict[str, Any], *, end: str, default: int, limit: 
     if not all(stop):
         raise InputError("gen_kwargs: a stop string must not be empty")
     if not 1 <= new < limit:
-        raise InputError(f"gen_kwargs: max_gen_toks must be from 1 to {limit - 1}, a prompt's room; not {new}")
+        raise InputError(
+            f"gen_kwargs: max_gen_toks must be from 1 to {limit - 1}, which leaves room for a prompt, not {new}"
+        )
     if draws and not temperature:
         raise InputError("gen_kwargs: do_sample=True needs a temperature above 0")
     if not draws:

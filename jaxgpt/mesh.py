@@ -81,7 +81,9 @@ def shardings(params: Mapping[str, Any], mesh: Mesh, rules: Rules[P] = RULES) ->
     for name, spec in specs.items():
         shape, axes = params[name].shape, [axis for axis in spec if axis is not None]
         if len(axes) > len(set(axes)) or len(spec) > len(shape):
-            raise InputError(f"{name} {tuple(shape)} can't be laid out as {spec}: one mesh axis for one of its own")
+            raise InputError(
+                f"{name} {tuple(shape)} invalid sharding {spec}; it must name at most one mesh axis for each array axis"
+            )
         for size, axis in zip(shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(

@@ -40,7 +40,9 @@ def with_params(model: Any, params: Mapping[str, Any]) -> Any:
     flat = nnx.to_flat_state(state)
     names = [".".join(map(str, path)) for path, _ in flat]
     if names_differ := set(names) ^ params.keys():
-        raise ValueError(f"not the model's parameters: {', '.join(sorted(names_differ))}")
+        raise ValueError(
+            f"these names are missing from the parameters, or unknown to the model: {', '.join(sorted(names_differ))}"
+        )
     pairs = [(path, param.replace(params[name])) for (path, param), name in zip(flat, names, strict=True)]
     return nnx.merge(graphdef, nnx.from_flat_state(pairs))
 

@@ -21,7 +21,7 @@ def load_tokenizer(source: str | Path) -> Any:
     path = resolve(source)
     files = tokenizer_files(path)
     if not files:
-        raise InputError(f"{source}: no tokenizer lies there: tokenizer.json, or vocab.json and merges.txt, is missing")
+        raise InputError(f"{source}: no tokenizer found: tokenizer.json, or vocab.json and merges.txt, is missing")
     from transformers import AutoTokenizer
 
     folder = next(iter(files.values())).parent

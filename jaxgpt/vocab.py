@@ -52,7 +52,7 @@ def resize_vocab(
         raise InputError(f"seed must be an integer from 0 to 2^32 - 1, not {seed!r}")
     if size < config.n_tokens:
         raise InputError(
-            f"the model has {config.n_tokens:,} tokens; {size:,} would cut trained ones away "
+            f"the model has {config.n_tokens:,} tokens; resizing to {size:,} would delete trained rows "
             "(if the last rows are padding, mark them first: jaxgpt.vocab.mark_padding(model, tokenizer))"
         )
     rows = -(-size // int(pad_multiple)) * int(pad_multiple)
@@ -105,7 +105,7 @@ def mark_padding(model: GPT, size_or_tokenizer: Any) -> GPT:
     if size > config.n_tokens:
         raise InputError(
             f"the tokenizer has {size:,} tokens, the model only {config.n_tokens:,} embedding rows for tokens: "
-            "use the tokenizer that it was trained with, or extend the model with jaxgpt.resize_vocab"
+            "use the tokenizer that the model was trained with, or extend the model with jaxgpt.resize_vocab"
         )
     marked = replace(config, n_padding=config.vocab_size - size)
     return model if marked == config else rebuilt(model, marked, named_params(model))

@@ -65,7 +65,7 @@ def test_patterns_are_distributions_over_the_past_in_any_dtype(hf_folder):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("block.0", r"matches nothing; there are tok_emb, .*blocks\.0\.attn\.pattern"),
+        ("block.0", r"matches no name; names are tok_emb, .*blocks\.0\.attn\.pattern"),
         ("(", "not a regular expression"),
         (["ln_f"], "not a regular expression"),
     ],

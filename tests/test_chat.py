@@ -121,8 +121,8 @@ def test_records_of_all_known_forms_are_the_same_conversation(record, messages):
         ({"messages": [{"role": "tool", "content": "x"}]}, "system, user or assistant, not 'tool'"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "system, user or assistant, not"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "content must be a text, not list"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "the assistant says nothing"),
-        ({"messages": []}, "the assistant says nothing"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "has no message of the assistant"),
+        ({"messages": []}, "has no message of the assistant"),
     ],
 )
 def test_what_is_no_conversation_is_refused_by_name(record, message):
@@ -132,5 +132,5 @@ def test_what_is_no_conversation_is_refused_by_name(record, message):
 
 def test_a_tokenizer_that_cannot_hold_conversations_is_refused(tokenizer):
     tokenizer.eos_token = None
-    with pytest.raises(InputError, match="need a tokenizer with an end of text"):
+    with pytest.raises(InputError, match="need a tokenizer with an end token"):
         prepare_chat(tokenizer)

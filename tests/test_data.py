@@ -167,7 +167,7 @@ def test_too_little_text_is_refused_with_its_numbers(tmp_path, tokenizer, settin
     with pytest.raises(InputError, match=r"has 4 tokens, of which \d are .*: too few for one context of 16"):
         load_data(replace(settings, data=str(tmp_path / "a.txt")), tokenizer, 16)
     path = chats(tmp_path / "one.jsonl", [1])
-    with pytest.raises(InputError, match="has one document only, and none to hold out"):
+    with pytest.raises(InputError, match="is a single text, of which none is left to hold out"):
         load_data(replace(settings, data=path), tokenizer, 64)
 
 

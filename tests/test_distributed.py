@@ -97,7 +97,7 @@ def test_two_processes_are_stopped_and_go_on_as_one(small, tmp_path):
     other, _ = pair[1].communicate(timeout=120)
     said += pair[0].communicate(timeout=120)[0]
     assert [process.returncode for process in pair] == [75, 75], said + other
-    (step,) = re.findall(r"stopped at step (\d+), which is saved", said)
+    (step,) = re.findall(r"stopped after step (\d+), which is saved", said)
     assert 4 <= int(step) < 9
     assert complete_steps(tmp_path / "r")[-1] == int(step)
     writers = {path.name for path in (tmp_path / "r" / "checkpoints" / step / "params").glob("ocdbt.process_*")}
@@ -129,8 +129,8 @@ def test_a_process_that_is_killed_takes_the_others_along_and_nothing_more(small,
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ("--lr=3e-5", r"process 1: other than process 0, --lr is 3e-05 here and 2e-05 there"),
-        ("--data=b.txt", r"process 1: other than process 0, --data is b.txt here and \S+words.txt there"),
+        ("--lr=3e-5", r"process 1: differs from process 0: --lr is 3e-05 here and 2e-05 there"),
+        ("--data=b.txt", r"process 1: differs from process 0: --data is b.txt here and \S+words.txt there"),
         ("--cache=/dev/null/cache", "/dev/null"),
     ],
 )

@@ -108,7 +108,7 @@ def test_parquet_reads_no_column_but_the_text(tmp_path):
 BAD = {
     "no JSON": ("a.jsonl", b'{"text": "a"}\n\n{"text": }', r"a\.jsonl, line 3: not JSON: Expecting value"),
     "two objects": ("a.jsonl", b'{"text": "a"} {"text": "b"}', r"a\.jsonl, line 1: not JSON: Extra data"),
-    "a number": ("a.jsonl", b"3\n", r"line 1: an object is expected, not int"),
+    "a number": ("a.jsonl", b"3\n", r"line 1: expected an object, not int"),
     "NaN": ("a.jsonl", b'{"text": "a", "score": NaN}', "line 1: not JSON: NaN is no number"),
     "many digits": ("a.jsonl", b'{"text": "a", "score": ' + b"9" * 9999 + b"}", "line 1: not JSON: Exceeds the limit"),
     "depth": ("a.jsonl", b'{"text":' + b"[" * 200_000, "line 1: nested too deeply"),
@@ -133,11 +133,11 @@ BAD = {
     "nothing after the comma": (
         "a.json",
         b'[{"text": "a"},',
-        "record 2: an object is expected, not the end of the file",
+        "record 2: expected an object, not the end of the file",
     ),
-    "trailing comma": ("a.json", b'[{"text": "a"},]', "record 2: an object is expected, not ]"),
+    "trailing comma": ("a.json", b'[{"text": "a"},]', "record 2: expected an object, not ]"),
     "half an object": ("a.json", b'[{"text": "a"}, {"text": "b', "record 2: not JSON: Unterminated string"),
-    "something follows": ("a.json", b'[{"text": "a"}] ]', "something follows the array"),
+    "something follows": ("a.json", b'[{"text": "a"}] ]', "unexpected text after the array"),
     "depth in an array": ("a.json", b'[{"text":' + b"[" * 200_000, "record 1: nested too deeply"),
     "no Parquet": ("a.parquet", b"PAR1" + bytes(100) + b"PAR1", r"a\.parquet can't be read as Parquet"),
     "nothing in Parquet": ("a.parquet", b"", r"a\.parquet can't be read as Parquet"),
@@ -189,7 +189,7 @@ def test_a_bomb_takes_no_memory(tmp_path):
     ("source", "message"),
     [
         ("/nowhere", "/nowhere is no file and no folder"),
-        ("http://127.0.0.1/x", "http:// can't be read; expected is a path or one of gs://, s3://, az://, hf://"),
+        ("http://127.0.0.1/x", "http:// can't be read; expected a path or one of gs://, s3://, az://, hf://"),
         ("hf:a/b/c", "hf:a/b/c is not of the form hf:OWNER/NAME"),
         ("hf:../../x", "is not of the form hf:OWNER/NAME"),
         ("hf:", "is not of the form hf:OWNER/NAME"),
@@ -235,7 +235,7 @@ def test_saved_data_sets_are_read_and_their_validation_is_held_out(tmp_path):
     assert corpus.origin(0) == f"{tmp_path / 'many'}:train, record 1"
     assert corpus.digest != corpus.held_out.digest
     datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "test")
-    with pytest.raises(jaxgpt.InputError, match="has no split train, only test"):
+    with pytest.raises(jaxgpt.InputError, match="has no split train; its splits are test"):
         find(tmp_path / "test")
 
 

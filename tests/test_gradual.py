@@ -88,7 +88,7 @@ def test_phases_begin_at_steps_percents_or_epochs(text, starts):
         ("gradual:head@0,full@300", "full would begin after the last of 300 steps"),
         ("gradual:full@0,head@5", "head thaws only what trains already"),
         ("gradual:head@0,head@5", "head thaws only what trains already"),
-        ("gradual:head@0,full@1.5", "1.5 is not a whole number of steps"),
+        ("gradual:head@0,full@1.5", "1.5 is not an integer number of steps"),
         ("gradual:head@0,full@1ep", "needs epoch_steps"),
         ("gradual:head@0,last13@1", "the model has only 12 blocks"),
         ("gradual:" + "head@0," * 100 + "x@", "phases are written STRATEGY@START"),  # at once, without backtracking
@@ -198,9 +198,9 @@ def test_only_the_state_of_an_earlier_phase_can_be_carried_on():
     first, second = (freeze.optimizer(plan, part, adamw, step) for part, step in zip(parts, (0, 3), strict=True))
     freeze.thaw(second, parts[1], first.init(parts[0]))
     for state in (5, adamw.init(parts[0])):
-        with pytest.raises(ValueError, match="opt_state is not of an earlier phase of this optimizer"):
+        with pytest.raises(ValueError, match="opt_state is not from an earlier phase of this optimizer"):
             freeze.thaw(second, parts[1], state)
-    with pytest.raises(ValueError, match="opt_state is not of an earlier phase of this optimizer"):
+    with pytest.raises(ValueError, match="opt_state is not from an earlier phase of this optimizer"):
         freeze.thaw(first, parts[0], second.init(parts[1]))
     with pytest.raises(ValueError, match="step must be the number of steps already made, from 0 on, not -1"):
         plan.partition(random_tree(0), -1)

@@ -187,9 +187,9 @@ def test_settings_that_are_not_ours_are_refused_before_anything_runs(ours, setti
 
 def test_requests_and_models_that_make_no_sense_are_refused(ours, tokenizer):
     for context, continuation, message in (
-        ("The", "", "no token is left to score"),
-        ("a", "b", "no token is left to score"),  # "ab" is one token
-        (" ", "The", "no token is left to score"),
+        ("The", "", "the context or the continuation has no tokens"),
+        ("a", "b", "the context or the continuation has no tokens"),  # "ab" is one token
+        (" ", "The", "the context or the continuation has no tokens"),
         ("The", of_length(tokenizer, 65), "65 tokens does not fit into a context of 64"),
     ):
         with pytest.raises(InputError, match=message):
@@ -202,8 +202,8 @@ def test_requests_and_models_that_make_no_sense_are_refused(ours, tokenizer):
     endless = jaxgpt.load_tokenizer("tiny")
     endless.eos_token = None
     for settings, message in (
-        ({"batch_size": "auto"}, "batch_size must be a whole number"),
-        ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"batch_size": "auto"}, "batch_size must be an integer"),
+        ({"batch_size": 0}, "batch_size must be an integer"),
         ({"max_length": 65}, "max_length must be from 1 to the model's context of 64"),
         ({"n_head": 4}, "a loaded model takes no n_head"),
         ({"tokenizer": None}, "a loaded model needs tokenizer="),

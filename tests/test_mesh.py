@@ -130,9 +130,12 @@ def test_by_default_devices_are_on_fsdp_if_they_divide_the_width_and_leave_each_
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        (((".*kernel", P("fsdp", "fsdp")), (".*", P())), "can't be laid out as .*one mesh axis for one of its own"),
+        (
+            ((".*kernel", P("fsdp", "fsdp")), (".*", P())),
+            "invalid sharding .*at most one mesh axis for each array axis",
+        ),
         (((".*bias", P()), (".*kernel", P())), "no rule covers the parameter tok_emb.embedding"),
-        (((".*", P("fsdp", None, None, None, None)),), "can't be laid out"),
+        (((".*", P("fsdp", None, None, None, None)),), "invalid sharding"),
     ],
 )
 def test_rules_that_collide_or_leave_something_out_are_refused(rules, message):

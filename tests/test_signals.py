@@ -112,7 +112,7 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(flags, whole
     process = slow(SLOW_EVALUATION, flags)
     text = signal_at(process, "^evaluating 4$", signal.SIGTERM)
     assert process.returncode == 75, text
-    assert "stopped at step 4, which is saved" in text
+    assert "stopped after step 4, which is saved" in text
     assert complete_steps(tmp_path / "r")[-1] == 4
     assert all(line["eval_loss"] is None or line["step"] == 0 for line in metrics(tmp_path / "r"))
     call("train", *flags, "--resume")
@@ -144,7 +144,7 @@ def test_a_signal_while_the_next_phase_compiles_saves_and_does_not_wait_for_it(f
     process = slow(SLOW_THAW, gradual)
     text = signal_at(process, "^step 4/9", signal.SIGTERM)
     assert process.returncode == 75, text
-    assert "stopped at step 5, which is saved" in text
+    assert "stopped after step 5, which is saved" in text
     assert complete_steps(tmp_path / "r")[-1] == 5
     call("train", *gradual, "--resume")
     assert_same_run(tmp_path / "r", tmp_path / "whole", 9)
@@ -162,7 +162,7 @@ def test_a_second_signal_ends_at_once(flags, tmp_path):
         pass
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 128 + signal.SIGTERM
-    assert re.search(r"to go on from the newest checkpoint: jaxgpt train --resume \S+", process.stdout.read())
+    assert re.search(r"to resume from the newest checkpoint: jaxgpt train --resume \S+", process.stdout.read())
 
 
 def test_handlers_are_given_back(monkeypatch):

@@ -106,7 +106,7 @@ def test_the_command_cuts_a_prompt_that_is_too_long_only_when_told(said):
     with pytest.raises(jaxgpt.InputError, match="--max-new-tokens must be below the context of 256"):
         said(long, truncate="left", max_new_tokens=256)
     cut = said(long, truncate="left")
-    assert "prompt 1: the model reads its last 236 of" in cut.err
+    assert "prompt 1: only the last 236 of its" in cut.err
     assert cut.out.startswith(long)
 
 

@@ -156,6 +156,6 @@ def test_a_new_token_never_shares_an_id():
 
 
 def test_a_folder_without_a_tokenizer_says_so(hf_folder):
-    with pytest.raises(jaxgpt.InputError, match="no tokenizer lies there"):
+    with pytest.raises(jaxgpt.InputError, match="no tokenizer found"):
         jaxgpt.load_tokenizer(hf_folder()[0])
     assert (TINY / "tokenizer.json").is_file()

@@ -265,7 +265,7 @@ def test_a_server_that_does_not_answer_neither_stops_nor_blocks(new_run, name, n
     assert process.poll() is None  # it still waits for its server, and nobody has waited for it
     trackers.close(finished=True)
     title = {"mlflow": "MLflow", "wandb": "Weights & Biases"}[name]
-    assert capfd.readouterr().err == f"train: warning: {title} is dropped: after 10 s it has not sent everything\n"
+    assert capfd.readouterr().err == f"train: warning: {title} had not sent everything after 10 s; the rest is lost\n"
     assert len(scalars(run.folder / "tensorboard", "loss")) == 2000
     with pytest.raises(ProcessLookupError, match="No such process"):  # nor what it had started
         os.killpg(process.pid, 0)
@@ -281,7 +281,7 @@ def test_a_tracker_that_fails_says_so_once_and_the_others_go_on(new_run, capfd):
         trackers.log(step, {"loss": 1.0})
     trackers.close(finished=True)
     error = capfd.readouterr().err
-    assert error.startswith("train: warning: MLflow is dropped: FileExistsError: ")
+    assert error.startswith("train: warning: MLflow gets nothing more: FileExistsError: ")
     assert error.endswith("; training goes on\n")
     assert error.count("\n") == 1
     assert len(scalars(run.folder / "tensorboard", "loss")) == 3
@@ -296,14 +296,16 @@ def test_a_tracker_that_is_killed_or_stands_still_is_dropped(new_run, capfd):
     for step in range(3):
         trackers.log(step, {"loss": 1.0})
     assert capfd.readouterr().err == (
-        "train: warning: TensorBoard is dropped: its process ended with -9; training goes on\n"
+        "train: warning: TensorBoard gets nothing more: its process ended with -9; training goes on\n"
     )
     trackers = start("tensorboard")
     process = trackers._pipes["tensorboard"].process
     process.send_signal(signal.SIGSTOP)
     for step in range(40_000):
         trackers.log(step, {"loss": 1.0})
-    assert capfd.readouterr().err == "train: warning: TensorBoard is dropped: it reads nothing; training goes on\n"
+    assert (
+        capfd.readouterr().err == "train: warning: TensorBoard gets nothing more: it reads nothing; training goes on\n"
+    )
     assert process.returncode == -9
     trackers.close(finished=True)
 

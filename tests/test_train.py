@@ -183,7 +183,7 @@ def test_ctrl_c_stops_after_a_step_and_resume_goes_on_from_there(small, whole_ru
             break
     rest, _ = process.communicate()
     assert process.returncode == 75, rest
-    stopped = re.search(r"stopped at step (\d+), which is saved; to go on:\n  jaxgpt train --resume \S+\n", rest)
+    stopped = re.search(r"stopped after step (\d+), which is saved; to resume:\n  jaxgpt train --resume \S+\n", rest)
     stopped_at = int(stopped[1])
     assert stopped_at in complete_steps(out)
     assert 2 <= stopped_at < 9
@@ -239,7 +239,7 @@ BAD = {
     "latin-1 data": (["--data={tmp}/latin.txt"], "is not UTF-8 text: byte 0xe9 at 3"),
     "short data": (["--data={tmp}/short.txt"], "too few for one context of 32"),
     "folder without text": (["--data={tmp}/images"], "holds no .txt, .md, .jsonl, .json or .parquet file"),
-    "long context": (["--context=64"], "more than the model's 32 positions"),
+    "long context": (["--context=64"], "more than the model's context of 32"),
     "no steps": (["--steps=0"], "--steps: must be from 1 to 1,000,000,000"),
     "negative rate": (["--lr=-1"], "--lr: must be above 0 and at most 10"),
     "not a number": (["--lr=nan"], "--lr: must be above 0"),
@@ -254,7 +254,7 @@ BAD = {
     "an odd token": (["--add-tokens=a b ,"], "--add-tokens: new token 'a b ' has white space around it"),
     "another tokenizer": (["--model={tmp}/mismatch"], "has 4,097 tokens, the model only 4,096"),
     "truncated weights": (["--model={tmp}/truncated"], "truncated"),
-    "missing config": (["--model={small}/model.safetensors", "--tokenizer={tmp}/images"], "no tokenizer lies there"),
+    "missing config": (["--model={small}/model.safetensors", "--tokenizer={tmp}/images"], "no tokenizer found"),
     "both": (["--resume", "--force"], "contradict each other"),
     "long prompt": (["--prompt={long}"], "--prompt: must have from 1 to 31 tokens"),
 }

@@ -143,9 +143,9 @@ def test_padding_is_never_likelier_than_the_average_token_to_a_program_that_does
 @pytest.mark.parametrize(
     ("size", "settings", "message"),
     [
-        (96, {}, "has 97 tokens; 96 would cut trained ones away"),
-        (word_level({"a": 0, "b": 95}), {}, "has 97 tokens; 96 would cut trained ones away"),
-        (96, {"pad_multiple": 128}, "has 97 tokens; 96 would cut trained ones away"),
+        (96, {}, "has 97 tokens; resizing to 96 would delete trained rows"),
+        (word_level({"a": 0, "b": 95}), {}, "has 97 tokens; resizing to 96 would delete trained rows"),
+        (96, {"pad_multiple": 128}, "has 97 tokens; resizing to 96 would delete trained rows"),
         (0, {}, "a number of tokens from 1 to 2\\^31, not 0"),
         (-5, {}, "a number of tokens from 1 to 2\\^31, not -5"),
         (True, {}, "a number of tokens from 1 to 2\\^31, not True"),
@@ -265,7 +265,7 @@ def test_a_checkpoint_of_a_time_without_n_padding_is_read(tmp_path, hf_folder):
     assert jaxgpt.load(tmp_path / "old").config == model.config
     for wrong in ({k: v for k, v in fields.items() if k != "bias"}, fields | {"more": 1}):
         file.write_text(json.dumps(wrong))
-        with pytest.raises(jaxgpt.InputError, match="its fields are not"):
+        with pytest.raises(jaxgpt.InputError, match="its fields must be"):
             jaxgpt.load(tmp_path / "old")
 
 

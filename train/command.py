@@ -22,8 +22,10 @@ HELP = Help(
         ("--resume runs/mine", "go on with a run"),
     ),
     groups=GROUPS,
-    notes="Exit codes: 0 done; 1 the loss is not finite, or a step does not fit; 2 a mistake in the command, and "
-    "nothing was written; 74 the run's folder can't be written; 75 stopped by a signal, and --resume goes on.",
+    notes="Exit codes: 0 done; 1 the loss is non-finite, or a step does not fit into memory; 2 a mistake in the "
+    "command, "
+    "and nothing was written; 74 the run's folder can't be written; 75 interrupted by a signal or a lost process: "
+    "resume with --resume.",
 )
 
 PARSER = Parser(Settings, HELP)
@@ -74,8 +76,8 @@ def check_settings(settings: Settings) -> None:
         raise InputError("--steps and --epochs contradict each other: give one of them")
     if settings.topology is not None and not settings.compile_only:
         raise InputError(
-            f"--topology={settings.topology}: training needs devices that are there; with --compile-only it is said "
-            "what it would take"
+            f"--topology={settings.topology} needs --compile-only, which prints what a step would need there; "
+            "training runs on this machine's devices"
         )
 
 

@@ -55,7 +55,7 @@ def train(settings: Settings, stop: StopSignals) -> int:
     evaluator = Evaluator(inputs)
     before = evaluator.loss(state, stop)
     if before is None or not math.isfinite(before):
-        raise InputError(f"the loss on held-out text is {before}: see jaxgpt check {settings.model}")
+        raise InputError(f"the held-out loss is {before} before training: see jaxgpt check {settings.model}")
     info = replace(info, sanity=sanity_checks(inputs, first or 0, before))
     show(info.sanity)
     if first is not None and eval_state.pending_metrics is None and is_done(inputs, first, eval_state):
@@ -121,7 +121,7 @@ def train(settings: Settings, stop: StopSignals) -> int:
     checkpoints.close()
     if not loop.is_done:
         trackers.close(finished=False)
-        print(f"stopped at step {loop.step}, which is saved; to go on:\n  {stop.go_on}", flush=True)
+        print(f"stopped after step {loop.step}, which is saved; to resume:\n  {stop.go_on}", flush=True)
         if compiler.is_compiling:
             disconnect()
             stop.leave(ExitCode.STOPPED)

@@ -77,7 +77,7 @@ class Settings:
     )  # fmt: skip
     eval_data: str | None = setting(
         None, "What to evaluate on, in the same forms.", metavar="PATH", group="data",
-        default_text="what --data itself holds out, or else its last tenth, at most 65,536 tokens",
+        default_text="the validation split of --data, or else its last tenth, at most 65,536 tokens",
     )  # fmt: skip
     rows: Literal["stream", "packed", "padded"] | None = setting(
         None, "What a sequence holds. stream: texts one after the other, cut anywhere. packed: as many whole texts as "
@@ -97,8 +97,8 @@ class Settings:
         group="data", may_change=True, is_per_process=True, **COUNT,
     )  # fmt: skip
     cache: Path | None = setting(
-        None, "The folder that keeps texts as tokens, by their contents.", metavar="PATH", group="data",
-        default_text="jaxgpt/tokens in $XDG_CACHE_HOME or ~/.cache", may_change=True, is_per_process=True,
+        None, "The folder of the cache of tokenised texts.", metavar="PATH", group="data",
+        default_text="~/.cache/jaxgpt/tokens", may_change=True, is_per_process=True,
     )  # fmt: skip
     freeze: str = setting(
         "full", "Which parameters train. full: all. firstN: all but the embeddings and the first N blocks, as in "
@@ -108,16 +108,16 @@ class Settings:
         brief="What trains: full, firstN (freezes N), lastN, head, embeddings, regex:PATTERN or gradual",
     )  # fmt: skip
     layer_lr_decay: float = setting(
-        1.0, "Each block trains at this times the rate of the block above it; embeddings, and a tied head with them, "
-        "at the lowest rate.", metavar="FACTOR", group="freeze", low=0, is_above=True, high=1,
+        1.0, "Multiply the learning rate by this for each block further down. Embeddings, and a head tied to them, get "
+        "the lowest rate.", metavar="FACTOR", group="freeze", low=0, is_above=True, high=1,
     )  # fmt: skip
     lr_scale: tuple[str, ...] = setting(
         (), r"Multiplies the rate of the parameters whose whole name matches PATTERN, as in 'blocks\.1\d\..*=2.0'. "
         "The first PATTERN that matches a name counts.", metavar="PATTERN=FACTOR", group="freeze",
     )  # fmt: skip
     thaw_warmup: float = setting(
-        0.05, "The fraction of the steps in which the rate of layers that thaw in a later phase rises to that of the "
-        "others.", metavar="FRACTION", group="freeze", low=0, high=1,
+        0.05, "Warm-up of layers that thaw in a later phase, as a fraction of all steps: their learning rate rises to "
+        "that of the others.", metavar="FRACTION", group="freeze", low=0, high=1,
     )  # fmt: skip
     steps: int | None = setting(
         None, "Length of training, in optimizer steps.", metavar="N", group="length", is_common=True,
@@ -136,8 +136,8 @@ class Settings:
         16, "Sequences in a step, over all devices.", metavar="N", group="length", is_common=True, **COUNT
     )
     accumulate: int = setting(
-        1, "Parts in which a step goes through its batch, one after the other: the same step with the memory of one "
-        "part.", metavar="N", group="length", **COUNT,
+        1, "Gradient accumulation: split each batch into so many parts, one after the other. The same step, with the "
+        "memory of one part.", metavar="N", group="length", **COUNT,
     )  # fmt: skip
     lr: float | None = setting(
         None, "The peak learning rate of AdamW: by default 1e-3 for the bundled model and 1.7e-4 for gpt2.",
@@ -150,7 +150,8 @@ class Settings:
         "tenth of that.", metavar="FRACTION", group="optimizer", low=0, high=1,
     )  # fmt: skip
     weight_decay: float = setting(
-        0.1, "Decoupled decay of matrices, per step and unit of learning rate. Biases and LayerNorms never decay.",
+        0.1, "AdamW's decoupled weight decay of matrices, multiplied by the learning rate. Biases and LayerNorms never "
+        "decay.",
         metavar="RATE", group="optimizer", low=0, high=10,
     )  # fmt: skip
     clip: float = setting(
@@ -158,7 +159,7 @@ class Settings:
         group="optimizer", low=0, is_above=True,
     )  # fmt: skip
     dropout: float | None = setting(
-        None, "The probability with which training drops each number (embeddings, attention, residual).",
+        None, "The dropout probability of embeddings, attention and residuals in training.",
         metavar="RATE", group="optimizer", default_text="the checkpoint's config, 0.1 for gpt2", low=0, high=0.99,
     )  # fmt: skip
     label_smoothing: float = setting(
@@ -174,19 +175,19 @@ class Settings:
         metavar="RUN", group="run", is_common=True, may_change=True, brief="The folder of the run",
     )  # fmt: skip
     resume: bool | str = setting(
-        False, "Go on from the newest complete checkpoint of RUN, or of --out, with the settings that it has. A run "
-        "that is not there yet starts.", metavar="RUN", group="run", is_common=True, may_change=True, is_repeated=False,
-        may_stand_alone=True, brief="Go on with a run where it stopped, with the settings that it has",
+        False, "Resume RUN, or the run in --out, from its newest complete checkpoint, with its own settings. Without "
+        "RUN, a run starts where --out holds none yet.", metavar="RUN", group="run", is_common=True, may_change=True,
+        is_repeated=False, may_stand_alone=True, brief="Resume a run where it stopped, with its own settings",
     )  # fmt: skip
     resume_anyway: bool = setting(
-        False, "Go on as --resume does, also where data, tokenizer or settings differ from those of the run.",
+        False, "Resume also where data, tokenizer or settings differ from those of the run.",
         group="run", may_change=True, is_repeated=False,
     )  # fmt: skip
     force: bool = setting(
         False, "Delete the run that --out holds, and start over.", group="run", may_change=True, is_repeated=False
     )
     config: Path | None = setting(
-        None, "An earlier run, or its run.json: its settings are those of this run where no flag says otherwise.",
+        None, "Take the settings of an earlier run (its folder, or its run.json). Flags override them.",
         metavar="RUN", group="run", may_change=True, is_repeated=False, is_per_process=True,
     )  # fmt: skip
     eval_every: int = setting(
@@ -210,7 +211,8 @@ class Settings:
         group="run", default_text="The, or the first held-out question of conversations",
     )  # fmt: skip
     track: tuple[TRACKERS, ...] = setting(
-        (), "Experiment trackers that receive numbers and samples while the run goes on. They never stop it.",
+        (), "Experiment trackers that receive numbers and samples while the run goes on. A tracker that fails "
+        "never stops the run.",
         group="run", may_change=True,
     )  # fmt: skip
     dtype: Literal["float32", "bfloat16"] = setting(
@@ -218,22 +220,24 @@ class Settings:
         group="devices",
     )  # fmt: skip
     remat: bool = setting(
-        False, "Keep only what lies between blocks for the backward pass, and compute the rest again: less memory on a "
-        "GPU or TPU for a third more work. On a CPU XLA keeps everything nevertheless.", group="devices",
+        False, "Rematerialisation: keep only the activations between blocks for the backward pass, and compute "
+        "the rest again. Less memory for a third more work on a GPU or TPU; on a CPU XLA keeps all activations "
+        "anyway.", group="devices",
     )  # fmt: skip
     mesh: str | None = setting(
         None, "How all devices are arranged, as in data=2,fsdp=4. data splits the batch; fsdp the batch and the "
         "parameters; tensor the heads, the hidden layer of the MLP, and the vocabulary.", metavar="AXIS=N,…",
         group="devices", may_change=True,
-        default_text="as many devices on fsdp as divide the model's width and leave each 32 of it, the rest on data",
+        default_text="the largest fsdp that divides the model's width and leaves 32 columns of it or more per "
+        "device; the rest on data",
     )  # fmt: skip
     compile_cache: bool = setting(
         True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker.",
         group="devices", may_change=True, is_per_process=True,
     )  # fmt: skip
     coordinator: str | None = setting(
-        None, "Where the processes of a run meet: auto (TPU pods, SLURM, Kubernetes and Open MPI tell), or HOST:PORT "
-        "of the first one, with --processes and --process. All processes get the same flags, data and folder.",
+        None, "The address of the coordinator. auto: from the environment (TPU pods, Slurm, GKE, Open MPI). HOST:PORT: "
+        "that of process 0, with --processes and --process. All processes get the same flags, data and folder.",
         metavar="HOST:PORT", group="processes", may_change=True, is_repeated=False, is_per_process=True,
         default_text="auto where the environment says that there are several processes, otherwise one process",
     )  # fmt: skip
@@ -247,11 +251,12 @@ class Settings:
     )  # fmt: skip
     compile_only: bool = setting(
         False, "Compile the training step, print what it needs (memory, FLOPs, collectives, an estimated time, the "
-        "largest batch), and write and read nothing. Published models are known by name. Exit code 1 if it does not "
-        "fit.", group="compile", is_repeated=False,
+        "largest batch), and write and read nothing. Published models, such as gpt2, need no files. Exit code 1 if it "
+        "does not fit.", group="compile", is_repeated=False,
     )  # fmt: skip
     topology: str | None = setting(
-        None, "With --compile-only: a slice of TPUs that need not be there, such as v5e:4x4, or GPUs, h100:8.",
+        None, "With --compile-only: the devices to compile for, which need not be here: TPUs such as v5e:4x4, "
+        "or h100:8.",
         metavar="CHIPS", group="compile", is_repeated=False, default_text="this machine's devices",
     )  # fmt: skip
 
@@ -274,7 +279,9 @@ def stored_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
     """
     values, flags = values_of(Settings), flags_of(Settings)
     if unknown := stored.keys() - values.keys():
-        raise InputError(f"run.json holds settings that are unknown here: {', '.join(sorted(unknown))}")
+        raise InputError(
+            f"run.json holds unknown settings: {', '.join(sorted(unknown))}; another version of jaxgpt wrote it"
+        )
     is_repeated = trait("is_repeated")
     taken = {name: value for name, value in stored.items() if is_repeated[name]}
     return {name: from_json(name, value, flags[name], values[name]) for name, value in taken.items()}

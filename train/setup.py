@@ -91,8 +91,7 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
     with busy(f"looking for {settings.model}"), about("--model"):
         checkpoint = convert.read(resolve(settings.model))
     config = checkpoint.config
-    with about("--mesh"):
-        mesh = make_mesh(settings.mesh, width=config.n_embd)
+    mesh = make_mesh_of_run(settings, run, config.n_embd)
     batch_shapes(settings, mesh, config.n_positions, packed=False)  # before the model is read
     with busy(f"loading {settings.model}"):
         model, tokenizer, added = load_model(settings, checkpoint, sources.train, mesh)
@@ -116,6 +115,23 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
     moments = [*trainable.values(), *trainable.values()]
     check_space(run.checkpoints, n_kept * sum(p.nbytes for p in (*params.values(), *moments)))
     return TrainingInputs(spec, tokenizer, added, data, prompt), params
+
+
+def make_mesh_of_run(settings: Settings, run: RunFolder, width: int) -> Mesh:
+    """Make the mesh that is set. A resumed run's own gives way to the default where there are other devices now.
+
+    Raises:
+        InputError: it is no mesh, or does not fit the devices.
+    """
+    resumes = (settings.resume or settings.resume_anyway) and run.run_json.is_file()
+    with about("--mesh"):
+        try:
+            return make_mesh(settings.mesh, width=width)
+        except InputError:
+            if not resumes or run.read().settings.get("mesh") != settings.mesh:
+                raise
+            print(f"the mesh of the run, {settings.mesh}, does not fit the {jax.device_count()} devices here")
+            return make_mesh(width=width)
 
 
 def load_model(

@@ -47,7 +47,7 @@ class StopSignals:
     def _nothing_is_lost(self) -> str:
         if not self.go_on:
             return "stopped before the first step; nothing was written"
-        return f"stopped, and nothing is lost; to go on: {self.go_on}"
+        return f"stopped, and nothing is lost; to resume: {self.go_on}"
 
     def _watch(self) -> None:
         while number := os.read(self._reader, 1):
@@ -56,9 +56,9 @@ class StopSignals:
             if self.exits_at_once:
                 _end(self._nothing_is_lost(), ExitCode.STOPPED)
             if self.requested.is_set():
-                _end(f"stopped at once; to go on from the newest checkpoint: {self.go_on}", 128 + number[0])
+                _end(f"stopped at once; to resume from the newest checkpoint: {self.go_on}", 128 + number[0])
             self.requested.set()
-            print("\nstopping after this step; once more: at once", file=sys.stderr, flush=True)
+            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
         os.close(self._reader)
 
 

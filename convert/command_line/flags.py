@@ -105,7 +105,7 @@ def from_text(name: str, text: str, flag: Flag, value: Value) -> Any:
     try:
         made = makers.get(value.of, str)(text)
     except ValueError:
-        kind = "a whole number" if value.of is int else "a number"
+        kind = "an integer" if value.of is int else "a number"
         raise InputError(f"{spelled(name)}: must be {kind}, not {text!r}") from None
     check_value(name, made, flag, value)
     return made

@@ -34,7 +34,7 @@ def read_config(path: Path) -> GPTConfig:
         fields = json.loads((path / "config" / "metadata").read_text("utf-8"))
         known = {field.name for field in dataclasses.fields(GPTConfig)}
         if not isinstance(fields, dict) or not known - NEWER_FIELDS <= fields.keys() <= known:
-            raise InputError(f"its fields are not {', '.join(sorted(known))}")
+            raise InputError(f"its fields must be {', '.join(sorted(known))}")
         return GPTConfig(**fields)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: the item `config` can't be read ({error})") from None

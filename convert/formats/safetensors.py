@@ -104,12 +104,12 @@ def _parse(path: Path, text: bytes) -> list[tuple[str, np.dtype, tuple[int, ...]
 def _entry(name: str, fields: dict[str, Any]) -> tuple[str, np.dtype, tuple[int, ...], int, int]:
     dtype, shape, (begin, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
     if dtype not in DTYPES:
-        raise ValueError(f"{name!r} has dtype {dtype!r}")
+        raise ValueError(f"{name!r}: unsupported dtype {dtype!r}")
     numbers = [*shape, begin, stop]
     if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or stop < begin or len(shape) > 8:
-        raise ValueError(f"{name!r} has shape {shape!r} at {begin!r}:{stop!r}")
+        raise ValueError(f"{name!r}: invalid shape {shape!r} or offsets {begin!r}:{stop!r}")
     if math.prod(max(n, 1) for n in shape) >= 2**48:  # beside a 0, no size of the data bounds the others
-        raise ValueError(f"{name!r} has shape {shape!r}")
+        raise ValueError(f"{name!r}: invalid shape {shape!r}")
     return name, DTYPES[dtype], tuple(shape), begin, stop
 
 

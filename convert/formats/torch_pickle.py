@@ -114,7 +114,7 @@ class PickleMachine:
             return _expect(arguments[0], np.ndarray)
         if function == "torch._utils._rebuild_tensor_v2":
             return _tensor(*arguments[:4])
-        raise InputError(f"its pickle calls {function!r}")
+        raise InputError(f"its pickle calls {function!r}, which no state dict needs")
 
     def _storage(self, persistent_id: tuple) -> np.ndarray:
         kind, storage_type, key, _, count = persistent_id  # the device, such as cuda:0, does not matter

@@ -41,7 +41,7 @@ def read(path: Path) -> Any:
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
                     raise InputError(f"{path}: {info.filename} is compressed, which torch.save never does")
             if members[pickles[0]].file_size > MAX_PICKLE:
-                raise InputError(f"{path}: its pickle has {members[pickles[0]].file_size:,} bytes")
+                raise InputError(f"{path}: its pickle is too large ({members[pickles[0]].file_size:,} bytes)")
             byteorder = archive.read(f"{root}byteorder") if f"{root}byteorder" in members else b"little"
             if byteorder != b"little":
                 raise InputError(f"{path}: saved on a big-endian machine, which is not supported")

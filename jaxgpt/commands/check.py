@@ -18,8 +18,8 @@ class CheckCommand:
 
     model: str = flag(help=f"The model: {MODEL}.", metavar="MODEL", is_positional=True)
     against: str | None = flag(
-        None, "The same model for PyTorch, a Hugging Face folder or a hub name. The output of every layer is compared "
-        "with its own, and the first that differs is named. Needs the extra jaxgpt[torch].", metavar="MODEL",
+        None, "The same model as PyTorch reads it, a Hugging Face folder or a hub name. The output of every layer is "
+        "compared with PyTorch's, and the first that differs is named. Needs the extra jaxgpt[torch].", metavar="MODEL",
         default_text="no comparison",
     )  # fmt: skip
     json: bool = flag(False, "Print one JSON object instead of tables.")

@@ -24,15 +24,15 @@ class EvalCommand:
         "folder of them, a gs:// URL, or hf:OWNER/NAME[:SPLIT]. An end token follows each text.", metavar="PATH",
     )  # fmt: skip
     cache: Path | None = flag(
-        None, "The folder that keeps texts as tokens.", metavar="PATH", default_text="~/.cache/jaxgpt/tokens"
+        None, "The folder of the cache of tokenised texts.", metavar="PATH", default_text="~/.cache/jaxgpt/tokens"
     )
     context: int | None = flag(
-        None, "The most tokens that come before one that is predicted.", metavar="N", default_text="the model's own",
+        None, "Tokens in a window.", metavar="N", default_text="the model's own",
         low=1, high=2**31 - 1,
     )  # fmt: skip
     stride: int | None = flag(
-        None, "Tokens by which windows advance. Less than the context gives each token more before it, and a lower "
-        "loss, and takes longer.", metavar="N", default_text="the context", low=1, high=2**31 - 1,
+        None, "Tokens by which each window advances. A stride below the context gives each token more context: a lower "
+        "loss, but slower.", metavar="N", default_text="the context", low=1, high=2**31 - 1,
     )  # fmt: skip
     batch_size: int = flag(8, "Windows side by side.", metavar="N", low=1, high=10**6)
     json: bool = flag(False, "Print one JSON object instead of lines.")

@@ -29,7 +29,8 @@ class GenerateCommand:
         metavar="TEXT", group="text", is_common=True, default_text="The",
     )  # fmt: skip
     chat: bool = flag(
-        False, "Ask the prompts of a model that was trained on conversations, in its tokenizer's chat template.",
+        False, "Write each prompt as a user's message in the tokenizer's chat template, for models trained on "
+        "conversations.",
         group="text", is_common=True,
     )  # fmt: skip
     max_new_tokens: int = flag(
@@ -45,27 +46,29 @@ class GenerateCommand:
         group="text",
     )  # fmt: skip
     temperature: float = flag(
-        0.8, "0 takes the likeliest token each time. Larger is more surprising. (In Python jaxgpt.generate takes the "
+        0.8, "0 always takes the likeliest token; larger values give more random text. (In Python "
+        "jaxgpt.generate takes the "
         "likeliest token unless told otherwise.)", metavar="NUMBER", group="choice", is_common=True, low=0, high=1e30,
-        brief="0 takes the likeliest token each time, larger is more surprising",
+        brief="0 always takes the likeliest token; larger is more random",
     )  # fmt: skip
     top_k: int | None = flag(
-        40, "Draw among the N likeliest tokens only. None: among all.", metavar="N", group="choice", is_common=True,
+        40, "Sample from the N likeliest tokens only. --top-k=None: from "
+        "all.", metavar="N", group="choice", is_common=True,
         low=1, high=2**31 - 1,
     )  # fmt: skip
     top_p: float | None = flag(
-        None, "Draw among the fewest tokens whose probabilities sum to at least this.", metavar="FRACTION",
+        None, "Sample from the fewest tokens whose probabilities sum to at least this.", metavar="FRACTION",
         group="choice", is_common=True, default_text="all", low=0, is_above=True, high=1,
     )  # fmt: skip
     min_p: float | None = flag(
-        None, "Draw among tokens that have at least this share of the likeliest one's probability.",
+        None, "Sample from tokens that have at least this share of the likeliest one's probability.",
         metavar="FRACTION", group="choice", default_text="all", low=0, is_above=True, high=1,
     )  # fmt: skip
     repetition_penalty: float = flag(
         1.0, "Above 1 makes tokens less likely that the text holds already. 1 does nothing.", metavar="NUMBER",
         group="choice", low=1e-6, high=1e6,
     )  # fmt: skip
-    seed: int = flag(0, "Seed of the draws.", metavar="N", group="choice", low=0, high=2**32 - 1)
+    seed: int = flag(0, "Seed of the sampling.", metavar="N", group="choice", low=0, high=2**32 - 1)
     compile_cache: bool = flag(
         True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker.",
         group="choice",
@@ -74,7 +77,8 @@ class GenerateCommand:
 
 HELP = Help(
     program="jaxgpt generate",
-    summary="Continue prompts with a model's own words. One text appears as it comes, several when all are written.",
+    summary="Continue prompts with a model's own words. A single text is printed as it comes, several when all "
+    "are complete.",
     examples=(
         ("tiny --prompt='In the beginning'", "text as it comes"),
         ("runs/chat --chat --prompt='Who was king?'", "an answer"),
@@ -185,5 +189,5 @@ def fit(ids: list[int], command: GenerateCommand, n_positions: int, name: str) -
             f"{name} has {len(ids):,} tokens and --max-new-tokens is {command.max_new_tokens:,}, the context has "
             f"{n_positions:,}: ask for less, or use --truncate=left to keep the end of the prompt"
         )
-    print(f"jaxgpt: {name}: the model reads its last {room:,} of {len(ids):,} tokens", file=sys.stderr)
+    print(f"jaxgpt: {name}: only the last {room:,} of its {len(ids):,} tokens are used", file=sys.stderr)
     return ids[-room:]

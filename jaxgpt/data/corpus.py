@@ -126,7 +126,9 @@ def _token_ids(source: Source, digest: str, tokenizer_digest: str, held_out: Cor
     """Map nanoGPT's token ids, as they are on disk."""
     file = source.files[0]
     if is_remote(file.path):
-        raise InputError(f"{file.name}: token ids are mapped into memory: copy the file to this machine first")
+        raise InputError(
+            f"{file.name}: a .bin file is mapped into memory, so it must be on this machine: copy it first"
+        )
     if not file.size or file.size % 2:
         raise InputError(f"{file.name} has {file.size:,} bytes, and a .bin holds token ids of two bytes each")
     tokens, none = np.memmap(file.path, "<u2", mode="r"), np.empty(0, np.int64)

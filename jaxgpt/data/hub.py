@@ -95,7 +95,9 @@ def _source(name: str, loaded: Any) -> Source:
     if not isinstance(loaded, dict):
         return Source(name, (Split(name, loaded),))
     if "train" not in loaded:
-        raise InputError(f"{name} has no split train, only {', '.join(loaded) or 'none'}: name one with :SPLIT")
+        raise InputError(
+            f"{name} has no split train; its splits are {', '.join(loaded) or 'none'}. Name one with :SPLIT"
+        )
     held_out = next((split for split in HELD_OUT if split in loaded), None)
     rest = held_out and Source(f"{name}:{held_out}", (Split(f"{name}:{held_out}", loaded[held_out]),))
     return Source(name, (Split(f"{name}:train", loaded["train"]),), rest or None)

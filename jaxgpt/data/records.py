@@ -64,14 +64,14 @@ def read_array(name: str, stream: BinaryIO) -> Records:
     signs.skip("\ufeff")
     if not signs.skip("["):
         raise InputError(
-            f"{name} does not begin with [: one array of objects is expected; "
+            f"{name} does not begin with [: expected one array of objects; "
             "a file with one object a line is to be called .jsonl"
         )
     while not (number == 0 and signs.skip("]")):
         number += 1
         where = f"{name}, record {number:,}"
         if (sign := signs.next()) != "{":
-            raise InputError(f"{where}: an object is expected, not {sign or 'the end of the file'}")
+            raise InputError(f"{where}: expected an object, not {sign or 'the end of the file'}")
         while True:
             try:
                 record, signs.at = decoder.raw_decode(signs.text, signs.at)
@@ -85,9 +85,9 @@ def read_array(name: str, stream: BinaryIO) -> Records:
         if signs.skip("]"):
             break
         if not signs.skip(","):
-            raise InputError(f"{where}: a comma or the end of the array is expected after it")
+            raise InputError(f"{where}: expected a comma or the end of the array after this object")
     if signs.next():
-        raise InputError(f"{name}: something follows the array")
+        raise InputError(f"{name}: unexpected text after the array")
 
 
 def read_parquet(name: str, file: BinaryIO, size: int, advance: Advance) -> Records:
@@ -131,7 +131,7 @@ def _object(where: str, line: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{where}: {_what(error)}") from None
     if not isinstance(record, dict):
-        raise InputError(f"{where}: an object is expected, not {type(record).__name__}")
+        raise InputError(f"{where}: expected an object, not {type(record).__name__}")
     return record
 
 
@@ -144,7 +144,7 @@ def _what(error: ValueError, begin: int = 0) -> str:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON's")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 class _Signs:

@@ -39,7 +39,7 @@ def locate(source: str | Path) -> Any:
         return Path(text).expanduser()
     scheme = text.split("://")[0]
     if scheme not in SCHEMES:
-        raise InputError(f"{text}: {scheme}:// can't be read; expected is a path or one of {urls()}")
+        raise InputError(f"{text}: {scheme}:// can't be read; expected a path or one of {urls()}")
     # or gcsfs asks first, over another protocol, what kind the bucket is: without credentials that may hang
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     from etils import epath

@@ -76,7 +76,7 @@ def start_of(text: str, after: str, steps: int | None, epoch_steps: float | None
     number = after.removesuffix(unit)
     if not unit:
         if "." in number:
-            raise InputError(f"strategy {text!r}: {after} is not a whole number of steps")
+            raise InputError(f"strategy {text!r}: {after} is not an integer number of steps")
         return int(number)
     if unit == "ep":
         if epoch_steps is None:

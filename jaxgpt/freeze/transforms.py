@@ -53,5 +53,7 @@ def thaw(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
     before, state = leaves_by_path(opt_state), tx.init(params)
     fresh = leaves_by_path(state)
     if lost := before.keys() - fresh.keys():
-        raise InputError(f"opt_state is not of an earlier phase of this optimizer: it holds {min(lost) or 'a number'}")
+        raise InputError(
+            f"opt_state is not from an earlier phase of this optimizer: this phase has no {min(lost) or 'such number'}"
+        )
     return jax.tree.unflatten(jax.tree.structure(state), [before.get(path, leaf) for path, leaf in fresh.items()])

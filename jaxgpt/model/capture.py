@@ -41,7 +41,7 @@ class Capture:
             names = ", ".join(
                 name for name in self.offered if not name.startswith("blocks.") or name.startswith("blocks.0")
             )
-            raise InputError(f"capture={self.pattern.pattern!r} matches nothing; there are {names}, …")
+            raise InputError(f"capture={self.pattern.pattern!r} matches no name; names are {names}, …")
         return self.found
 
 

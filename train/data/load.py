@@ -118,7 +118,7 @@ def _check_rows(part: DataPart, what: str, flag: str, context: int) -> None:
     if len(part.rows):
         return
     if part.notes:
-        raise InputError(f"--context: no text that is {what} fits; {'; '.join(part.notes)}: a larger one may help")
+        raise InputError(f"--context: no text {what} fits into it; {'; '.join(part.notes)}: try a larger --context")
     n_tokens = len(part.corpus.tokens)
     raise InputError(_too_few(flag, part.corpus.name, n_tokens, part.rows.n_tokens, what, context))
 
@@ -140,7 +140,7 @@ def _split(corpus: Corpus, is_packed: bool, context: int) -> int:
         return begin
     if len(corpus.ends) < 2:
         raise InputError(
-            f"--data: {corpus.name} has one document only, and none to hold out for evaluation: "
+            f"--data: {corpus.name} is a single text, of which none is left to hold out for evaluation: "
             "give more, or another file as --eval-data"
         )
     return int(corpus.ends[min(int(np.searchsorted(corpus.ends, begin)), len(corpus.ends) - 2)])

@@ -84,7 +84,10 @@ class Checkpoints:
         """
         written = orbax.read_config(self._folder / str(step))
         if (written.dims | {"V": written.n_tokens}) != (config.dims | {"V": config.n_tokens}):
-            raise InputError(f"--resume: checkpoint {self._folder / str(step)} is of a model whose shape differs")
+            raise InputError(
+                f"--resume: checkpoint {self._folder / str(step)} is of a model with other shapes; give the "
+                "--model of that run, or another --out"
+            )
         has_other_rows = written.vocab_size != config.vocab_size
         item = "eval_state" if (self._folder / str(step) / "eval_state").exists() else "standing"  # of version 0.1
         arguments = ocp.args.Composite(

@@ -66,8 +66,8 @@ class RunFolder:
             return
         if not self.run_json.is_file():
             raise InputError(
-                f"--out: {self.folder} holds {there[0].name} but no run.json, so that it is no run that can be "
-                "resumed or replaced; choose another folder"
+                f"--out: {self.folder} holds {there[0].name} but no run.json: it can't be resumed or "
+                "replaced; choose another folder"
             )
         if not resumes and not settings.force:
             raise InputError(

@@ -123,4 +123,4 @@ class RunInfo:
             return cls(**(known | {"settings": settings, "phases": phases, "data": DataInfo(**data)}))
         except UNREADABLE as error:
             reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{folder} holds no run: {path} can't be read ({reason})") from None
+            raise InputError(f"{path} can't be read as the run.json of a run ({reason})") from None

@@ -122,7 +122,7 @@ def _scale(text: str, names: Iterable[str]) -> tuple[str, float]:
     except (ValueError, re.error) as error:
         raise InputError(rf"--lr-scale={text}: must be PATTERN=FACTOR, as in blocks\.1\d\..*=2.0 ({error})") from None
     if not pattern or not 0 < factor < math.inf:
-        raise InputError(f"--lr-scale={text}: must be PATTERN=FACTOR with a factor above 0 that is finite")
+        raise InputError(f"--lr-scale={text}: must be PATTERN=FACTOR with a finite factor above 0")
     if not any(map(compiled.fullmatch, names)):
         raise InputError(
             f"--lr-scale={text}: no parameter that trains has such a name; they are like {next(iter(names))}"

@@ -170,4 +170,4 @@ def _installed(package: str) -> bool:
 
 
 def _warn(name: str, reason: object) -> None:
-    print(f"train: warning: {TITLES[name]} is dropped: {reason}; training goes on", file=sys.stderr, flush=True)
+    print(f"train: warning: {TITLES[name]} gets nothing more: {reason}; training goes on", file=sys.stderr, flush=True)

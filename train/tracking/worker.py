@@ -167,7 +167,7 @@ def main() -> None:
             lines.put(line)
         lines.put(None)
         time.sleep(close_seconds)
-        say(f"warning: {title} is dropped: after {close_seconds:g} s it has not sent everything")
+        say(f"warning: {title} had not sent everything after {close_seconds:g} s; the rest is lost")
         if os.getppid() != parent:  # training is gone, so that nobody else kills the children
             os.killpg(0, signal.SIGKILL)
         os._exit(DROPPED)
@@ -190,7 +190,7 @@ def main() -> None:
         tracker.close(finished)
     except BaseException as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        say(f"warning: {title} is dropped: {reason}; training goes on")
+        say(f"warning: {title} gets nothing more: {reason}; training goes on")
         os._exit(DROPPED)  # without exit handlers, which may wait for a server
     os._exit(0)
 
