@@ -107,7 +107,7 @@ def test_help_and_version_answer_without_jax():
         (["train", "--dtype=float8"], "train: --dtype: must be float32 or bfloat16, not 'float8'"),
         (["train", "--track", "tensorbord"], "train: --track: must be tensorboard or wandb or mlflow, not 'tensorbo"),
         (["train", "--steps=3", "--epochs=2"], "train: --steps and --epochs contradict each other: give one of them"),
-        (["train", "--topology=v5e:2x2"], "train: --topology=v5e:2x2 needs --compile-only, which prints what a step would"),
+        (["train", "--topology=v5e:2x2"], "train: --topology=v5e:2x2 needs --compile-only, which prints what"),
         (["train", "--remat=yes"], "train: --remat/--no-remat: ignored explicit argument 'yes'"),
         (["train", "--resume", "nowhere"], "train: --resume nowhere: no run is there; to start one, use --out=nowhere"),
         (["check"], "jaxgpt: MODEL is missing; jaxgpt check --help shows what it may be"),
