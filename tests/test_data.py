@@ -159,7 +159,7 @@ def test_a_file_of_its_own_is_evaluated_on_and_all_of_data_is_trained_on(tmp_pat
     data = load_data(replace(settings, data=str(tmp_path / "a.txt"), eval_data=str(tmp_path / "b.txt")), tokenizer, 16)
     assert data.train.rows.n_tokens == len(data.train.corpus.tokens)
     assert "evaluate" in tokenizer.decode(data.held_out.rows[0]["tokens"])
-    assert data.facts["held_out_sha256"] != data.facts["sha256"]
+    assert data.info.held_out_sha256 != data.info.sha256
 
 
 def test_too_little_text_is_refused_with_its_numbers(tmp_path, tokenizer, settings):
@@ -298,16 +298,14 @@ def test_conversations_are_never_a_stream(tmp_path, tokenizer, settings):
         load_data(replace(settings, data=source, rows="stream"), tokenizer, 64)
 
 
-def test_facts_notice_other_contents_and_another_tokenizer(tmp_path, tokenizer, settings):
+def test_its_info_notices_other_contents_and_another_tokenizer(tmp_path, tokenizer, settings):
     (tmp_path / "a.txt").write_text("one " * 200)
-    a = load_data(replace(settings, data=str(tmp_path / "a.txt")), tokenizer, 16).facts
+    a = load_data(replace(settings, data=str(tmp_path / "a.txt")), tokenizer, 16).info
     (tmp_path / "a.txt").write_text("two " * 200)
-    b = load_data(replace(settings, data=str(tmp_path / "a.txt")), tokenizer, 16).facts
+    b = load_data(replace(settings, data=str(tmp_path / "a.txt")), tokenizer, 16).info
     (tmp_path / "a.txt").rename(tmp_path / "b.txt")
-    c = load_data(replace(settings, data=str(tmp_path / "b.txt")), tokenizer, 16).facts
-    assert a["sha256"] != b["sha256"] == c["sha256"]
-    assert a["tokenizer"] == b["tokenizer"]
+    c = load_data(replace(settings, data=str(tmp_path / "b.txt")), tokenizer, 16).info
+    assert a.sha256 != b.sha256 == c.sha256
+    assert a.tokenizer == b.tokenizer
     tokenizer.add_tokens(["more"])
-    assert (
-        load_data(replace(settings, data=str(tmp_path / "b.txt")), tokenizer, 16).facts["tokenizer"] != a["tokenizer"]
-    )
+    assert load_data(replace(settings, data=str(tmp_path / "b.txt")), tokenizer, 16).info.tokenizer != a.tokenizer

@@ -109,7 +109,7 @@ BAD = {
     "no JSON": ("a.jsonl", b'{"text": "a"}\n\n{"text": }', r"a\.jsonl, line 3: not JSON: Expecting value"),
     "two objects": ("a.jsonl", b'{"text": "a"} {"text": "b"}', r"a\.jsonl, line 1: not JSON: Extra data"),
     "a number": ("a.jsonl", b"3\n", r"line 1: expected an object, not int"),
-    "NaN": ("a.jsonl", b'{"text": "a", "score": NaN}', "line 1: not JSON: NaN is no number"),
+    "NaN": ("a.jsonl", b'{"text": "a", "score": NaN}', "line 1: not JSON: NaN is not a number"),
     "many digits": ("a.jsonl", b'{"text": "a", "score": ' + b"9" * 9999 + b"}", "line 1: not JSON: Exceeds the limit"),
     "depth": ("a.jsonl", b'{"text":' + b"[" * 200_000, "line 1: nested too deeply"),
     "text is a number": ("a.jsonl", b'{"text": 3}', "line 1: text must be a string, not int"),
@@ -121,15 +121,15 @@ BAD = {
     "a chat after a text": (
         "a.jsonl",
         b'{"text": "a"}\n' + json.dumps(CHAT).encode(),
-        r"line 2: a chat, and all before",
+        r"line 2: a conversation after texts",
     ),
     "lines called .json": (
         "a.json",
         b'{"text": "a"}\n{"text": "b"}',
         r"does not begin with \[: .* to be called \.jsonl",
     ),
-    "no comma": ("a.json", b'[{"text": "a"} {"text": "b"}]', "record 1: a comma or the end of the array"),
-    "no end": ("a.json", b'[{"text": "a"}', "record 1: a comma or the end of the array"),
+    "no comma": ("a.json", b'[{"text": "a"} {"text": "b"}]', "record 1: expected a comma or the end of the array"),
+    "no end": ("a.json", b'[{"text": "a"}', "record 1: expected a comma or the end of the array"),
     "nothing after the comma": (
         "a.json",
         b'[{"text": "a"},',
@@ -168,7 +168,7 @@ def test_texts_and_chats_in_different_files_do_not_mix(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.jsonl").write_text(json.dumps(CHAT))
     assert peek(tmp_path) == "text"
-    with pytest.raises(jaxgpt.InputError, match=r"b\.jsonl, line 1: a chat after texts"):
+    with pytest.raises(jaxgpt.InputError, match=r"b\.jsonl, line 1: a conversation after texts"):
         read(tmp_path)
 
 
@@ -304,6 +304,8 @@ def bucket():
         "data/e.py": b"no",
         "database/x.txt": b"not below data",
         "bad.txt": b"caf\xe9",
+        "fresh/a.jsonl": as_bytes(".jsonl", RECORDS),
+        "fresh/b.txt": b"some words",
     }
     with pytest.MonkeyPatch.context() as patch, Bucket("mine", objects) as served:
         patch.setenv("STORAGE_EMULATOR_HOST", served.url)
@@ -325,7 +327,7 @@ def test_a_bucket_is_read_like_a_folder(bucket, tmp_path):
 
 def test_a_source_of_a_bucket_is_looked_up_once_and_handed_on(bucket, tmp_path):
     bucket.requests.clear()
-    source = find("gs://mine/data")
+    source = find("gs://mine/fresh")  # which nothing has listed yet: gcsfs remembers
     looked_up = len(bucket.requests)
     assert looked_up > 0
     assert peek(source) == "text"

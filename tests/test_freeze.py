@@ -68,7 +68,7 @@ def test_the_head_is_the_token_embedding_when_tied():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("first", r"unknown strategy\nA freezing strategy is one of\n  full"),
+        ("first", r"unknown strategy, which needs a number\nA freezing strategy is one of\n  full"),
         ("first-1", "unknown strategy"),
         ("First6", "unknown strategy"),
         ("", "unknown strategy"),

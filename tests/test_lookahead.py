@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from conftest import call
 
+import jaxgpt.train.loop
 import jaxgpt.train.step.phases
-from jaxgpt.train.data import device_batches
 
 STEPS = 9
 
@@ -21,20 +21,18 @@ def events(monkeypatch) -> list[tuple[str, int]]:
     found, made = [], {"batch": 0, "step": 0}
     of_step: dict[int, int] = {}
     array = type(jnp.zeros(()))
-    to_devices, compile_program, value = (
-        device_batches.to_devices,
-        jaxgpt.train.step.phases.PhaseCompiler._compile,
-        array._value,
-    )
+    batches, value = jaxgpt.train.loop.device_train_batches, array._value
+    compile_program = jaxgpt.train.step.phases.PhaseCompiler._compile
 
     def counted(name: str) -> int:
         made[name] += 1
         found.append((name, made[name]))
         return made[name]
 
-    def watched_batch(*args):
-        counted("batch")
-        return to_devices(*args)
+    def watched_batches(*args, **how):
+        for batch in batches(*args, **how):
+            counted("batch")
+            yield batch
 
     def watched_compile(self, index):
         program = compile_program(self, index)
@@ -54,7 +52,7 @@ def events(monkeypatch) -> list[tuple[str, int]]:
         return value.fget(self)
 
     kept: list = []
-    monkeypatch.setattr(device_batches, "to_devices", watched_batch)
+    monkeypatch.setattr(jaxgpt.train.loop, "device_train_batches", watched_batches)
     monkeypatch.setattr(jaxgpt.train.step.phases.PhaseCompiler, "_compile", watched_compile)
     monkeypatch.setattr(array, "_value", property(watched_value))
     return found

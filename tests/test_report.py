@@ -142,7 +142,7 @@ def test_the_report_says_what_the_run_did(tmp_path):
 def test_changed_settings_come_first(tmp_path):
     html = write_report(make_run(tmp_path / "run")).read_text()
     marked = re.findall(r'<tr class="changed"><th scope="row">(.*?)</th>', html)
-    assert marked == ["--freeze", "--out", "--steps", "--prompt"]
+    assert marked == ["--freeze", "--steps", "--out", "--prompt"]
     assert html.rindex('class="changed"') < html.index(">--model<")
 
 

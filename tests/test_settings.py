@@ -160,7 +160,7 @@ def test_epochs_are_passes_over_the_rows(train):
     rows = json.loads((out / "run.json").read_text())["data"]["rows"]
     assert metrics(out)[-1]["step"] == -(-2 * rows // 8)
     _, text = train("--epochs=2", name="both", check=False)
-    assert "--steps and --epochs: one of them says how long, not both" in text
+    assert "--steps and --epochs contradict each other" in text
 
 
 def test_patience_stops_early_and_the_best_checkpoint_stays(train, tmp_path):

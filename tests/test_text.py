@@ -8,6 +8,7 @@ from conftest import ROOT
 
 import jaxgpt
 from jaxgpt.commands.generate import GenerateCommand
+from jaxgpt.commands.generate import run as write_texts
 from jaxgpt.generation.sampling import make_samplers
 from jaxgpt.generation.text import Text, write
 
@@ -82,7 +83,7 @@ def said(capsys):
     """What the command prints, without a process of its own."""
 
     def run(*prompts, **settings):
-        run(GenerateCommand("tiny", prompts, **{"max_new_tokens": 20, "temperature": 0.0, **settings}))
+        write_texts(GenerateCommand("tiny", prompts, **{"max_new_tokens": 20, "temperature": 0.0, **settings}))
         return capsys.readouterr()
 
     return run

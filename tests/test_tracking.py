@@ -211,7 +211,7 @@ def test_a_training_run_tells_its_tracker_what_it_writes(small, tmp_path):
     for name in ("loss", "eval_loss", "lr", "grad_norm"):
         ours = [(line["step"], line[name]) for line in lines if line[name] is not None]
         assert scalars(out / "tensorboard", name) == [(step, pytest.approx(value)) for step, value in ours]
-    assert "--track tensorboard" in json.loads((out / "run.json").read_text())["command"]
+    assert "--track=tensorboard" in json.loads((out / "run.json").read_text())["command"]
     assert not {"wandb", "mlflow"} & {path.name for path in out.iterdir()}
 
 

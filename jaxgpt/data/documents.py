@@ -12,6 +12,9 @@ from jaxgpt.data import streams
 from jaxgpt.data.records import read_array, read_lines, read_parquet, read_text
 from jaxgpt.data.streams import Advance, readable
 
+NOUNS = {"text": "text", "chat": "conversation"}
+"""The kinds of documents in words."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -146,8 +149,8 @@ class Source:
             for document in file.documents(advance):
                 if kind not in (None, document.kind):
                     raise InputError(
-                        f"{file.where(document.number)}: a {document.kind} after {kind}s: "
-                        "texts and chats can't be mixed in one source"
+                        f"{file.where(document.number)}: a {NOUNS[document.kind]} after {NOUNS[kind]}s: "
+                        "texts and conversations can't be mixed in one source"
                     )
                 kind = document.kind
                 yield i, document

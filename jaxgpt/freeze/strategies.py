@@ -118,6 +118,8 @@ def rules(text: str, name: str, config: GPTConfig) -> Rules[bool]:
 
 def _alike(name: str, config: GPTConfig) -> str:
     """Suggest a strategy whose name is like an unknown one."""
+    if name in ("first", "last"):
+        return ", which needs a number"
     numbered = [f"{kind}{n}" for kind in ("first", "last") for n in range(config.n_layer + 1)]
     return did_you_mean(name, [*NAMES, *numbered])
 

@@ -116,8 +116,9 @@ class RunInfo:
             )
             known = {item.name: found[item.name] for item in fields(cls) if item.name in found}
             for name, kind in (("resolved", dict), ("parameters", dict), ("machine", dict), ("changed", list)):
-                known[name] = kind(known.get(name) or kind())
-            known["steps"] = int(found["steps"]) if "steps" in found else 0
+                known[name] = known[name] if isinstance(known.get(name), kind) else kind()
+            steps = found.get("steps", settings.get("steps"))
+            known["steps"] = steps if isinstance(steps, int) else 0
             stored = dict(found.get("data") or {})
             data = {item.name: stored[item.name] for item in fields(DataInfo) if item.name in stored}
             return cls(**(known | {"settings": settings, "phases": phases, "data": DataInfo(**data)}))
