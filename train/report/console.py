@@ -99,10 +99,11 @@ def _training(inputs: TrainingInputs) -> str:
     settings, resolved = inputs.settings, inputs.resolved
     parts = f" in {settings.accumulate} parts" if settings.accumulate > 1 else ""
     dropout = resolved["dropout"] if isinstance(resolved["dropout"], str) else f"{resolved['dropout']:g}"
-    rate = f"{resolved['lr']:.3g} after {resolved['warmup_steps']:,} steps of warm-up"
+    rate = f"{resolved['lr']:.3g} at its peak, after {resolved['warmup_steps']:,} steps of warm-up"
     return (
         f"training    {resolved['steps']:,} steps of {settings.batch_size:,} x {resolved['context']:,} tokens{parts} "
-        f"in {settings.dtype} on {resolved['mesh']}; learning rate {rate}, dropout {dropout}"
+        f"in {settings.dtype} on {resolved['mesh']}\n"
+        f"rate        {rate}, dropout {dropout}"
     )
 
 
