@@ -61,7 +61,7 @@ def load_reference(source: Any) -> Reference:
     if not (path / "config.json").is_file():
         raise InputError(
             f"{source}: not a folder that transformers reads, with a config.json; "
-            f"python -m convert {source} NEW --to=hf writes one"
+            f"jaxgpt convert {source} NEW --to=hf writes one"
         )
     try:
         config_from_hf(read_json(path / "config.json"))  # from_pretrained would take a BERT's for a GPT-2's

@@ -181,7 +181,8 @@ def embedding_rows(before: Float[Any, "V D"], after: Float[Any, "W D"], tokens: 
             piece, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", extent=place, interpolation="nearest"
         )
         ax.set(ylim=(last, first), xlim=(0, width), xlabel="dimension" if width > 1 else "")
-        ax.set_title(f"{when}: {rows:,} × {width:,}" + f", {new:,} new" * i, size=10, loc="left")
+        grown = f", {new:,} new" if when == "after" else ""
+        ax.set_title(f"{when}: {rows:,} × {width:,}{grown}", size=10, loc="left")
         shown = range(first, first + len(piece))
         labels = [f"{row}" if row < old else f"{row}  {_token(tokens, row - old)}" for row in shown]
         ax.set_yticks(np.asarray(shown) + 0.5, labels, size=SMALL, color=INK, parse_math=False)

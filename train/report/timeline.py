@@ -105,9 +105,12 @@ def printable(text: str) -> str:
     glyphs = _font().get_charmap()
     whole = "".join(c if c.isprintable() and ord(c) in glyphs else ascii(c)[1:-1] for c in text[:100])
     end = len(whole)
-    while _width(shown := whole[:end] + "…" * (end < len(whole) or len(text) > 100)) > LONGEST:
+    is_cut = len(text) > 100
+    while True:
+        shown = f"{whole[:end]}…" if is_cut or end < len(whole) else whole
+        if _width(shown) <= LONGEST:
+            return shown
         end -= 1
-    return shown
 
 
 def short(count: int) -> str:
