@@ -212,3 +212,16 @@ def _as_ours(tensors, config):
 
 def test_config_is_the_same_object_everywhere():
     assert jaxgpt.GPTConfig is convert.GPTConfig
+
+
+def test_a_model_without_memory_has_the_shapes_of_one_with_it():
+    for flags in ({}, {"tie_word_embeddings": False}, {"bias": False}):
+        config = jaxgpt.GPTConfig(**(DIMS | flags))
+        model = jaxgpt.GPT(config, rngs=jaxgpt.model.gpt.nnx.Rngs(0), dtype="bfloat16", param_dtype="float16")
+        shapes = jaxgpt.model.gpt.abstract(config, dtype="bfloat16", param_dtype="float16")
+        real, bare = jaxgpt.named_params(model), jaxgpt.named_params(shapes)
+        assert {name: (p.shape, p.dtype) for name, p in real.items()} == {
+            name: (p.shape, p.dtype) for name, p in bare.items()
+        }
+        assert shapes.dtype == model.dtype
+        assert shapes is not jaxgpt.model.gpt.abstract(config, dtype="bfloat16", param_dtype="float16")
