@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from jaxgpt.convert.command_line.mistakes import one_clear_line
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.exit_codes import ExitCode
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from jaxgpt.train.signals import SIGNALS, StopSignals
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,8 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from jaxgpt.train.compile_only.command import compile_only
 
             sys.exit(compile_only(settings))
-        from jaxgpt.train.signals import StopSignals
-
         with StopSignals() as stop:
             # JAX is imported after the flags are read, so that --help answers at once
             from jaxgpt.train.failures import describe_failure

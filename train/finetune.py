@@ -9,6 +9,7 @@ from jaxgpt.compile_cache import use_compile_cache
 from jaxgpt.convert.command_line.console import busy, show
 from jaxgpt.convert.errors import InputError, what_failed
 from jaxgpt.convert.exit_codes import ExitCode
+from jaxgpt.params import count_params
 from jaxgpt.train.command import command_of, resume_command
 from jaxgpt.train.distributed import agree_on_step, connect, disconnect, wait_for_all
 from jaxgpt.train.evaluation import Evaluator, sample
@@ -144,14 +145,13 @@ def train(settings: Settings, stop: StopSignals) -> int:
 def describe_run(inputs: TrainingInputs) -> RunInfo:
     """Return what run.json says of a run."""
     settings, phases = inputs.settings, inputs.phases
-    n_all = sum(p.size for p in inputs.spec.params.values())
     return RunInfo(
         settings=to_json(settings),
         command=command_of(settings),
         resolved=inputs.resolved,
         steps=inputs.spec.steps,
         data=inputs.data.info,
-        parameters={"all": n_all, "trainable": phases[-1].trainable},
+        parameters={"all": count_params(inputs.spec.params), "trainable": phases[-1].trainable},
         phases=phases,
     )
 

@@ -1,7 +1,6 @@
 """From arguments to a command: only what was given, checked; and help, versions and mistakes."""
 
 import argparse
-import dataclasses
 import importlib.metadata
 import sys
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from jaxgpt.convert.command_line.console import show
-from jaxgpt.convert.command_line.flags import Flag, Value, flags_of, from_text, spelled, values_of
+from jaxgpt.convert.command_line.flags import Flag, Value, defaults_of, flags_of, from_text, spelled, values_of
 from jaxgpt.convert.command_line.help import Help, help_text
 from jaxgpt.convert.errors import InputError, did_you_mean
 
@@ -54,8 +53,8 @@ class Parser:
         Raises:
             InputError: a mistake in the arguments, or one that is missing.
         """
-        given = self.given(arguments)
-        needed = [item for item in flags_of(self.command) if item not in given and not _has_default(self.command, item)]
+        given, defaults = self.given(arguments), defaults_of(self.command)
+        needed = [item for item in flags_of(self.command) if item not in given and item not in defaults]
         if needed:
             described = flags_of(self.command)[needed[0]]
             what = described.metavar if described.is_positional else f"{spelled(needed[0])}={described.metavar}"
@@ -105,8 +104,3 @@ def _unknown(argument: str, flags: dict[str, Flag], program: str) -> str:
     names = [spelled(flag) for flag, described in flags.items() if not described.is_positional]
     close = did_you_mean(name, names)
     return f"{name} is no flag of {program}{close or '; --help-all lists them'}"
-
-
-def _has_default(command: type, name: str) -> bool:
-    fields = {item.name: item for item in dataclasses.fields(command)}
-    return fields[name].default is not dataclasses.MISSING
