@@ -133,7 +133,7 @@ class JaxGPT(TemplateLM):
         if empty := [texts for (texts, *_), pair in zip(requests, pairs, strict=True) if not all(pair)]:
             raise InputError(
                 f"{empty[0]!r}: the context or the continuation has no tokens, so it can't be scored "
-                "({len(empty)} such requests)"
+                f"({len(empty)} of {len(pairs)} requests)"
             )
         self._warn(sum(len(context) + len(continuation) > self.max_length + 1 for context, continuation in pairs))
         results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)

@@ -188,7 +188,7 @@ def test_settings_that_are_not_ours_are_refused_before_anything_runs(ours, setti
 
 def test_requests_and_models_that_make_no_sense_are_refused(ours, tokenizer):
     for context, continuation, message in (
-        ("The", "", "the context or the continuation has no tokens"),
+        ("The", "", r"the context or the continuation has no tokens, so it can't be scored \(1 of 2 requests\)"),
         ("a", "b", "the context or the continuation has no tokens"),  # "ab" is one token
         (" ", "The", "the context or the continuation has no tokens"),
         ("The", of_length(tokenizer, 65), "65 tokens does not fit into a context of 64"),
