@@ -87,7 +87,9 @@ def main() -> None:
     shape = f"{config.n_layer} blocks, width {config.n_embd}, batch {batch[0]} x {batch[1] - 1}, float32"
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax"))
     print(f"\n{shape}; {platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; {versions}\n")
-    print("| | trainable | step | of full | GFLOP | of full | optimizer MB | temporary MB | of full |")
+    print(
+        "| | trainable | step | step / full | GFLOP | GFLOP / full | optimizer MB | temporary MB | temporary / full |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     full = programs[ROWS[0][0]]
     for name, p in programs.items():

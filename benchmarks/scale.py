@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--model", default="gpt2", help="a checkpoint, or the name of a published model")
     parser.add_argument("--topology", nargs="+", default=SLICES, help="slices, as in v5e:4x4")
     parser.add_argument("--rows", type=int, default=8, help="sequences on each chip")
-    parser.add_argument("--remat", action="store_true", help="compute blocks again in the backward pass")
+    parser.add_argument("--remat", action="store_true", help="recompute blocks in the backward pass")
     parser.add_argument("--mesh", help="as in python -m train; the default is the same")
     arguments = parser.parse_args()
     print("| chips | mesh | state | peak | temporaries | " + " | ".join(KINDS) + " | step, estimated | compiled in |")

@@ -32,8 +32,8 @@ class ConvertCommand:
     )
     to: Literal["orbax", "hf", "nanogpt", "lesson"] = flag(
         "orbax", "The form of DST. orbax: a folder for JAX. hf: a Hugging Face folder (config.json and safetensors). "
-        "nanogpt: nanoGPT's ckpt.pt. lesson: a bare state dict named tok_emb, pos_emb, blocks, ln_f, lm_head, a "
-        ".pt file.",
+        "nanogpt: nanoGPT's ckpt.pt. lesson: for the small GPT of the lesson that jaxgpt grew from, a .pt file with a "
+        "plain state dict whose keys begin with tok_emb, pos_emb, blocks, ln_f, lm_head.",
     )  # fmt: skip
     dtype: Literal["float32", "float16", "bfloat16"] | None = flag(
         None, "The type of the numbers in DST.", default_text="that of SRC"
@@ -44,22 +44,22 @@ class ConvertCommand:
     )  # fmt: skip
     dialect: str | None = flag(
         None, "How SRC names and lays out its tensors: hf, dialogpt, nanogpt, mingpt, old-mingpt, linear, lesson, "
-        "llmc or jaxgpt.", metavar="NAME", default_text="recognised",
+        "llmc or jaxgpt.", metavar="NAME", default_text="detected",
     )  # fmt: skip
     n_head: int | None = flag(
-        None, "The number of attention heads. A bare state dict needs it: its shapes do not tell.", metavar="N", low=1,
-        high=2**31,
+        None, "The number of attention heads. Needed for a plain state dict, whose shapes do not determine it.",
+        metavar="N", low=1, high=2**31,
     )  # fmt: skip
     activation: str | None = flag(
         None, "gelu_new (GPT-2's tanh form), gelu (exact), relu, silu or tanh. Needed where neither config nor dialect "
-        "tells.", metavar="NAME",
+        "determines it.", metavar="NAME",
     )  # fmt: skip
     force: bool = flag(False, "Replace DST if it exists and holds a checkpoint.")
 
 
 HELP = Help(
     program="jaxgpt convert",
-    summary="Inspect a GPT-2 checkpoint, or convert it between PyTorch's world and JAX's.",
+    summary="Inspect a GPT-2 checkpoint, or convert it between PyTorch and JAX.",
     examples=(
         ("gpt2", "what is in it, and how every name maps"),
         ("gpt2 gpt2-orbax --to=orbax", "to Orbax, for JAX"),
@@ -95,7 +95,7 @@ def run(command: ConvertCommand) -> None:
         force=command.force,
     )
     how = f"compared as {command.dtype}" if command.dtype else "bitwise equal"
-    print(f"{checkpoint.path} -> {command.dst}: {len(checkpoint.params)} parameters written, read back, {how}")
+    print(f"{checkpoint.path} -> {command.dst}: {len(checkpoint.params)} tensors written, read back, {how}")
 
 
 def describe(checkpoint: Checkpoint, width: int | None = None) -> str:

@@ -40,7 +40,7 @@ def read(
     Args:
         source: a Hugging Face folder, a `.safetensors`, `.pt`, `.pth`, `.bin` or `.pkl` file, an Orbax folder, a
             training run (its newest checkpoint), or a hub name with or without a revision, `"gpt2"` or `"gpt2@main"`.
-        dialect: one of `convert.dialects.DIALECTS`; recognised by default.
+        dialect: one of `convert.dialects.DIALECTS`; detected by default.
         n_head: the number of heads, needed where the file has tensors only.
         activation: the activation function, needed where neither config nor dialect states it.
 

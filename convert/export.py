@@ -93,7 +93,7 @@ def write(
                 torch_zip.write(temporary, tree | {"iter_num": 0, "best_val_loss": 1e9, "config": {}}, cast_to)
             case "lesson":
                 torch_zip.write(temporary, to_theirs(LESSON, params, config), cast_to)
-        if to == "lesson":  # a bare state dict states neither
+        if to == "lesson":  # a plain state dict states neither
             written = read(temporary, n_head=config.n_head, activation=config.activation_function)
         else:
             written = read(temporary)

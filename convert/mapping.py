@@ -34,7 +34,7 @@ def to_ours(dialect: Dialect, tensors: Tensors, config: GPTConfig) -> tuple[dict
         and np.dtype(tensors[name].dtype).name not in FLOAT_DTYPES
     ]
     if problems:
-        raise InputError(problem_list(f"this is no complete {dialect.title} checkpoint", problems))
+        raise InputError(problem_list(f"not a complete checkpoint of {dialect.title}", problems))
     return {row.ours: relayout(_gather(tensors, row.theirs), row.layout, dims) for row in rows}, config
 
 

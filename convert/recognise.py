@@ -103,7 +103,10 @@ def _dialect_by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, st
     norm = next((tensors[name] for name in tensors if HF.bare(name) == "h.0.ln_1.weight"), None)
     if kernel is None or norm is None or len(kernel.shape) != 2 or len(norm.shape) != 1:
         some = ", ".join(list(tensors)[:4]) or "none"
-        raise InputError(f"no known dialect of GPT-2; its {len(tensors)} names are like {some}")
+        raise InputError(
+            f"unknown checkpoint format: its {len(tensors)} names are like {some}; if they follow a known dialect, "
+            f"give dialect=, one of {', '.join(DIALECTS)}"
+        )
     rows, columns = kernel.shape
     if columns == 3 * rows and rows == norm.shape[0]:
         return HF, f"c_attn is (in, out), {rows} x {columns}: Conv1D"
@@ -143,8 +146,8 @@ def _config_by_shapes(
         stated |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), model_args.get("dropout", 0.0))
     if stated["n_head"] is None:
         raise InputError(
-            f"the number of heads can't be told from the tensors' shapes, and a wrong number gives plausible nonsense: "
-            f"give n_head=, a divisor of {D}; the checkpoints that jaxgpt convert writes state it"
+            f"the tensors' shapes don't determine the number of heads, and a wrong number silently gives wrong output: "
+            f"give n_head=, a divisor of {D}; what jaxgpt convert writes as orbax, hf or nanogpt states it"
         )
     if stated["activation_function"] is None:
         raise InputError(
@@ -158,5 +161,5 @@ def _axis_sizes(tensors: Tensors, name: str, side: str, letters: str) -> list[in
     """Return the sizes of some axes of a tensor, by their letters in its layout."""
     axes = side.split()
     if name not in tensors or len(tensors[name].shape) != len(axes):
-        raise InputError(f"{name} is missing or has not {len(axes)} axes: the size of the model is unknown")
+        raise InputError(f"{name} is missing or does not have {len(axes)} axes: the model's size can't be determined")
     return [int(tensors[name].shape[axes.index(letter)]) for letter in letters]

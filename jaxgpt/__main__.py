@@ -1,4 +1,4 @@
-"""The command `jaxgpt`, also `python -m jaxgpt`: the front door, which opens every floor."""
+"""The command `jaxgpt`, also `python -m jaxgpt`: it calls the command that is named."""
 
 import importlib
 import os
@@ -13,13 +13,16 @@ from jaxgpt.convert.errors import InputError, did_you_mean
 from jaxgpt.convert.exit_codes import ExitCode
 
 COMMANDS = {
-    "train": ("jaxgpt.train.__main__", "fine-tune a model, or exactly the parameters that --freeze names"),
-    "generate": ("jaxgpt.commands.generate", "text from a model"),
-    "eval": ("jaxgpt.commands.evaluate", "loss, perplexity and bits per byte of a text"),
-    "check": ("jaxgpt.commands.check", "whether a model is loaded right, also beside PyTorch"),
-    "convert": ("jaxgpt.convert.__main__", "what is in a checkpoint; from PyTorch to JAX, and back"),
+    "train": ("jaxgpt.train.__main__", "fine-tune a model, or only what --freeze leaves trainable"),
+    "generate": ("jaxgpt.commands.generate", "generate text from prompts"),
+    "eval": ("jaxgpt.commands.evaluate", "measure loss, perplexity and bits per byte of a text"),
+    "check": ("jaxgpt.commands.check", "check that a model was loaded right, on its own or against PyTorch"),
+    "convert": ("jaxgpt.convert.__main__", "inspect a checkpoint, or convert it between PyTorch and JAX"),
 }
 """Where each command is, and what it does. Its module is imported when it is called."""
+
+HARNESS = ": the evaluation harness is python -m jaxgpt.lm_eval; for loss and perplexity, jaxgpt eval"
+"""What is said of a command `lm_eval`, which is none."""
 
 HELP = """usage: jaxgpt COMMAND …
 
@@ -52,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif name == "--version":
             print(version())
         elif name not in COMMANDS:
-            close = did_you_mean(name, COMMANDS) or f": the commands are {', '.join(COMMANDS)}"
-            raise InputError(f"there is no command {name!r}{close}")
+            meant = HARNESS if name.replace("-", "_") == "lm_eval" else did_you_mean(name, COMMANDS)
+            listed = f": the commands are {', '.join(COMMANDS)}"
+            raise InputError(f"there is no command {name!r}{meant or listed}")
     if name not in COMMANDS:
         sys.exit(ExitCode.OK)
     command = importlib.import_module(COMMANDS[name][0])

@@ -49,4 +49,4 @@ def check_ids(ids: Any, n_tokens: int, name: str = "ids", hint: str = "") -> Non
         return
     low, high = ids.min(), ids.max()
     if not 0 <= low <= high < n_tokens:
-        raise InputError(f"{name} reach from {low} to {high}; the model has {n_tokens} tokens{hint}")
+        raise InputError(f"{name} must be from 0 to {n_tokens - 1}, but range from {low} to {high}{hint}")

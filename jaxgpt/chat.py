@@ -63,8 +63,8 @@ def messages_of(record: Mapping[str, Any]) -> tuple[Message, ...]:
         if question is None or answer is None:
             fields = ", ".join(sorted(map(repr, record))[:8]) or "none"
             raise InputError(
-                "neither a text nor a conversation; expected is text, or messages, or instruction and output, "
-                f"and the fields are {fields}"
+                "neither a text nor a conversation: expected text, or messages, or conversations, or instruction and "
+                f"output, but its fields are {fields}"
             )
         asked = "\n\n".join(text for name in (question, "input") if (text := _text(record.get(name) or "", name)))
         messages = (
@@ -72,7 +72,7 @@ def messages_of(record: Mapping[str, Any]) -> tuple[Message, ...]:
             {"role": "assistant", "content": _text(record[answer], answer)},
         )
     if not any(message["role"] == "assistant" for message in messages):
-        raise InputError("the conversation has no message of the assistant")
+        raise InputError("the conversation has no message from the assistant")
     return messages
 
 
@@ -95,14 +95,16 @@ def prepare_chat(tokenizer: Any) -> tuple[str, ...]:
     """Give a tokenizer that has no chat template the one above, and return the tokens that are new to it.
 
     Raises:
-        InputError: it has no end of text, or does not tell where in the text its tokens are.
+        InputError: it has no end-of-text token, or does not give its tokens' positions in the text.
     """
     if not tokenizer.is_fast:
-        raise InputError("conversations need a tokenizer with a tokenizer.json: it tells where in the text a token is")
+        raise InputError(
+            "conversations need a tokenizer with a tokenizer.json, which gives each token's position in the text"
+        )
     if tokenizer.chat_template is not None:
         return ()
     if tokenizer.eos_token is None:
-        raise InputError("conversations need a tokenizer with an end token (eos_token)")
+        raise InputError("conversations need a tokenizer with an end-of-text token (eos_token)")
     added = add_tokens(tokenizer, ROLE_TOKENS)
     tokenizer.chat_template = CHAT_TEMPLATE
     return added
@@ -126,7 +128,7 @@ def encode_chats(tokenizer: Any, chats: Sequence[Sequence[Message]]) -> list[Enc
     after the words that ask for one.
 
     Raises:
-        InputError: the template writes a turn differently once others follow, so that the turn can't be told from them.
+        InputError: the template renders a turn differently once others follow, so that the turn can't be located.
     """
     texts, spans = zip(*(_spans(tokenizer, chat) for chat in chats), strict=True)
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -148,8 +150,8 @@ def _spans(tokenizer: Any, chat: Sequence[Message]) -> tuple[str, list[tuple[int
         asked, said = render(tokenizer, chat[:i], answer=True) if i else "", render(tokenizer, chat[: i + 1])
         if not (whole.startswith(said) and said.startswith(asked)):
             raise InputError(
-                "the tokenizer's chat template writes a turn differently once others follow: what the assistant "
-                "says can't be told from the rest"
+                "the chat template renders a turn differently once others follow, so that the assistant's tokens can't "
+                "be located"
             )
         answer = said[len(asked) :].rstrip()  # no white space after its end token
         end = len(asked) + len(answer) if answer.endswith(tokenizer.eos_token or "\0") else len(said)

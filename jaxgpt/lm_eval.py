@@ -79,7 +79,7 @@ class JaxGPT(TemplateLM):
         self.model = pretrained if isinstance(pretrained, GPT) else from_pretrained(pretrained, **options)
         check_vocabulary(self.tokenizer, self.model.config)
         if self.tokenizer.eos_token_id is None:
-            raise InputError("the tokenizer has no end token (eos_token), with which the harness begins texts")
+            raise InputError("the tokenizer has no end-of-text token (eos_token), which the harness puts before texts")
         context = self.model.config.n_positions
         if max_length is not None and not 1 <= max_length <= context:
             raise InputError(f"max_length must be from 1 to the model's context of {context}, not {max_length}")
@@ -133,7 +133,7 @@ class JaxGPT(TemplateLM):
         if empty := [texts for (texts, *_), pair in zip(requests, pairs, strict=True) if not all(pair)]:
             raise InputError(
                 f"{empty[0]!r}: the context or the continuation has no tokens, so it can't be scored "
-                "({len(empty)} such requests)"
+                f"({len(empty)} of {len(pairs)} requests)"
             )
         self._warn(sum(len(context) + len(continuation) > self.max_length + 1 for context, continuation in pairs))
         results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)

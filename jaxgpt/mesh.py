@@ -65,7 +65,7 @@ def make_mesh(text: str | None = None, *, devices: Sequence[Any] | None = None, 
                 raise InputError(f"mesh {text!r}: {found[1]} is given twice")
             sizes[found[1]] = int(found[2])
     if math.prod(sizes.values()) != len(devices):
-        raise InputError(f"mesh {text!r} makes {math.prod(sizes.values())} devices, but there are {len(devices)}")
+        raise InputError(f"mesh {text!r} needs {math.prod(sizes.values())} devices, but there are {len(devices)}")
     grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -82,7 +82,7 @@ def shardings(params: Mapping[str, Any], mesh: Mesh, rules: Rules[P] = RULES) ->
         shape, axes = params[name].shape, [axis for axis in spec if axis is not None]
         if len(axes) > len(set(axes)) or len(spec) > len(shape):
             raise InputError(
-                f"{name} {tuple(shape)} invalid sharding {spec}; it must name at most one mesh axis for each array axis"
+                f"{name} {tuple(shape)}: invalid sharding {spec}; it may name each mesh axis once, one per array axis"
             )
         for size, axis in zip(shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:

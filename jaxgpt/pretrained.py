@@ -32,9 +32,9 @@ def from_pretrained(
         source: `"tiny"` (bundled), a Hugging Face folder, a `.safetensors`, `.pt` or `.bin` file, an Orbax checkpoint,
             a training run (its newest checkpoint), or a hub name such as `"gpt2"` or `"gpt2@main"`; or a
             checkpoint that `convert.read` has opened.
-        dialect: how its tensors are named and laid out; recognised by default.
-        n_head: the number of heads, which a bare state dict does not tell.
-        activation: the activation function, where neither config nor dialect tells it.
+        dialect: how its tensors are named and laid out; detected by default.
+        n_head: the number of heads, needed where the file has tensors only.
+        activation: the activation function, needed where neither config nor dialect states it.
         mesh: where the parameters go, by the rules of `jaxgpt.mesh`; the first device without. A vocabulary that its
             `tensor` does not divide is padded.
         param_dtype: what the parameters are kept in; float32 by default, whatever the file holds.

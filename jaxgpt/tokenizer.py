@@ -66,11 +66,12 @@ def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | Non
         )
     if end is not None and config.eos_token_id is not None and end != config.eos_token_id:
         raise InputError(
-            f"{END_OF_TEXT} is {end} to the tokenizer and {config.eos_token_id} to the model: "
-            "they are not of the same vocabulary; use the tokenizer that the model was trained with"
+            f"{END_OF_TEXT} has the id {end} in the tokenizer and {config.eos_token_id} in the model: "
+            "they have different vocabularies; use the tokenizer that the model was trained with"
         )
     if tokens is not None:
-        check_ids(tokens, config.n_tokens, "the data's token ids", f" in its embedding rows{padding}; {extend}")
+        hint = f": the model has {config.n_tokens:,} embedding rows{padding}; {extend}"
+        check_ids(tokens, config.n_tokens, "the data's token ids", hint)
 
 
 def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:
@@ -93,8 +94,8 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:
         tokenizer.add_special_tokens({"extra_special_tokens": list(new)}, replace_extra_special_tokens=False)
         if shared := set(known.values()).intersection(tokenizer.convert_tokens_to_ids(list(new))):
             raise InputError(
-                f"the tokenizer gives a new token the id {min(shared)}, which another token has: its ids have holes; "
-                "number them without holes first"
+                f"a new token would get the id {min(shared)}, which is taken: the tokenizer's ids are not contiguous; "
+                "renumber them first"
             )
     return new
 

@@ -75,7 +75,7 @@ def test_text_beyond_ascii_counts_whole(tokenizer):
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(InputError, match="writes a turn differently once others follow"):
+    with pytest.raises(InputError, match="renders a turn differently once others follow"):
         encode_chats(tokenizer, [TWO_TURNS])
     tokenizer.chat_template = "{{ raise_exception('no system') }}"
     with pytest.raises(InputError, match=r"chat template fails .*no system"):
@@ -121,8 +121,8 @@ def test_records_of_all_known_forms_are_the_same_conversation(record, messages):
         ({"messages": [{"role": "tool", "content": "x"}]}, "system, user or assistant, not 'tool'"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "system, user or assistant, not"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "content must be a text, not list"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "has no message of the assistant"),
-        ({"messages": []}, "has no message of the assistant"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "has no message from the assistant"),
+        ({"messages": []}, "has no message from the assistant"),
     ],
 )
 def test_what_is_no_conversation_is_refused_by_name(record, message):
@@ -132,5 +132,5 @@ def test_what_is_no_conversation_is_refused_by_name(record, message):
 
 def test_a_tokenizer_that_cannot_hold_conversations_is_refused(tokenizer):
     tokenizer.eos_token = None
-    with pytest.raises(InputError, match="need a tokenizer with an end token"):
+    with pytest.raises(InputError, match="need a tokenizer with an end-of-text token"):
         prepare_chat(tokenizer)

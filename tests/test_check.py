@@ -123,14 +123,14 @@ def test_weights_that_are_no_numbers_are_named_also_where_no_text_reaches(tiny):
 def test_a_reference_of_half_precision_is_refused_and_a_rounded_one_is_named(pair):
     model, reference = pair
     module = copy.deepcopy(reference.module)
-    with pytest.raises(jaxgpt.InputError, match=r"a reference of float32, not torch\.float16"):
+    with pytest.raises(jaxgpt.InputError, match=r"needs a float32 reference, not torch\.float16"):
         check(model, None, copy.deepcopy(module).half())
     report = check(model, None, module.half().float())
     assert "is not rounded to float16, the reference's is" in detail(report, "parity")
 
 
 def test_a_published_name_is_held_to_its_loss_and_a_shape_only_reminded(tiny):
-    """A position embedding that is off by one: 5.6 nats, far below a blind guess and above the bundled model's 4.7."""
+    """A position embedding that is off by one: 5.6 nats, far below a uniform guess, above the bundled model's 4.7."""
     model, tokenizer = tiny
     shifted = changed(model, pos_emb__embedding=lambda table: jnp.roll(table, 1, 0))
     assert verdicts(check(shifted, tokenizer, name="tiny"))["loss"] is False
@@ -163,7 +163,8 @@ def test_another_models_tokenizer_is_named(tiny, pair):
     assert verdicts(report) == {"counts": True, "weights": True, "tokenizer": False, "loss": None, "text": None}
     assert "the tokenizer has 4,096 tokens, the model only 97 embedding rows" in detail(report, "tokenizer")
     other = with_config(tiny[0], eos_token_id=0)
-    assert "<|endoftext|> is 4095 to the tokenizer and 0 to the model" in detail(check(other, tokenizer), "tokenizer")
+    found = detail(check(other, tokenizer), "tokenizer")
+    assert "<|endoftext|> has the id 4095 in the tokenizer and 0 in the model" in found
 
 
 def transposed(kernel):
@@ -296,7 +297,7 @@ def test_zero_biases_and_an_untied_copy_compute_the_same():
 
 def test_half_precision_can_not_be_compared(hf_folder):
     folder, _ = hf_folder()
-    with pytest.raises(jaxgpt.InputError, match="needs a model of float32, not bfloat16"):
+    with pytest.raises(jaxgpt.InputError, match="needs a float32 model, not bfloat16"):
         check(jaxgpt.from_pretrained(folder, param_dtype=jnp.bfloat16), None, folder)
 
 
@@ -335,12 +336,12 @@ def test_users_mistakes_are_one_line(tmp_path, hf_folder, monkeypatch):
     with pytest.raises(jaxgpt.InputError, match="this architecture is not GPT-2"):
         load_reference(bert)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(jaxgpt.InputError, match="not a folder that transformers reads"):
+    with pytest.raises(jaxgpt.InputError, match="is not a Hugging Face folder"):
         load_reference(tmp_path / "empty")
     state = theirs.state_dict()
     part = {name: tensor for name, tensor in state.items() if "h.1.mlp.c_fc.bias" not in name and "lm_head" not in name}
     theirs.save_pretrained(tmp_path / "part", state_dict=part)
-    with pytest.raises(jaxgpt.InputError, match=r"fills in at random: transformer\.h\.1\.mlp\.c_fc\.bias"):
+    with pytest.raises(jaxgpt.InputError, match=r"initialise these at random: transformer\.h\.1\.mlp\.c_fc\.bias"):
         load_reference(tmp_path / "part")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(jaxgpt.InputError, match=r"pip install 'jaxgpt\[torch\]'"):

@@ -69,6 +69,14 @@ def test_the_short_help_has_about_thirty_lines_and_names_the_groups(monkeypatch)
         help_text(Settings, HELP, "freezing")
 
 
+def test_usage_names_what_is_required_and_the_whole_help_ends_with_the_exit_codes():
+    for name, needed in (("eval", "MODEL --data=PATH"), ("check", "MODEL"), ("convert", "SRC [DST]")):
+        text = help_text(PARSERS[name].command, PARSERS[name].help)
+        assert text.startswith(f"usage: jaxgpt {name} {needed} [FLAGS]\n")
+    for parser in PARSERS.values():
+        assert ("Exit codes: " in help_text(parser.command, parser.help, "all")) == bool(parser.help.notes)
+
+
 def test_help_and_version_answer_without_jax():
     code = (
         "import sys; from jaxgpt.__main__ import main\n"
@@ -114,6 +122,7 @@ def test_help_and_version_answer_without_jax():
         (["eval", "tiny"], "jaxgpt: --data=PATH is missing; jaxgpt eval --help shows what it may be"),
         (["check", "tiny", "--jsn"], "jaxgpt: --jsn is no flag of jaxgpt check: did you mean --json?"),
         (["trian"], "jaxgpt: there is no command 'trian': did you mean train?"),
+        (["lm_eval"], "jaxgpt: there is no command 'lm_eval': the evaluation harness is python -m jaxgpt.lm_eval; for"),
         (["dance"], "jaxgpt: there is no command 'dance': the commands are train, generate, eval, check, convert"),
     ],
 )  # fmt: skip

@@ -311,10 +311,10 @@ def test_this_machines_own_devices_are_compiled_for_and_nothing_is_read_or_writt
     done = call(
         "train", "--compile-only", f"--model={small}", "--data=not-there.txt", "--freeze=first1", "--batch-size=8"
     )
-    said = re.search(r"memory +fits: the step needs (\S+) GiB of (\S+) GiB that this machine has\n", done.stdout)
+    said = re.search(r"memory +fits: peak (\S+) GiB per device, of (\S+) GiB that this machine has\n", done.stdout)
     temporaries = re.search(r"temporaries (\S+) GiB, code", done.stdout)
     assert 0 < float(temporaries[1]) <= float(said[1]) < float(said[2]), done.stdout
-    assert re.search(r"FLOPs +\d+\.\d+ TFLOP model a step", done.stdout)
+    assert re.search(r"FLOPs +per step: model \d+\.\d+ TFLOP \(forward", done.stdout)
     assert "8 sequences of 32 tokens" in done.stdout
     assert not list(tmp_path.iterdir())
 
@@ -325,12 +325,12 @@ def test_a_step_that_needs_more_than_this_machine_has_does_not_fit(monkeypatch, 
     with jax.numpy_dtype_promotion("standard"):  # Optax is not strict
         assert compile_only_here(settings) == 1
     assert re.search(
-        r"does not fit: the step needs \S+ GiB of 0\.00 GiB that this machine has", capsys.readouterr().out
+        r"does not fit: peak \S+ GiB per device, of 0\.00 GiB that this machine has", capsys.readouterr().out
     )
     monkeypatch.setattr(topology, "machine_memory", lambda: None)
     with jax.numpy_dtype_promotion("standard"):
         assert compile_only_here(settings) == 0
-    assert re.search(r"memory +the step needs \S+ GiB on each device; .* is unknown", capsys.readouterr().out)
+    assert re.search(r"memory +peak \S+ GiB per device; .* is unknown", capsys.readouterr().out)
 
 
 def test_the_memory_of_a_step_on_a_cpu_includes_its_temporaries():
@@ -363,7 +363,7 @@ def test_a_slice_that_is_not_here_is_compiled_for(two):
     assert (done.returncode, done.stderr) == (0, "")
     for line in (
         r"slice +v5e:2x2: 4 chips; mesh data=1, fsdp=4, tensor=1",
-        r"memory +fits: at its peak it needs 0\.\d\d GiB of 15\.75 GiB",
+        r"memory +fits: peak 0\.\d\d GiB per device, of 15\.75 GiB that a program can use",
         r"sent +all-gather +\d+ x +\d+\.\d MB",
         r"time +about [\d.e-]+ ms a step, [\d,]+ tokens/s, .* an estimate, bound by \w+",
         r"largest +batch: about [\d,]+ sequences",

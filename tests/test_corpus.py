@@ -102,7 +102,7 @@ def test_a_text_that_can_not_be_cut_is_refused_before_it_fills_the_memory(monkey
     monkeypatch.setattr(pieces, "LONGEST", 1_000_000)
     encode, _ = pieces.encoders(jaxgpt.load_tokenizer("tiny"))
     endless = iter(lambda: "\n" * 100_000, "")
-    with pytest.raises(jaxgpt.InputError, match=r"my\.txt: 1 million characters without a place"):
+    with pytest.raises(jaxgpt.InputError, match=r"my\.txt has 1 million characters without a point"):
         list(pieces.Cutter(encode).pieces(endless, "my.txt"))
 
 
@@ -302,7 +302,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path, monkeypatch)
         return write(*args)
 
     monkeypatch.setattr("jaxgpt.data.corpus.write_tokens", change)
-    with pytest.raises(jaxgpt.InputError, match="has changed while it was read"):
+    with pytest.raises(jaxgpt.InputError, match="changed while being read"):
         tokenise(tmp_path / "a.txt", jaxgpt.load_tokenizer("tiny"), cache=tmp_path / "cache")
     assert entries(tmp_path / "cache") == []
 

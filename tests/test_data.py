@@ -167,7 +167,7 @@ def test_too_little_text_is_refused_with_its_numbers(tmp_path, tokenizer, settin
     with pytest.raises(InputError, match=r"has 4 tokens, of which \d are .*: too few for one context of 16"):
         load_data(replace(settings, data=str(tmp_path / "a.txt")), tokenizer, 16)
     path = chats(tmp_path / "one.jsonl", [1])
-    with pytest.raises(InputError, match="is a single text, of which none is left to hold out"):
+    with pytest.raises(InputError, match="holds a single text, so that nothing is left to hold out"):
         load_data(replace(settings, data=path), tokenizer, 64)
 
 
@@ -294,7 +294,7 @@ def test_train_on_all_counts_every_token_but_the_first(tmp_path, tokenizer, sett
 
 def test_conversations_are_never_a_stream(tmp_path, tokenizer, settings):
     source = chats(tmp_path / "c.jsonl", [1] * 20)
-    with pytest.raises(InputError, match="conversations are not cut anywhere"):
+    with pytest.raises(InputError, match="stream cuts texts anywhere, which conversations don't allow"):
         load_data(replace(settings, data=source, rows="stream"), tokenizer, 64)
 
 

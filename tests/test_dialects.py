@@ -168,7 +168,7 @@ def test_strided_and_shared_tensors_of_a_torch_file(tmp_path):
 # what a file can't tell
 
 
-def test_a_bare_state_dict_asks_for_the_heads_and_the_activation(tmp_path):
+def test_a_plain_state_dict_asks_for_the_heads_and_the_activation(tmp_path):
     torch.save(Lesson(True, F.gelu).state_dict(), tmp_path / "lesson.pt")
     torch.save(HuggingFaceNames(True, F.gelu).state_dict(), tmp_path / "linear.pt")
     for name in ("lesson", "linear"):

@@ -91,7 +91,7 @@ def test_large_arrays_and_lines_are_read_by_and_by(tmp_path, monkeypatch):
         (tmp_path / f"a{suffix}").write_bytes(as_bytes(suffix, rows))
         assert read(tmp_path / f"a{suffix}") == [row["text"] for row in rows]
     monkeypatch.setattr(records, "LONGEST", 10_000)
-    for suffix, message in ((".jsonl", "line 8: longer than 0 MiB"), (".json", "record 8: not JSON")):
+    for suffix, message in ((".jsonl", "line 8: this record is longer than 0 MiB"), (".json", "record 8: not JSON")):
         with pytest.raises(jaxgpt.InputError, match=message):
             read(tmp_path / f"a{suffix}")
 
@@ -109,13 +109,13 @@ BAD = {
     "no JSON": ("a.jsonl", b'{"text": "a"}\n\n{"text": }', r"a\.jsonl, line 3: not JSON: Expecting value"),
     "two objects": ("a.jsonl", b'{"text": "a"} {"text": "b"}', r"a\.jsonl, line 1: not JSON: Extra data"),
     "a number": ("a.jsonl", b"3\n", r"line 1: expected an object, not int"),
-    "NaN": ("a.jsonl", b'{"text": "a", "score": NaN}', "line 1: not JSON: NaN is not a number"),
+    "NaN": ("a.jsonl", b'{"text": "a", "score": NaN}', "line 1: not JSON: NaN is not allowed"),
     "many digits": ("a.jsonl", b'{"text": "a", "score": ' + b"9" * 9999 + b"}", "line 1: not JSON: Exceeds the limit"),
     "depth": ("a.jsonl", b'{"text":' + b"[" * 200_000, "line 1: nested too deeply"),
     "text is a number": ("a.jsonl", b'{"text": 3}', "line 1: text must be a string, not int"),
     "no text": ("a.jsonl", b'{"title": "x"}', "line 1: neither a text nor a conversation"),
-    "half a surrogate": ("a.jsonl", b'{"text": "\\ud800"}', "line 1: half of a surrogate pair"),
-    "half in a chat": ("a.jsonl", json.dumps(CHAT).replace("Hi", "\\ud800").encode(), "line 1: half of a surrogate"),
+    "half a surrogate": ("a.jsonl", b'{"text": "\\ud800"}', "line 1: not valid Unicode: an unpaired surrogate"),
+    "half in a chat": ("a.jsonl", json.dumps(CHAT).replace("Hi", "\\ud800").encode(), "line 1: not valid Unicode"),
     "bad role": ("a.jsonl", json.dumps(CHAT).replace("user", "robot").encode(), "line 1: the role of a message"),
     "latin-1": ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', "line 2: not UTF-8 text: byte 0xe9 at 10"),
     "a chat after a text": (
@@ -126,7 +126,7 @@ BAD = {
     "lines called .json": (
         "a.json",
         b'{"text": "a"}\n{"text": "b"}',
-        r"does not begin with \[: .* to be called \.jsonl",
+        r"does not begin with \[: .* name it \.jsonl",
     ),
     "no comma": ("a.json", b'[{"text": "a"} {"text": "b"}]', "record 1: expected a comma or the end of the array"),
     "no end": ("a.json", b'[{"text": "a"}', "record 1: expected a comma or the end of the array"),
@@ -181,14 +181,14 @@ def test_a_bomb_takes_no_memory(tmp_path):
     lengths = [len("".join(document.text)) for _, document in find(tmp_path).documents(lambda n: None)]
     assert lengths == [2**20] * 100
     (tmp_path / "a.jsonl.zst").write_bytes(zstd.compress(bytes(2**29)))
-    with pytest.raises(jaxgpt.InputError, match=r"line 1: longer than 256 MiB"):
+    with pytest.raises(jaxgpt.InputError, match=r"line 1: this record is longer than 256 MiB"):
         read(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("/nowhere", "/nowhere is no file and no folder"),
+        ("/nowhere", "/nowhere is neither a file nor a folder"),
         ("http://127.0.0.1/x", "http:// can't be read; expected a path or one of gs://, s3://, az://, hf://"),
         ("hf:a/b/c", "hf:a/b/c is not of the form hf:OWNER/NAME"),
         ("hf:../../x", "is not of the form hf:OWNER/NAME"),
@@ -346,9 +346,9 @@ def test_a_source_of_a_bucket_is_looked_up_once_and_handed_on(bucket, tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("gs://mine/nothing.txt", "gs://mine/nothing.txt is no file and no folder"),
+        ("gs://mine/nothing.txt", "gs://mine/nothing.txt is neither a file nor a folder"),
         ("gs://mine/bad.txt", "gs://mine/bad.txt is not UTF-8 text: byte 0xe9 at 3"),
-        ("gs://another/x.txt", "gs://another/x.txt is no file and no folder"),
+        ("gs://another/x.txt", "gs://another/x.txt is neither a file nor a folder"),
     ],
 )
 def test_what_a_bucket_does_not_hold_is_said(bucket, source, message):

@@ -75,7 +75,7 @@ def test_the_command_line_gives_the_loss_of_transformers_and_bits_per_byte(tmp_p
     )
     run(EvalCommand("tiny", str(tmp_path / "text.txt"), stride=64))
     assert f"{found['loss']:.4f} nats per token" in capsys.readouterr().out
-    with pytest.raises(jaxgpt.InputError, match="is no file and no folder"):
+    with pytest.raises(jaxgpt.InputError, match="is neither a file nor a folder"):
         run(EvalCommand("tiny", str(tmp_path / "nothing")))
 
 
@@ -85,16 +85,16 @@ def test_token_ids_have_no_bytes_and_conversations_are_refused(tmp_path, capsys)
     found = json.loads(capsys.readouterr().out)
     assert (found["tokens"], found["bytes"], found["bits_per_byte"]) == (299, None, None)
     (tmp_path / "chat.jsonl").write_text('{"instruction": "Say hi", "output": "hi"}')
-    with pytest.raises(jaxgpt.InputError, match=r"chat\.jsonl holds conversations, and eval reads texts"):
+    with pytest.raises(jaxgpt.InputError, match=r"chat\.jsonl holds conversations; eval reads plain texts only"):
         run(EvalCommand("tiny", str(tmp_path / "chat.jsonl")))
 
 
 @pytest.mark.parametrize(
     ("tokens", "settings", "message"),
     [
-        ([1], {}, "at least two tokens"),
-        ([[1, 2]], {}, "at least two tokens"),
-        ([1, 97], {}, "the model has 97 tokens"),
+        ([1], {}, "one sequence of at least two token ids"),
+        ([[1, 2]], {}, "one sequence of at least two token ids"),
+        ([1, 97], {}, "ids must be from 0 to 96, but range from 1 to 97"),
         ([1, 2], {"context": 42}, "context must be from 1 to 41"),
         ([1, 2], {"context": 10, "stride": 11}, "stride must be from 1 to 10, not 11"),
         ([1, 2], {"context": 2.5}, "context must be an integer, not 2.5"),

@@ -29,8 +29,8 @@ def extended(small, tmp_path_factory):
 
 def test_new_tokens_are_said_trained_and_masked(small, extended):
     out, _, text = extended
-    assert "<|user|>, <|assistant|>: new, at the mean of the others; as the token embedding is frozen" in text
-    assert "its new rows STAY there" in text
+    assert "<|user|>, <|assistant|>: new; their embeddings start at the mean of the others; " in text
+    assert "; the token embedding is frozen, so they STAY there" in text
     assert "padding     126 rows stand for no token" in text
     assert "the token embedding itself" not in text
     model, tokenizer = jaxgpt.from_pretrained(out), jaxgpt.load_tokenizer(out)
@@ -68,5 +68,5 @@ def test_an_extended_run_resumes_bitwise_and_goes_on_elsewhere(extended, tmp_pat
     flags = [f"--model={whole}", *flags[1:], f"--out={tmp_path / 'next'}", "--steps=1"]
     again = call("train", *flags).stdout
     assert "<|user|>, <|assistant|>: in the vocabulary already" in again
-    assert "new, at the mean" not in again
+    assert ": new; their embeddings" not in again
     assert jaxgpt.from_pretrained(tmp_path / "next").config == jaxgpt.from_pretrained(whole).config

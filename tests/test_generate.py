@@ -178,7 +178,7 @@ def loud(model, first: int = 97):
 def test_a_prompt_of_padding_is_refused(hf_folder):
     wide = jaxgpt.resize_vocab(jaxgpt.from_pretrained(hf_folder()[0]), 97, pad_multiple=16)
     jaxgpt.generate(wide, np.asarray([[96]]), max_new_tokens=1)
-    with pytest.raises(jaxgpt.InputError, match="reach from 1 to 97; the model has 97 tokens"):
+    with pytest.raises(jaxgpt.InputError, match="must be from 0 to 96, but range from 1 to 97"):
         jaxgpt.generate(wide, np.asarray([[1, 97]]), max_new_tokens=1)
 
 
@@ -187,8 +187,8 @@ def test_a_prompt_of_padding_is_refused(hf_folder):
     [
         ([[]], {}, "non-empty"),
         ([1, 2], {}, "non-empty"),
-        ([[1, 4096]], {}, "the model has 4096 tokens"),
-        ([[-1]], {}, "the model has 4096 tokens"),
+        ([[1, 4096]], {}, "prompt ids must be from 0 to 4095, but range from 1 to 4096"),
+        ([[-1]], {}, "prompt ids must be from 0 to 4095, but range from -1 to -1"),
         (
             [[1]],
             {"max_new_tokens": 256},

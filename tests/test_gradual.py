@@ -83,11 +83,14 @@ def test_phases_begin_at_steps_percents_or_epochs(text, starts):
         ("gradual:head@0;full@9", "unknown strategy"),
         ("gradual:head@0,,full@9", "',full': unknown strategy"),
         ("gradual:gradual@0", "unknown strategy"),
-        ("gradual:head@5,full@9", "must begin at 0 and each later than the one before, not 5"),
-        ("gradual:head@0,last3@20,full@20", "must begin at 0 and each later than the one before, not 20"),
+        (
+            "gradual:head@5,full@9",
+            "the first phase must begin at 0, and each later one after the one before it, not head at 5",
+        ),
+        ("gradual:head@0,last3@20,full@20", "each later one after the one before it, not full at 20"),
         ("gradual:head@0,full@300", "full would begin after the last of 300 steps"),
-        ("gradual:full@0,head@5", "head thaws only what trains already"),
-        ("gradual:head@0,head@5", "head thaws only what trains already"),
+        ("gradual:full@0,head@5", "phase head adds nothing: all its parameters train already"),
+        ("gradual:head@0,head@5", "phase head adds nothing: all its parameters train already"),
         ("gradual:head@0,full@1.5", "1.5 is not an integer number of steps"),
         ("gradual:head@0,full@1ep", "needs epoch_steps"),
         ("gradual:head@0,last13@1", "the model has only 12 blocks"),
@@ -198,11 +201,11 @@ def test_only_the_state_of_an_earlier_phase_can_be_carried_on():
     first, second = (freeze.optimizer(plan, part, adamw, step) for part, step in zip(parts, (0, 3), strict=True))
     freeze.thaw(second, parts[1], first.init(parts[0]))
     for state in (5, adamw.init(parts[0])):
-        with pytest.raises(ValueError, match="opt_state is not from an earlier phase of this optimizer"):
+        with pytest.raises(ValueError, match="opt_state does not match this phase: it holds "):
             freeze.thaw(second, parts[1], state)
-    with pytest.raises(ValueError, match="opt_state is not from an earlier phase of this optimizer"):
+    with pytest.raises(ValueError, match="opt_state does not match this phase: it holds "):
         freeze.thaw(first, parts[0], second.init(parts[1]))
-    with pytest.raises(ValueError, match="step must be the number of steps already made, from 0 on, not -1"):
+    with pytest.raises(ValueError, match="step must be the number of completed steps, 0 or more, not -1"):
         plan.partition(random_tree(0), -1)
 
 
@@ -242,7 +245,7 @@ def test_rates_fall_by_layer_and_patterns_multiply_them():
         ("ln_f.*=0", "a finite factor above 0"),
         ("ln_f.*=nan", "a finite factor above 0"),
         ("ln_f.*=inf", "a finite factor above 0"),
-        ("ln_g.*=2", "no parameter that trains has such a name; they are like tok_emb.embedding"),
+        ("ln_g.*=2", "no trainable parameter matches; one is called, for example, tok_emb.embedding"),
     ],
 )
 def test_what_is_no_rate(text, message):

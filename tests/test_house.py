@@ -18,7 +18,7 @@ from jaxgpt.convert.exit_codes import ExitCode
 FLOORS = ("convert", "jaxgpt", "train")
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
 FRONT_DOORS = ("jaxgpt.__main__", "jaxgpt.commands")
-"""What the command `jaxgpt` begins with: it opens every floor."""
+"""What the command `jaxgpt` begins with: it calls all that is below and above."""
 
 
 def module_of(path: Path) -> str:

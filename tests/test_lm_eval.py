@@ -188,7 +188,7 @@ def test_settings_that_are_not_ours_are_refused_before_anything_runs(ours, setti
 
 def test_requests_and_models_that_make_no_sense_are_refused(ours, tokenizer):
     for context, continuation, message in (
-        ("The", "", "the context or the continuation has no tokens"),
+        ("The", "", r"the context or the continuation has no tokens, so it can't be scored \(1 of 2 requests\)"),
         ("a", "b", "the context or the continuation has no tokens"),  # "ab" is one token
         (" ", "The", "the context or the continuation has no tokens"),
         ("The", of_length(tokenizer, 65), "65 tokens does not fit into a context of 64"),
@@ -198,7 +198,7 @@ def test_requests_and_models_that_make_no_sense_are_refused(ours, tokenizer):
     for pair, message in ((([], [1]), "an empty context"), (([1], []), "an empty continuation")):
         with pytest.raises(InputError, match=message):
             next(scoring.score(ours.model, [pair]))
-    with pytest.raises(InputError, match="ids reach from -1 to 4096; the model has 4096 tokens"):
+    with pytest.raises(InputError, match="ids must be from 0 to 4095, but range from -1 to 4096"):
         next(scoring.score(ours.model, [([4096], [-1])]))
     endless = jaxgpt.load_tokenizer("tiny")
     endless.eos_token = None
@@ -208,7 +208,7 @@ def test_requests_and_models_that_make_no_sense_are_refused(ours, tokenizer):
         ({"max_length": 65}, "max_length must be from 1 to the model's context of 64"),
         ({"n_head": 4}, "a loaded model takes no n_head"),
         ({"tokenizer": None}, "a loaded model needs tokenizer="),
-        ({"tokenizer": endless}, "the tokenizer has no end token"),
+        ({"tokenizer": endless}, "the tokenizer has no end-of-text token"),
     ):
         with pytest.raises(InputError, match=message):
             jaxgpt.lm_eval.JaxGPT(ours.model, **{"tokenizer": tokenizer} | settings)

@@ -132,7 +132,7 @@ def test_by_default_devices_are_on_fsdp_if_they_divide_the_width_and_leave_each_
     [
         (
             ((".*kernel", P("fsdp", "fsdp")), (".*", P())),
-            "invalid sharding .*at most one mesh axis for each array axis",
+            "invalid sharding .*each mesh axis once, one per array axis",
         ),
         (((".*bias", P()), (".*kernel", P())), "no rule covers the parameter tok_emb.embedding"),
         (((".*", P("fsdp", None, None, None, None)),), "invalid sharding"),

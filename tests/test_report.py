@@ -205,14 +205,14 @@ def test_a_killed_runs_report_says_what_is_missing(tmp_path, name, how):
         path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2 + 3], "one line": whole.splitlines()[0]}[how])
     text = read(folder).text
     says = {
-        "metrics.jsonl": ("loss.png is not here", "metrics.jsonl holds no evaluation"),
-        "updates.jsonl": ("updates.png is not here",),
-        "samples.md": ("samples.md holds no text",),
-        "plots/embedding.png": ("embedding.png is not here",) if how == "empty" else (),
+        "metrics.jsonl": ("No plot loss: the run recorded no data", "no evaluation was recorded"),
+        "updates.jsonl": ("No plot updates: ",),
+        "samples.md": ("No sample was recorded.",),
+        "plots/embedding.png": ("No plot embedding: ",) if how == "empty" else (),
     }[name]
     for words in says if how in ("missing", "empty") else ():
         assert words in text
-    assert "What trains" not in text or "freeze.png is not here" not in text
+    assert "What trains" not in text or "No plot freeze: " not in text
 
 
 def test_numbers_that_are_none(tmp_path):
@@ -231,7 +231,7 @@ def test_a_run_without_phases_has_a_report(tmp_path):
     folder = make_run(tmp_path / "run")
     (folder / "run.json").write_text('{"settings": {"model": "tiny"}}')
     page = read(folder)
-    assert "freeze.png is not here" in page.text
+    assert "No plot freeze: " in page.text
     assert len(page.all("img")) == 3
     assert not (folder / "plots" / "freeze.png").exists()
 

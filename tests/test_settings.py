@@ -276,7 +276,7 @@ def test_resume_anyway_goes_on_with_another_run_and_says_so(train, texts, tmp_pa
     assert change["step"] == 4
     assert len(change["what"]) == 4
     _, text = train(*flags, "--resume")  # it is that run now
-    assert "is finished: all 6 steps are made" in text
+    assert "is finished: all 6 steps are done" in text
 
 
 # a loss that is no number

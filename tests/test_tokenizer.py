@@ -54,20 +54,19 @@ def test_padding_is_no_row_for_a_token():
         check_vocabulary(jaxgpt.load_tokenizer("tiny"), padded)
     small = word_level({"a": 0})
     check_vocabulary(small, padded, np.asarray([4094]))
-    with pytest.raises(
-        jaxgpt.InputError, match=r"from 5 to 4095; the model has 4095 tokens in its embedding rows \(and 1 of pad"
-    ):
+    with pytest.raises(jaxgpt.InputError, match=r"from 5 to 4095: the model has 4,095 embedding rows \(and 1 of pad"):
         check_vocabulary(small, padded, np.asarray([5, 4095]))
 
 
 def test_an_end_of_text_with_another_id_is_refused():
-    with pytest.raises(jaxgpt.InputError, match="is 4095 to the tokenizer and 50256 to the model"):
+    with pytest.raises(jaxgpt.InputError, match="has the id 4095 in the tokenizer and 50256 in the model"):
         check_vocabulary(jaxgpt.load_tokenizer("tiny"), jaxgpt.GPTConfig(eos_token_id=50256))
 
 
 def test_ids_without_a_row_are_refused():
     with pytest.raises(
-        jaxgpt.InputError, match="ids reach from 5 to 4096; the model has 4096 tokens in its embedding rows; extend"
+        jaxgpt.InputError,
+        match="ids must be from 0 to 4095, but range from 5 to 4096: the model has 4,096 embedding rows; extend",
     ):
         check_vocabulary(jaxgpt.load_tokenizer("tiny"), CONFIG, np.asarray([5, 4096]))
 
@@ -78,9 +77,9 @@ def test_a_model_refuses_ids_that_it_does_not_have(hf_folder, make, ids):
     """They would give NaN. A traced function can't know them, and does what it did."""
     model = jaxgpt.from_pretrained(hf_folder()[0])
     tokens = make(np.asarray(ids, np.int32))
-    with pytest.raises(jaxgpt.InputError, match=r"token ids reach from -?\d+ to \d+; the model has 97 tokens"):
+    with pytest.raises(jaxgpt.InputError, match=r"token ids must be from 0 to 96, but range from -?\d+ to \d+"):
         model(tokens)
-    with pytest.raises(jaxgpt.InputError, match="token ids reach from"):
+    with pytest.raises(jaxgpt.InputError, match="token ids must be from 0 to"):
         jaxgpt.next_token_loss(model, jnp.pad(tokens, ((0, 0), (0, 1))))
     forward = jax.jit(lambda model, tokens: model(tokens))
     traced = str(jax.make_jaxpr(forward)(model, tokens))
@@ -151,7 +150,7 @@ def test_what_is_no_token_is_refused_before_anything_is_added(tokens, message):
 def test_a_new_token_never_shares_an_id():
     """The tokenizers library counts a vocabulary with holes, and gives the next token an id that is taken."""
     holes = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE({"a": 0, "b": 1, "c": 3}, [])))
-    with pytest.raises(jaxgpt.InputError, match=r"the tokenizer gives a new token the id 3, which another token has"):
+    with pytest.raises(jaxgpt.InputError, match=r"a new token would get the id 3, which is taken"):
         add_tokens(holes, ["<|user|>"])
 
 

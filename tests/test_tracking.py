@@ -281,8 +281,8 @@ def test_a_tracker_that_fails_says_so_once_and_the_others_go_on(new_run, capfd):
         trackers.log(step, {"loss": 1.0})
     trackers.close(finished=True)
     error = capfd.readouterr().err
-    assert error.startswith("train: warning: MLflow gets nothing more: FileExistsError: ")
-    assert error.endswith("; training goes on\n")
+    assert error.startswith("train: warning: logging to MLflow has stopped: FileExistsError: ")
+    assert error.endswith("; training continues\n")
     assert error.count("\n") == 1
     assert len(scalars(run.folder / "tensorboard", "loss")) == 3
 
@@ -296,7 +296,7 @@ def test_a_tracker_that_is_killed_or_stands_still_is_dropped(new_run, capfd):
     for step in range(3):
         trackers.log(step, {"loss": 1.0})
     assert capfd.readouterr().err == (
-        "train: warning: TensorBoard gets nothing more: its process ended with -9; training goes on\n"
+        "train: warning: logging to TensorBoard has stopped: its process ended with -9; training continues\n"
     )
     trackers = start("tensorboard")
     process = trackers._pipes["tensorboard"].process
@@ -304,7 +304,8 @@ def test_a_tracker_that_is_killed_or_stands_still_is_dropped(new_run, capfd):
     for step in range(40_000):
         trackers.log(step, {"loss": 1.0})
     assert (
-        capfd.readouterr().err == "train: warning: TensorBoard gets nothing more: it reads nothing; training goes on\n"
+        capfd.readouterr().err
+        == "train: warning: logging to TensorBoard has stopped: its process does not read; training continues\n"
     )
     assert process.returncode == -9
     trackers.close(finished=True)

@@ -32,8 +32,8 @@ def test_first6_learns_the_reference_and_says_what_it_does(tmp_path):
     out = tmp_path / "demo"
     shorter = ("--steps=50", "--batch-size=16", "--context=64", "--lr=3e-3")
     text = run("train", "--freeze=first6", f"--out={out}", *shorter, XLA_FLAGS="").stdout
-    assert "2,936,576, as the config's dimensions give" in text
-    assert "a blind guess has ln(V) = 8.318: fine" in text
+    assert "2,936,576, as its config implies" in text
+    assert "a uniform guess has ln(V) = 8.318: ok" in text
     assert "trains      1,189,888   40.5%  blocks.6-11, ln_f" in text
     assert "tok_emb (also the head: tied), pos_emb, blocks.0-5" in text
     lines = metrics(out)
@@ -165,7 +165,7 @@ def test_nothing_is_deleted_that_can_not_be_resumed(small, whole_run, tmp_path, 
     files = sorted(out.rglob("*"))
     assert "is damaged (_CHECKPOINT_METADATA is missing)" in refused([*flags, "--resume"], capsys, monkeypatch)
     assert "--seed: must be" in refused([*flags, "--force", "--seed=-1"], capsys, monkeypatch)
-    assert "is no file and no folder" in refused([*flags, "--force", "--data=/nowhere"], capsys, monkeypatch)
+    assert "is neither a file nor a folder" in refused([*flags, "--force", "--data=/nowhere"], capsys, monkeypatch)
     (out / "run.json").rename(out / "gone.json")
     assert "no run.json" in refused([*flags, "--resume"], capsys, monkeypatch)
     assert "no run.json" in refused([*flags, "--force"], capsys, monkeypatch)
@@ -190,7 +190,7 @@ def test_ctrl_c_stops_after_a_step_and_resume_goes_on_from_there(small, whole_ru
     call(*command)
     assert_same_run(out, whole_run, 9)
     finished = call(*command).stdout
-    assert "is finished: all 9 steps are made" in finished
+    assert "is finished: all 9 steps are done" in finished
     assert_same_run(out, whole_run, 9)
 
 
@@ -230,9 +230,9 @@ BAD = {
     "an unknown strategy": (["--freeze=fisrt6"], "A freezing strategy is one of"),
     "too many blocks": (["--freeze=first40"], "--freeze: strategy 'first40': the model has only 3 blocks"),
     "no such model": (["--model=/nowhere"], "no such file or folder"),
-    "no such data": (["--data=/nowhere"], "--data: /nowhere is no file and no folder"),
+    "no such data": (["--data=/nowhere"], "--data: /nowhere is neither a file nor a folder"),
     "empty data": (["--data={tmp}/empty.txt"], "is empty"),
-    "no such held-out data": (["--eval-data=/nowhere"], "--eval-data: /nowhere is no file and no folder"),
+    "no such held-out data": (["--eval-data=/nowhere"], "--eval-data: /nowhere is neither a file nor a folder"),
     "empty held-out data": (["--eval-data={tmp}/empty.txt"], "--eval-data: "),
     "white space": (["--data={tmp}/white.txt"], "is empty"),
     "binary data": (["--data={tmp}/binary.txt"], "is not text: there is a zero byte at 3"),
@@ -250,7 +250,7 @@ BAD = {
     "no run in --out": (["--out={tmp}/precious", "--resume"], "holds tokenizer but no run.json"),
     "no run to replace": (["--out={tmp}/precious", "--force"], "holds tokenizer but no run.json"),
     "odd mesh": (["--mesh=rows=2"], "is not AXIS=SIZE"),
-    "large mesh": (["--mesh=data=3"], "--mesh: mesh 'data=3' makes 3 devices, but there are 1"),
+    "large mesh": (["--mesh=data=3"], "--mesh: mesh 'data=3' needs 3 devices, but there are 1"),
     "an odd token": (["--add-tokens=a b ,"], "--add-tokens: new token 'a b ' has white space around it"),
     "another tokenizer": (["--model={tmp}/mismatch"], "has 4,097 tokens, the model only 4,096"),
     "truncated weights": (["--model={tmp}/truncated"], "truncated"),

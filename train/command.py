@@ -14,12 +14,12 @@ from jaxgpt.train.settings import GROUPS, Settings, changed_settings, stored_set
 
 HELP = Help(
     program="jaxgpt train",
-    summary="Fine-tune a GPT: all of it, or exactly the parameters that --freeze names. Without any flag, the bundled "
-    "model is trained on text that comes with Python.",
+    summary="Fine-tune a GPT, or only what --freeze leaves trainable. Without any flag, the bundled model is trained "
+    "on text that comes with Python.",
     examples=(
         ("--freeze=first6", "the demo: runs/demo"),
         ("--model=gpt2 --data=my.txt --out=runs/mine", "a text of yours"),
-        ("--resume runs/mine", "go on with a run"),
+        ("--resume runs/mine", "resume a run"),
     ),
     groups=GROUPS,
     notes="Exit codes: 0 done; 1 the loss is non-finite, or a step does not fit into memory; 2 a mistake in the "

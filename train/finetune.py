@@ -68,9 +68,9 @@ def train(settings: Settings, stop: StopSignals) -> int:
         return ExitCode.OK
     text = sample(inputs, state) if first is None else ""
     began = time.time()
-    with busy("compiling the step"):
+    with busy("compiling the training step"):
         state, phase = compiler.begin(state, first or 0)
-    print(f"\nthe step is compiled, in {time.time() - began:.0f} s", flush=True)
+    print(f"\ncompiled the training step in {time.time() - began:.0f} s", flush=True)
 
     # all went well so far: the first files
     stop.exits_at_once = False

@@ -109,7 +109,7 @@ class TrainLoop:
         """Enter the next phase; return False if a signal came while its program was still being compiled."""
         self._settle(self._under_way)
         if self._compiler.is_compiling:
-            self._progress.say(f"step {self.step + 1}: waiting for the next phase's program, which is being compiled")
+            self._progress.say(f"step {self.step + 1}: waiting for the next phase's step, which is being compiled")
         self._progress.pause()
         entered = self._compiler.enter_next(self.state, self._stop)
         self._progress.go_on()
@@ -122,7 +122,7 @@ class TrainLoop:
         return True
 
     def _evaluate(self) -> None:
-        """Compute the loss on the held-out part; if a signal comes, the resumed run makes up for it."""
+        """Compute the loss on the held-out part; if a signal interrupts it, the resumed run repeats it."""
         assert self._under_way is not None
         _, n_trainable, metrics = self._under_way
         self._under_way = None

@@ -61,19 +61,20 @@ class Settings:
         default_text="the one beside the model",
     )  # fmt: skip
     untie_head: bool = setting(
-        False, "Give the output head a matrix of its own first: a copy of the token embedding, to which GPT-2 ties it.",
+        False, "Before training, give the output head its own copy of the token embedding, to which GPT-2 ties it.",
         group="model",
     )  # fmt: skip
     add_tokens: str | None = setting(
-        None, "New special tokens, joined by commas, as in '<|user|>,<|assistant|>'. Their rows start at the mean of "
-        "the others.", metavar="TOKENS", group="model", default_text="none",
+        None, "New special tokens, joined by commas, as in '<|user|>,<|assistant|>'. Their embeddings start at the "
+        "mean of the others.", metavar="TOKENS", group="model", default_text="none",
     )  # fmt: skip
     data: str | None = setting(
         None, "What to train on: a file of text; .jsonl, .json or .parquet records with a text or a conversation "
         "(messages; or instruction, input and output); nanoGPT's .bin. All but .bin may also be .gz or .zst. Or a "
         "folder of such files, a data set that Hugging Face's datasets saved, hf:OWNER/NAME from its hub, or a URL "
         "such as gs://BUCKET/FILE.", metavar="PATH", group="data", is_common=True,
-        brief="A text, .jsonl or .parquet, a folder, hf:OWNER/NAME, gs://…", default_text="Python's own reference",
+        brief="A text, .jsonl or .parquet, a folder, hf:OWNER/NAME, gs://…",
+        default_text="the Python language reference",
     )  # fmt: skip
     eval_data: str | None = setting(
         None, "What to evaluate on, in the same forms.", metavar="PATH", group="data",
@@ -81,12 +82,12 @@ class Settings:
     )  # fmt: skip
     rows: Literal["stream", "packed", "padded"] | None = setting(
         None, "What a sequence holds. stream: texts one after the other, cut anywhere. packed: as many whole texts as "
-        "fit, none of which sees another. padded: one whole text.", group="data",
+        "fit; attention does not cross from one to another. padded: one whole text.", group="data",
         default_text="packed for conversations, stream for other texts",
     )  # fmt: skip
     train_on: Literal["assistant", "all"] = setting(
-        "assistant", "Which tokens of a conversation count in the loss: what the assistant says, with its end token, "
-        "or all.", group="data",
+        "assistant", "Which tokens of a conversation count in the loss: what the assistant says and its end-of-text "
+        "(EOS) token, or all.", group="data",
     )  # fmt: skip
     context: int | None = setting(
         None, "Tokens in a sequence.", metavar="N", group="data", default_text="the model's whole context",
@@ -101,19 +102,20 @@ class Settings:
         default_text="~/.cache/jaxgpt/tokens", may_change=True, is_per_process=True,
     )  # fmt: skip
     freeze: str = setting(
-        "full", "Which parameters train. full: all. firstN: all but the embeddings and the first N blocks, as in "
-        "first6. lastN, head, embeddings, regex:PATTERN: only what they name. gradual: the head first, then the last "
-        "quarter of the blocks too, then all, a third of the steps each; or spelled out, with steps, percent or "
-        "epochs, as in gradual:head@0,last3@40%,full@2ep.", metavar="STRATEGY", group="freeze", is_common=True,
-        brief="What trains: full, firstN (freezes N), lastN, head, embeddings, regex:PATTERN or gradual",
+        "full", "Which part trains. full: everything. firstN: all but the embeddings and the first N blocks. lastN: "
+        "the last N blocks, ln_f and an untied head. head, embeddings, regex:PATTERN: only these. gradual: a third of "
+        "the steps each for the head, then also the last quarter of the blocks and ln_f, then everything; or phases as "
+        "STRATEGY@START, with START in steps, percent or epochs, as in gradual:head@0,last3@40%,full@2ep.",
+        metavar="STRATEGY", group="freeze", is_common=True,
+        brief="What trains: full, firstN (all but the first N blocks), lastN, head, embeddings, regex:PATTERN, gradual",
     )  # fmt: skip
     layer_lr_decay: float = setting(
-        1.0, "Multiply the learning rate by this for each block further down. Embeddings, and a head tied to them, get "
-        "the lowest rate.", metavar="FACTOR", group="freeze", low=0, is_above=True, high=1,
+        1.0, "Multiply the learning rate by FACTOR for each block further from the output. Embeddings, and a head tied "
+        "to them, get the lowest rate.", metavar="FACTOR", group="freeze", low=0, is_above=True, high=1,
     )  # fmt: skip
     lr_scale: tuple[str, ...] = setting(
-        (), r"Multiplies the rate of the parameters whose whole name matches PATTERN, as in 'blocks\.1\d\..*=2.0'. "
-        "The first PATTERN that matches a name counts.", metavar="PATTERN=FACTOR", group="freeze",
+        (), r"Multiply the learning rate of parameters whose whole name matches the regular expression PATTERN, as in "
+        r"'blocks\.1\d\..*=2.0'. If several match, the first applies.", metavar="PATTERN=FACTOR", group="freeze",
     )  # fmt: skip
     thaw_warmup: float = setting(
         0.05, "Warm-up of layers that thaw in a later phase, as a fraction of all steps: their learning rate rises to "
@@ -121,7 +123,7 @@ class Settings:
     )  # fmt: skip
     steps: int | None = setting(
         None, "Length of training, in optimizer steps.", metavar="N", group="length", is_common=True,
-        brief="Optimizer steps", default_text="150, or what --epochs comes to",
+        brief="Optimizer steps", default_text="150, unless --epochs is given",
         **COUNT,
     )  # fmt: skip
     epochs: float | None = setting(
@@ -136,14 +138,13 @@ class Settings:
         16, "Sequences in a step, over all devices.", metavar="N", group="length", is_common=True, **COUNT
     )
     accumulate: int = setting(
-        1, "Gradient accumulation: split each batch into so many parts, one after the other. The same step, with the "
-        "memory of one part.", metavar="N", group="length", **COUNT,
+        1, "Gradient accumulation: split each batch into N micro-batches, one after the other. The same step with the "
+        "memory of one micro-batch.", metavar="N", group="length", **COUNT,
     )  # fmt: skip
     lr: float | None = setting(
-        None, "The peak learning rate of AdamW: by default 1e-3 for the bundled model and 1.7e-4 for gpt2.",
-        metavar="RATE", group="optimizer", is_common=True,
-        brief="Peak learning rate",
-        default_text="0.128 / width", low=0, is_above=True, high=10,
+        None, "The peak learning rate of AdamW.", metavar="RATE", group="optimizer", is_common=True,
+        brief="Peak learning rate", default_text="0.128 / n_embd: 1e-3 for tiny, 1.7e-4 for gpt2", low=0, is_above=True,
+        high=10,
     )  # fmt: skip
     warmup: float = setting(
         0.1, "The fraction of the steps in which the learning rate rises to its peak. A cosine then takes it down to a "
@@ -175,8 +176,8 @@ class Settings:
         metavar="RUN", group="run", is_common=True, may_change=True, brief="The folder of the run",
     )  # fmt: skip
     resume: bool | str = setting(
-        False, "Resume RUN, or the run in --out, from its newest complete checkpoint, with its own settings. Without "
-        "RUN, a run starts where --out holds none yet.", metavar="RUN", group="run", is_common=True, may_change=True,
+        False, "Resume RUN from its newest complete checkpoint, with its own settings. Without RUN: resume the run in "
+        "--out, or start one if there is none.", metavar="RUN", group="run", is_common=True, may_change=True,
         is_repeated=False, may_stand_alone=True, brief="Resume a run where it stopped, with its own settings",
     )  # fmt: skip
     resume_anyway: bool = setting(
@@ -220,26 +221,27 @@ class Settings:
         group="devices",
     )  # fmt: skip
     remat: bool = setting(
-        False, "Rematerialisation: keep only the activations between blocks for the backward pass, and compute "
-        "the rest again. Less memory for a third more work on a GPU or TPU; on a CPU XLA keeps all activations "
-        "anyway.", group="devices",
+        False, "Gradient checkpointing: keep only what lies between blocks, and recompute the rest in the backward "
+        "pass. On a GPU or TPU this saves memory for about a third more work; on a CPU it saves none, since XLA keeps "
+        "all activations.", group="devices",
     )  # fmt: skip
     mesh: str | None = setting(
         None, "How all devices are arranged, as in data=2,fsdp=4. data splits the batch; fsdp the batch and the "
         "parameters; tensor the heads, the hidden layer of the MLP, and the vocabulary.", metavar="AXIS=N,…",
         group="devices", may_change=True,
         default_text="the largest fsdp that divides the model's width and leaves 32 columns of it or more per "
-        "device; the rest on data",
+        "device; the other devices on data",
     )  # fmt: skip
     compile_cache: bool = setting(
         True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker.",
         group="devices", may_change=True, is_per_process=True,
     )  # fmt: skip
     coordinator: str | None = setting(
-        None, "The address of the coordinator. auto: from the environment (TPU pods, Slurm, GKE, Open MPI). HOST:PORT: "
-        "that of process 0, with --processes and --process. All processes get the same flags, data and folder.",
+        None, "Address of the coordinator, for several processes. auto: from the environment (TPU pods, Slurm, GKE, "
+        "Open MPI). HOST:PORT: the address of process 0; needs --processes and --process too. All processes get the "
+        "same flags, data and folder.",
         metavar="HOST:PORT", group="processes", may_change=True, is_repeated=False, is_per_process=True,
-        default_text="auto where the environment says that there are several processes, otherwise one process",
+        default_text="auto if the environment says that there are several processes, else one process",
     )  # fmt: skip
     processes: int | None = setting(
         None, "With --coordinator=HOST:PORT: how many processes there are in all.", metavar="N", group="processes",
@@ -250,9 +252,9 @@ class Settings:
         may_change=True, is_repeated=False, is_per_process=True, low=0, high=10**6,
     )  # fmt: skip
     compile_only: bool = setting(
-        False, "Compile the training step, print what it needs (memory, FLOPs, collectives, an estimated time, the "
-        "largest batch), and write and read nothing. Published models, such as gpt2, need no files. Exit code 1 if it "
-        "does not fit.", group="compile", is_repeated=False,
+        False, "Compile the training step, and print what it needs: memory, FLOPs, collectives, an estimated time, the "
+        "largest batch. No data is read and nothing is written. For published models, such as gpt2, no weights are "
+        "downloaded. Exit code 1 if the step does not fit.", group="compile", is_repeated=False,
     )  # fmt: skip
     topology: str | None = setting(
         None, "With --compile-only: the devices to compile for, which need not be here: TPUs such as v5e:4x4, "

@@ -63,7 +63,7 @@ class TrainingInputs:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """The values that open settings came to, by name."""
+        """The values that automatic defaults resolved to, by name."""
         spec, config = self.spec, self.spec.model.config
         rates = sorted({config.embd_pdrop, config.attn_pdrop, config.resid_pdrop})
         return {
@@ -130,7 +130,10 @@ def make_mesh_of_run(settings: Settings, run: RunFolder, width: int) -> Mesh:
         except InputError:
             if not resumes or run.read().settings.get("mesh") != settings.mesh:
                 raise
-            print(f"the mesh of the run, {settings.mesh}, does not fit the {jax.device_count()} devices here")
+            n_devices = jax.device_count()
+            print(
+                f"the run's mesh, {settings.mesh}, does not fit the {n_devices} devices here; the default mesh is used"
+            )
             return make_mesh(width=width)
 
 

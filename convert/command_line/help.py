@@ -36,11 +36,12 @@ def help_text(command: type, about: Help, group: str | None = None) -> str:
         InputError: there is no such group.
     """
     width = page_width()
-    flags = flags_of(command)
+    flags, values, defaults = flags_of(command), values_of(command), defaults_of(command)
     if group not in (None, "all") and group not in about.groups:
         raise InputError(f"--help={group}: the groups are {', '.join(about.groups)}; --help-all shows all")
-    positionals = [described.metavar for described in flags.values() if described.is_positional]
-    parts = [f"usage: {' '.join([about.program, *positionals, '[FLAGS]'])}"]
+    named = [name for name, described in flags.items() if described.is_positional or name not in defaults]
+    words = [usage(name, flags[name], values[name]) for name in named]
+    parts = [f"usage: {' '.join([about.program, *words, '[FLAGS]'])}"]
     if group in (None, "all"):
         parts.append(textwrap.fill(about.summary, width))
         parts.append(_examples(about, width))
@@ -55,7 +56,7 @@ def help_text(command: type, about: Help, group: str | None = None) -> str:
                 parts.append(_entries(f"{name}: {title}", command, members, width))
     else:
         parts.append(_entries("flags", command, list(flags), width))
-    if about.notes and group == ("all" if about.groups else None):
+    if about.notes and (group == "all" or not about.groups):
         parts.append(textwrap.fill(about.notes, width, break_on_hyphens=False))
     return "\n\n".join(filter(None, parts))
 

@@ -49,4 +49,4 @@ UNKNOWN_LINEAR = Dialect(
     prefix="transformer.",
     fixed={"layer_norm_epsilon": 1e-5},
 )
-"""Either of them, from a bare state dict: the activation is unknown and has to be given."""
+"""Either of them, from a plain state dict: the activation is unknown and has to be given."""

@@ -6,7 +6,7 @@ QKV = ("query", "key", "value")
 
 OLD_MINGPT = Dialect(
     name="old-mingpt",
-    title="minGPT of 2020",
+    title="minGPT's first version (2020)",
     rows=(
         Row("tok_emb.embedding", "tok_emb.weight", "V D -> V D"),
         Row("pos_emb.embedding", "pos_emb", "1 T D -> T D"),

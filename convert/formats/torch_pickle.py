@@ -1,6 +1,7 @@
 """The pickle inside a PyTorch file: a machine that runs it without importing anything, and a writer.
 
-The machine knows containers, numbers, strings, and four callables of PyTorch's; it refuses anything else by name.
+The machine knows containers, numbers, strings, and four callables of PyTorch's. Anything else is an error
+that names it.
 """
 
 import collections

@@ -18,9 +18,8 @@ class CheckCommand:
 
     model: str = flag(help=f"The model: {MODEL}.", metavar="MODEL", is_positional=True)
     against: str | None = flag(
-        None, "The same model as PyTorch reads it, a Hugging Face folder or a hub name. The output of every layer is "
-        "compared with PyTorch's, and the first that differs is named. Needs the extra jaxgpt[torch].", metavar="MODEL",
-        default_text="no comparison",
+        None, "Compare every layer's output with PyTorch's, and name the first that differs. PATH is the same model, "
+        "as a Hugging Face folder or hub name. Needs jaxgpt[torch].", metavar="PATH", default_text="no comparison",
     )  # fmt: skip
     json: bool = flag(False, "Print one JSON object instead of tables.")
     compile_cache: bool = flag(
@@ -30,7 +29,8 @@ class CheckCommand:
 
 HELP = Help(
     program="jaxgpt check",
-    summary="Check loss, text, parameter counts and tokenizer of a model, and its parity with PyTorch.",
+    summary="Check that a model was loaded right: its loss, text, parameter counts and tokenizer, and, with --against, "
+    "its parity with PyTorch.",
     examples=(("gpt2", ""), ("runs/mine --against=mine-hf", "compare every layer with PyTorch")),
     notes="Exit codes: 0 nothing failed; 1 a check failed; 2 a mistake in the command.",
 )

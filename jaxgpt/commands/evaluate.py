@@ -21,7 +21,8 @@ class EvalCommand:
     model: str = flag(help=f"The model: {MODEL}.", metavar="MODEL", is_positional=True)
     data: str = flag(
         help="Texts: a file (.jsonl, .json, .parquet, token ids in a .bin, any other as text; .gz and .zst too), a "
-        "folder of them, a gs:// URL, or hf:OWNER/NAME[:SPLIT]. An end token follows each text.", metavar="PATH",
+        "folder of them, a gs:// URL, or hf:OWNER/NAME[:SPLIT]. An end-of-text (EOS) token follows each text.",
+        metavar="PATH",
     )  # fmt: skip
     cache: Path | None = flag(
         None, "The folder of the cache of tokenised texts.", metavar="PATH", default_text="~/.cache/jaxgpt/tokens"
@@ -34,7 +35,7 @@ class EvalCommand:
         None, "Tokens by which each window advances. A stride below the context gives each token more context: a lower "
         "loss, but slower.", metavar="N", default_text="the context", low=1, high=2**31 - 1,
     )  # fmt: skip
-    batch_size: int = flag(8, "Windows side by side.", metavar="N", low=1, high=10**6)
+    batch_size: int = flag(8, "Windows per batch.", metavar="N", low=1, high=10**6)
     json: bool = flag(False, "Print one JSON object instead of lines.")
     compile_cache: bool = flag(
         True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker."
@@ -68,7 +69,7 @@ def run(command: EvalCommand) -> int:
     with about("--data"):
         source = find(command.data)
         if peek(source) == "chat":
-            raise InputError(f"{source.name} holds conversations, and eval reads texts")
+            raise InputError(f"{source.name} holds conversations; eval reads plain texts only")
     path = resolve(command.model)
     tokenizer = jaxgpt.load_tokenizer(path)
     with about("--data"):
@@ -86,8 +87,8 @@ def run(command: EvalCommand) -> int:
         counts = {"tokens": result.tokens, "bytes": corpus.n_bytes or None}
         print(json.dumps(finite(numbers | counts), allow_nan=False))
         return 0
-    print(f"loss           {result.loss:.4f} nats per token, of {result.tokens:,} tokens")
+    print(f"loss           {result.loss:.4f} nats per token, over {result.tokens:,} tokens")
     print(f"perplexity     {result.perplexity:,.3f}")
     if bits is not None:
-        print(f"bits per byte  {bits:.4f}, of {corpus.n_bytes:,} bytes")
+        print(f"bits per byte  {bits:.4f}, over {corpus.n_bytes:,} bytes")
     return 0

@@ -25,7 +25,7 @@ class GenerateCommand:
         brief="tiny (bundled), a folder, a file, a training run, or a hub name",
     )
     prompt: tuple[str, ...] = flag(
-        ("The",), "Texts to begin with, side by side in one batch. - is standard input, without its last line end.",
+        ("The",), "Prompts to continue, as one batch. - reads standard input, without one trailing newline.",
         metavar="TEXT", group="text", is_common=True, default_text="The",
     )  # fmt: skip
     chat: bool = flag(
@@ -34,57 +34,55 @@ class GenerateCommand:
         group="text", is_common=True,
     )  # fmt: skip
     max_new_tokens: int = flag(
-        100, "Tokens to add at most. A text also ends at the model's end token.", metavar="N", group="text",
-        is_common=True, low=0, high=10**9,
+        100, "Tokens to add at most. A text also ends at the model's end-of-text (EOS) token.", metavar="N",
+        group="text", is_common=True, low=0, high=10**9,
     )  # fmt: skip
     num_samples: int = flag(
         1, "Texts to write for each prompt.", metavar="N", group="text", is_common=True, low=1, high=10**6
     )
     stop: tuple[str, ...] = flag((), "A text ends before the first of these strings.", metavar="TEXT", group="text")
     truncate: Literal["left"] | None = flag(
-        None, "left: of a prompt that is too long for the context only the end is used. Otherwise it is refused.",
+        None, "left: if a prompt is too long for the context, keep only its end. Without this flag, it is refused.",
         group="text",
     )  # fmt: skip
     temperature: float = flag(
-        0.8, "0 always takes the likeliest token; larger values give more random text. (In Python "
-        "jaxgpt.generate takes the "
-        "likeliest token unless told otherwise.)", metavar="NUMBER", group="choice", is_common=True, low=0, high=1e30,
+        0.8, "0 always takes the likeliest token; larger values give more random text. (In Python, the default of "
+        "jaxgpt.generate is 0.)", metavar="NUMBER", group="sampling", is_common=True, low=0, high=1e30,
         brief="0 always takes the likeliest token; larger is more random",
     )  # fmt: skip
     top_k: int | None = flag(
         40, "Sample from the N likeliest tokens only. --top-k=None: from "
-        "all.", metavar="N", group="choice", is_common=True,
+        "all.", metavar="N", group="sampling", is_common=True,
         low=1, high=2**31 - 1,
     )  # fmt: skip
     top_p: float | None = flag(
         None, "Sample from the fewest tokens whose probabilities sum to at least this.", metavar="FRACTION",
-        group="choice", is_common=True, default_text="all", low=0, is_above=True, high=1,
+        group="sampling", is_common=True, default_text="all", low=0, is_above=True, high=1,
     )  # fmt: skip
     min_p: float | None = flag(
         None, "Sample from tokens that have at least this share of the likeliest one's probability.",
-        metavar="FRACTION", group="choice", default_text="all", low=0, is_above=True, high=1,
+        metavar="FRACTION", group="sampling", default_text="all", low=0, is_above=True, high=1,
     )  # fmt: skip
     repetition_penalty: float = flag(
-        1.0, "Above 1 makes tokens less likely that the text holds already. 1 does nothing.", metavar="NUMBER",
-        group="choice", low=1e-6, high=1e6,
+        1.0, "Above 1, tokens that the text already holds become less likely. 1 has no effect.", metavar="NUMBER",
+        group="sampling", low=1e-6, high=1e6,
     )  # fmt: skip
-    seed: int = flag(0, "Seed of the sampling.", metavar="N", group="choice", low=0, high=2**32 - 1)
+    seed: int = flag(0, "Seed of the sampling.", metavar="N", group="sampling", low=0, high=2**32 - 1)
     compile_cache: bool = flag(
         True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker.",
-        group="choice",
+        group="sampling",
     )  # fmt: skip
 
 
 HELP = Help(
     program="jaxgpt generate",
-    summary="Continue prompts with a model's own words. A single text is printed as it comes, several when all "
-    "are complete.",
+    summary="Generate text from prompts. A single text is printed as it comes, several when all are complete.",
     examples=(
         ("tiny --prompt='In the beginning'", "text as it comes"),
         ("runs/chat --chat --prompt='Who was king?'", "an answer"),
         ("gpt2 --prompt A B --num-samples=2 --seed=7", "four texts"),
     ),
-    groups={"text": "prompts, and how much to write", "choice": "how each token is chosen"},
+    groups={"text": "prompts, and how much to write", "sampling": "how each token is chosen"},
 )
 
 PARSER = Parser(GenerateCommand, HELP)
@@ -149,7 +147,9 @@ def encode(command: GenerateCommand, tokenizer: Any, texts: Sequence[str]) -> tu
     from jaxgpt.chat import render
 
     if tokenizer.chat_template is None:
-        raise InputError(f"--chat: the tokenizer of {command.model} has no chat template; train it on conversations")
+        raise InputError(
+            f"--chat: the tokenizer of {command.model} has no chat template; train the model on conversations first"
+        )
     asked = [render(tokenizer, [{"role": "user", "content": text}], answer=True) for text in texts]
     ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in asked]
     return ([""] if len(texts) == 1 else [f"{text}\n" for text in texts]), ids

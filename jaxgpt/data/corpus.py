@@ -98,7 +98,7 @@ def _tokenise(
         meta = write_tokens(source, tokenizer, writer, progress)
         for file, stamp in zip(source.files, stamps, strict=True):
             if file.stamp != stamp:
-                raise InputError(f"{file.name} has changed while it was read: try again")
+                raise InputError(f"{file.name} changed while being read: try again")
         for file, (_, sha256) in zip(meta["files"], contents, strict=True):
             file["sha256"] = sha256
         return meta | {"tokenizer": tokenizer_digest}
@@ -130,7 +130,8 @@ def _token_ids(source: Source, digest: str, tokenizer_digest: str, held_out: Cor
             f"{file.name}: a .bin file is mapped into memory, so it must be on this machine: copy it first"
         )
     if not file.size or file.size % 2:
-        raise InputError(f"{file.name} has {file.size:,} bytes, and a .bin holds token ids of two bytes each")
+        n_bytes = f"{file.size:,} bytes, an odd number" if file.size else "0 bytes"
+        raise InputError(f"{file.name} has {n_bytes}; a .bin holds token ids of two bytes each")
     tokens, none = np.memmap(file.path, "<u2", mode="r"), np.empty(0, np.int64)
     ends, numbers = np.asarray([len(tokens)]), np.zeros(1, np.int64)
     return Corpus(

@@ -171,7 +171,7 @@ def as_documents(file: Any, records: Iterable[tuple[int, dict[str, Any]]]) -> It
             for part in document.text or (message["content"] for message in document.chat or ()):
                 part.encode()
         except UnicodeEncodeError:
-            raise InputError(f"{file.where(number)}: half of a surrogate pair is no valid text") from None
+            raise InputError(f"{file.where(number)}: not valid Unicode: an unpaired surrogate") from None
         except InputError as error:
             raise InputError(f"{file.where(number)}: {error}") from None
         yield document

@@ -69,8 +69,8 @@ class Cutter:
                     begin = cut
             if len(text) - begin > LONGEST:
                 raise InputError(
-                    f"{name}: {LONGEST // 10**6} million characters without a place where this tokenizer lets "
-                    "a text be cut: give it as several documents"
+                    f"{name} has {LONGEST // 10**6} million characters without a point where this tokenizer can split "
+                    "it: split it into several documents"
                 )
         if begin or text.strip():
             yield text[begin:]

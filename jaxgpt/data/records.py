@@ -51,7 +51,7 @@ def read_lines(name: str, stream: BinaryIO) -> Records:
         number += 1
         where = f"{name}, line {number:,}"
         if len(line) > LONGEST:
-            raise InputError(f"{where}: longer than {LONGEST // 2**20} MiB")
+            raise InputError(f"{where}: this record is longer than {LONGEST // 2**20} MiB")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
@@ -64,8 +64,7 @@ def read_array(name: str, stream: BinaryIO) -> Records:
     signs.skip("\ufeff")
     if not signs.skip("["):
         raise InputError(
-            f"{name} does not begin with [: expected one array of objects; "
-            "a file with one object a line is to be called .jsonl"
+            f"{name} does not begin with [: expected one array of objects; if it has one object a line, name it .jsonl"
         )
     while not (number == 0 and signs.skip("]")):
         number += 1
@@ -144,7 +143,7 @@ def _what(error: ValueError, begin: int = 0) -> str:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not a number in JSON")
+    raise ValueError(f"{name} is not allowed")
 
 
 class _Signs:

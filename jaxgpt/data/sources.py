@@ -33,7 +33,7 @@ def find(source: str | Path | Source) -> Source:
         if path.is_dir():
             return _folder(path)
         if not (path.exists() if streams.is_remote(path) else path.is_file()):
-            raise InputError(f"{path} is no file and no folder")
+            raise InputError(f"{path} is neither a file nor a folder")
     return Source(str(path), (_file(path),))
 
 

@@ -56,7 +56,7 @@ def evaluate(
         stride: tokens by which windows advance, and how many each predicts; those before give it context. The context
             by default, which is quickest; a smaller one gives every token at least `context - stride` before it, and a
             lower loss at the cost of `context / stride` times the work.
-        batch_size: windows side by side.
+        batch_size: windows per batch.
         progress: a bar on standard error.
 
     Raises:
@@ -67,7 +67,7 @@ def evaluate(
     step = T if stride is None else integer("stride", stride, 1, T)
     batch_size = integer("batch_size", batch_size, 1)
     if tokens.ndim != 1 or len(tokens) < 2:
-        raise InputError(f"at least two tokens in a row are needed, not an array of shape {tokens.shape}")
+        raise InputError(f"tokens must be one sequence of at least two token ids, not an array of shape {tokens.shape}")
     check_ids(tokens, config.n_tokens)
     T = min(T, len(tokens) - 1)
     step = min(step, T)

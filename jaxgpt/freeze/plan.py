@@ -28,7 +28,7 @@ class Phase:
 class Plan:
     """A parsed strategy: one phase, or several of a gradual unfreeze.
 
-    A `step` counts the optimizer steps already made.
+    A `step` counts the completed optimizer steps.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Plan:
     def at(self, step: int) -> int:
         """Return the index of the phase to which the step after `step` belongs."""
         if step < 0:
-            raise InputError(f"step must be the number of steps already made, from 0 on, not {step}")
+            raise InputError(f"step must be the number of completed steps, 0 or more, not {step}")
         return max(i for i, phase in enumerate(self.phases) if phase.start <= step)
 
     def labels(self, params: Iterable[str], step: int = 0) -> dict[str, str]:

@@ -17,7 +17,8 @@ GRAMMAR = r"""A freezing strategy is one of
   regex:PATTERN   only parameters whose whole name matches train, as in regex:blocks\.\d+\.mlp\..*
   gradual         thaws from the top: head, the last quarter of the blocks, everything; a third of the steps each
   gradual:A@0,B@200,C@60%
-                  A trains from the start, B too after 200 steps, C too after 60 % of them (2ep: after two epochs)"""
+                  A trains from the start, B as well after 200 steps, C as well after 60 % of all steps (2ep: after two
+                  epochs)"""
 
 NAMES = ("full", "head", "embeddings", "gradual")
 """Strategies without a number or a pattern."""
@@ -42,13 +43,15 @@ def parse(text: str, config: GPTConfig, steps: int | None = None, *, epoch_steps
         thaws = {param for param, thawed in match(phase.rules, names).items() if thawed}
         if not thaws:
             raise InputError(
-                f"strategy {text!r}: {name}: nothing would train; names of parameters are {', '.join(names[:3])}"
+                f"strategy {text!r}: {name}: nothing would train; parameters are called, for example, "
+                + ", ".join(names[:3])
             )
         if phases and all(label != FROZEN for label in Plan(text, tuple(phases)).labels(thaws, phase.start).values()):
-            raise InputError(f"strategy {text!r}: {name} thaws only what trains already")
+            raise InputError(f"strategy {text!r}: phase {name} adds nothing: all its parameters train already")
         if phase.start <= phases[-1].start if phases else phase.start != 0:
             raise InputError(
-                f"strategy {text!r}: phases must begin at 0 and each later than the one before, not {after}"
+                f"strategy {text!r}: the first phase must begin at 0, and each later one after the one before it, not "
+                f"{name} at {after}"
             )
         if steps is not None and phase.start >= steps:
             raise InputError(f"strategy {text!r}: {name} would begin after the last of {steps:,} steps")

@@ -47,7 +47,7 @@ def generate(
         top_k: draw among the k likeliest only; each k is a program of its own, and compiles.
         top_p: draw among the fewest tokens whose probabilities sum to at least this.
         min_p: draw among tokens that have at least this share of the likeliest one's probability.
-        repetition_penalty: above 1 makes tokens less likely that the text holds already; 1 does nothing.
+        repetition_penalty: above 1, tokens that the text already holds become less likely; 1 has no effect.
         seed: of the draws; equal seeds give equal texts, whatever other rows there are.
         eos_id: the end token.
         num_samples: rows for each prompt, side by side; the prompt is read once.

@@ -37,7 +37,7 @@ def write(
         InputError: an empty stop string, or what `Stream` refuses.
     """
     if isinstance(stop, str) or not all(stop):
-        raise InputError("stop strings are a list, none of them empty")
+        raise InputError("stop must be a list of strings, none of them empty")
     end = model.config.eos_token_id
     stream = Stream(
         model,

@@ -42,7 +42,7 @@ def check(model: GPT, tokenizer: Any | None, reference: Any = None, *, name: str
     checks, text = [check_counts(model, theirs), check_weights(model)], None
     ids = [] if tokenizer is None else [token for sentence in SENTENCES for token in tokenizer(sentence)["input_ids"]]
     if tokenizer is None:
-        checks += [Check("tokenizer", None, "none lies with the model", "one, for the checks of loss and text")]
+        checks += [Check("tokenizer", None, "the model has none", "one, for the checks of loss and text")]
     else:
         checks += [check_tokenizer(tokenizer, model.config)]
     if ids and max(ids) < model.config.n_tokens:

@@ -32,7 +32,9 @@ def compare(model: GPT, reference: Reference, tokens: Int[np.ndarray, "1 T"]) ->
     params = named_params(model)
     kinds = {np.dtype(model.dtype).name, *(param.dtype.name for param in params.values())}
     if kinds != {"float32"}:
-        raise InputError(f"parity needs a model of float32, not {', '.join(sorted(kinds))}: load it without a dtype")
+        raise InputError(
+            f"the comparison needs a float32 model, not {', '.join(sorted(kinds))}: load it without dtype="
+        )
     logits, found = _ours(model, tokens, OUTPUTS)
     ours: dict[str, Any] = {**found, "logits": logits}
     modules: dict[str, Difference] = {}

@@ -34,7 +34,7 @@ PROMPT, NEW, SAMPLES = "In the morning", 60, 4
 
 # Measured on the bundled model, on one of random weights N(0, 0.02), and on one that says one token for ever. Three
 # fine-tuned forms of the bundled model were near to it: 0.57 to 0.64, 1.70 to 1.87, 0.01, 3.3 to 3.6, 0.39 to 0.49.
-UNIFORM = 0.9  # loss over ln(V), the loss of a blind guess: 0.57, 1.00, above 5
+UNIFORM = 0.9  # loss over ln(V), the loss of a uniform guess: 0.57, 1.00, above 5
 ORDER = 1.15  # loss of the sentences' shuffled tokens over their loss in order: 1.89, 1.00, 1.00
 REPEATED = 0.5  # fraction of 4-grams that are repetitions, mean of four texts: 0.00 (single ones to 0.25), 0.00, 0.98
 SPREAD = 1.5  # entropy of the tokens of a text of 60, in nats: 3.4 (single ones from 2.6), 4.0, 0
@@ -56,22 +56,22 @@ def sentences_loss(model: GPT, tokenizer: Any) -> tuple[float, float]:
 
 
 def check_loss(model: GPT, losses: tuple[float, float], name: str | None = None) -> Check:
-    """Check the loss against a blind guess, and against what is known of a published model.
+    """Check the loss against a uniform guess, and against what is known of a published model.
 
     A model that is called by a published name has those weights and no others, and must have their loss. For another
     model of that shape, which may be fine-tuned, a loss outside the range is only a remark.
     """
-    loss, blind = losses[0], math.log(model.config.n_tokens)
+    loss, uniform = losses[0], math.log(model.config.n_tokens)
     known = next((other for other in PUBLISHED if other.loss and other.has_shape_of(model.config)), None)
     low, high = (known and known.loss) or (0.0, math.inf)
-    expected, detail, ok = f"below {UNIFORM * blind:.2f}: {UNIFORM} ln(V)", "", loss < UNIFORM * blind
+    expected, detail, ok = f"below {UNIFORM * uniform:.2f}: {UNIFORM} ln(V)", "", loss < UNIFORM * uniform
     if known is not None:
         expected += f"; {known.name} has {low:g} to {high:g}"
     if math.isnan(loss):
         detail = "non-finite loss: weights are not finite, or so large that they overflow"
     elif not ok:
         detail = (
-            f"no better than a blind guess, ln(V) = {blind:.2f}; usual causes are the tokenizer of another model, "
+            f"no better than a uniform guess, ln(V) = {uniform:.2f}; usual causes are the tokenizer of another model, "
             "weights that were transposed, or weights that were not loaded"
         )
     elif known is not None and not low <= loss <= high:
@@ -81,11 +81,11 @@ def check_loss(model: GPT, losses: tuple[float, float], name: str | None = None)
             if ok
             else "its weights or its config are damaged"
         )
-    return Check("loss", ok, f"{loss:.3f} nats per token", expected, detail, {"loss": loss, "uniform": blind})
+    return Check("loss", ok, f"{loss:.3f} nats per token", expected, detail, {"loss": loss, "uniform": uniform})
 
 
 def check_text(model: GPT, tokenizer: Any, losses: tuple[float, float]) -> tuple[Check, str | None]:
-    """Check that what the model writes is neither stuck nor noise, and return it too.
+    """Check that what the model writes is neither repetitive nor random, and return it too.
 
     No single number tells. A model that is stuck repeats itself; one of small random weights predicts nearly uniformly;
     and one of any other random weights, or with shuffled token ids, finds a known sentence no likelier than its tokens

@@ -53,15 +53,14 @@ def load_reference(source: Any) -> Reference:
     if isinstance(source, torch.nn.Module):
         if others := {str(param.dtype) for param in source.parameters()} - {"torch.float32"}:
             raise InputError(
-                f"parity needs a reference of float32, not {', '.join(sorted(others))}, whose rounding would hide "
+                f"the comparison needs a float32 reference, not {', '.join(sorted(others))}, whose rounding would hide "
                 "faults: from_pretrained(..., dtype=torch.float32)"
             )
         return _reference(type(source).__name__, source.eval())
     path = resolve(source)
     if not (path / "config.json").is_file():
         raise InputError(
-            f"{source}: not a folder that transformers reads, with a config.json; "
-            f"jaxgpt convert {source} NEW --to=hf writes one"
+            f"{source} is not a Hugging Face folder (no config.json): jaxgpt convert {source} NEW --to=hf writes one"
         )
     try:
         config_from_hf(read_json(path / "config.json"))  # from_pretrained would take a BERT's for a GPT-2's
@@ -85,7 +84,8 @@ def _from_folder(path: Path) -> Any:
     module, info = loaded
     if missing := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise InputError(
-            f"{path}: not a whole GPT-2 checkpoint; transformers fills in at random: {', '.join(missing[:4])}"
+            f"{path}: not a whole GPT-2 checkpoint; transformers would initialise these at random: "
+            + ", ".join(missing[:4])
             + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         )
     return module.eval()

@@ -25,7 +25,7 @@ def summarise(
 ) -> str:
     """Describe the compiled step, a titled paragraph for each subject."""
     is_for_tpu = spec.mesh.devices.flat[0].platform == "tpu"
-    effort = ", with the least effort" if is_for_tpu else ""
+    effort = ", with XLA's least optimisation effort" if is_for_tpu else ""
     parts = [
         ("program", program_lines(spec)),
         ("slice", [topology_line(spec, topology)]),
@@ -54,7 +54,7 @@ def program_lines(spec: StepSpec) -> list[str]:
     if settings.remat:
         options.append("remat")
     if settings.accumulate > 1:
-        options.append(f"in {settings.accumulate} parts")
+        options.append(f"in {settings.accumulate} micro-batches")
     if config.attn_pdrop > 0:
         options.append(f"dropout {config.attn_pdrop:g}")
     return [
@@ -78,19 +78,14 @@ def memory_lines(topology: Topology, compiled: Compiled) -> list[str]:
     if compiled.memory is None:
         return [f"does not fit: {compiled.refusal}"]
     m = compiled.memory
-    needed = gib(compiled.peak_bytes)
+    needed = f"peak {gib(compiled.peak_bytes)} per device"
+    overlap, owner = " (never all at once)", "a program can use"
     if topology.is_cpu:
-        needed, overlap, owner = f"the step needs {needed}", "", "this machine has"
-        if len(topology.devices) > 1:
-            owner += " for each device"
-    else:
-        needed, overlap, owner = f"at its peak it needs {needed}", " (never all at once)", "a program is given"
+        overlap, owner = "", "this machine has" + (" for each" if len(topology.devices) > 1 else "")
     if (fits := does_fit(topology, compiled)) is None:
-        verdict = f"{needed} on each device; how much a device has is unknown"
+        verdict = f"{needed}; how much a device has is unknown"
     else:
-        verdict = f"{'fits' if fits else 'does not fit'}: {needed} of {gib(topology.usable_bytes)} that {owner}"
-        if not topology.is_cpu:
-            verdict += ", on each device"
+        verdict = f"{'fits' if fits else 'does not fit'}: {needed}, of {gib(topology.usable_bytes)} that {owner}"
     return [
         verdict,
         f"arguments {gib(m.argument_size_in_bytes)}, temporaries {gib(m.temp_size_in_bytes)}{overlap}, code "
@@ -109,9 +104,9 @@ def does_fit(topology: Topology, compiled: Compiled) -> bool | None:
 def flops_lines(spec: StepSpec) -> list[str]:
     """Describe the FLOPs of a step, over all chips."""
     found = flops_of(spec)
-    line = f"{tera(found.model)} model a step: forward {tera(found.forward)}, backward {tera(found.backward)}"
+    line = f"per step: model {tera(found.model)} TFLOP (forward {tera(found.forward)}, backward {tera(found.backward)})"
     if found.recomputed:
-        line += f"; {tera(found.hardware)} hardware: blocks computed again {tera(found.recomputed)}"
+        line += f"; hardware {tera(found.hardware)} TFLOP: {tera(found.recomputed)} more, to recompute blocks"
     return [line]
 
 
@@ -165,8 +160,8 @@ def gib(n_bytes: float | None) -> str:
 
 
 def tera(flops: float) -> str:
-    """Format FLOPs as TFLOP."""
-    return f"{flops / 1e12:,.2f} TFLOP"
+    """Format FLOPs in TFLOP."""
+    return f"{flops / 1e12:,.2f}"
 
 
 def ms(seconds: float) -> str:

@@ -89,7 +89,7 @@ def load_data(settings: Settings, tokenizer: Any, context: int, sources: Sources
             held_out = tokenise(sources.held_out, tokenizer, cache=settings.cache, progress=True)
     is_packed = settings.rows != "stream" and (corpus.kind == "chat" or settings.rows is not None)
     if settings.rows == "stream" and corpus.kind == "chat":
-        raise InputError("--rows=stream: conversations are not cut anywhere; use packed or padded")
+        raise InputError("--rows=stream cuts texts anywhere, which conversations don't allow: use packed or padded")
     end = len(corpus.tokens)
     begin = end if held_out else _split(corpus, is_packed, context)
     make = _packed if is_packed else _windows
@@ -140,7 +140,7 @@ def _split(corpus: Corpus, is_packed: bool, context: int) -> int:
         return begin
     if len(corpus.ends) < 2:
         raise InputError(
-            f"--data: {corpus.name} is a single text, of which none is left to hold out for evaluation: "
+            f"--data: {corpus.name} holds a single text, so that nothing is left to hold out for evaluation: "
             "give more, or another file as --eval-data"
         )
     return int(corpus.ends[min(int(np.searchsorted(corpus.ends, begin)), len(corpus.ends) - 2)])

@@ -16,10 +16,10 @@ from jaxgpt.train.step.step import TrainState
 
 
 def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
-    """Return counts, the loss against a blind guess, what training will do, and what trains and what is frozen."""
+    """Return counts, the loss against a uniform guess, what training will do, and what trains and what is frozen."""
     spec, settings, data = inputs.spec, inputs.settings, inputs.data
     config, params = spec.model.config, spec.params
-    counted = ", of what the assistant says" if inputs.is_chat and settings.train_on != "all" else ""
+    counted = " of the assistant's" if inputs.is_chat and settings.train_on != "all" else ""
     uniform = math.log(config.n_tokens)
     lines = [
         f"model       {settings.model}: {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, "
@@ -27,7 +27,7 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
         f"parameters  {_counted(count_params(params), sum(expected_counts(config).values()))}",
         f"data        {data.name}: {data.train.rows.n_tokens:,} tokens to train on, "
         f"{data.held_out.rows.n_tokens:,} held out",
-        f"loss        {loss:.3f} nats per held-out token{counted} at step {step}; a blind guess has "
+        f"loss        {loss:.3f} nats per held-out token{counted} at step {step}; a uniform guess has "
         f"ln(V) = {uniform:.3f}: {_verdict(loss, uniform, inputs.is_chat)}",
         _training(inputs),
         spec.plan.describe(params, config),
@@ -35,8 +35,9 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
     ]
     if inputs.added:
         is_frozen = "tok_emb.embedding" not in spec.plan.partition(params, spec.steps)[0]
-        stays = "; as the token embedding is frozen, its new rows STAY there" if is_frozen else ""
-        lines.append(f"tokens      {', '.join(inputs.added)}: new, at the mean of the others{stays}")
+        stays = "; the token embedding is frozen, so they STAY there" if is_frozen else ""
+        says = f"new; their embeddings start at the mean of the others{stays}"
+        lines.append(f"tokens      {', '.join(inputs.added)}: {says}")
     asked = (settings.add_tokens or "").split(",")
     if known := [token for token in asked if token not in inputs.added and token]:
         lines.append(f"tokens      {', '.join(known)}: in the vocabulary already, nothing to add")
@@ -60,7 +61,7 @@ def outcome(
 ) -> str:
     """Return how a run ended: its last evaluation and the best one, and where that is."""
     n_steps = inputs.spec.steps
-    text = f"all {n_steps} steps are made" if step == n_steps else f"no better evaluation after step {step}"
+    text = f"all {n_steps} steps are done" if step == n_steps else f"no better evaluation after step {step}"
     evaluations = [line for line in read_lines(run.metrics) if line["eval_loss"] is not None]
     if before is not None and evaluations:
         text = f"evaluation loss {before:.3f} -> {evaluations[-1]['eval_loss']:.3f}"
@@ -91,25 +92,25 @@ use it:
 
 def _counted(n_params: int, n_expected: int) -> str:
     if n_params == n_expected:
-        return f"{n_params:,}, as the config's dimensions give"
-    return f"{n_params:,}, but the config's dimensions give {n_expected:,}; see jaxgpt check"
+        return f"{n_params:,}, as its config implies"
+    return f"{n_params:,}, but its config implies {n_expected:,}; see jaxgpt check"
 
 
 def _training(inputs: TrainingInputs) -> str:
     settings, resolved = inputs.settings, inputs.resolved
-    parts = f" in {settings.accumulate} parts" if settings.accumulate > 1 else ""
+    parts = f" in {settings.accumulate} micro-batches" if settings.accumulate > 1 else ""
     dropout = resolved["dropout"] if isinstance(resolved["dropout"], str) else f"{resolved['dropout']:g}"
     rate = f"{resolved['lr']:.3g} at its peak, after {resolved['warmup_steps']:,} steps of warm-up"
     return (
         f"training    {resolved['steps']:,} steps of {settings.batch_size:,} x {resolved['context']:,} tokens{parts} "
         f"in {settings.dtype} on {resolved['mesh']}\n"
-        f"rate        {rate}, dropout {dropout}"
+        f"lr          {rate}; dropout {dropout}"
     )
 
 
 def _verdict(loss: float, uniform: float, is_chat: bool) -> str:
     if loss < 0.9 * uniform:
-        return "fine"
+        return "ok"
     if is_chat:
         return "no better than guessing, as is usual where the form of conversations is new to a model"
     return "NO BETTER THAN GUESSING; are weights and tokenizer of one model?"

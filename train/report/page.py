@@ -37,9 +37,9 @@ PICTURES = {
     ),
     "updates": (
         "Heatmap of the weight updates by layer and training step.",
-        "How far each layer moved: the norm of a step's update over the norm of the weights. A column shows the step "
-        "at its right edge and stands for the steps since the one logged before. Hatched layers were frozen. A "
-        "trainable layer that didn't move, as at a learning rate of 0, has the darkest colour.",
+        "How much each layer's weights changed: the norm of a step's update over the norm of the weights. A column "
+        "shows the step at its right edge and stands for the steps since the one logged before. Hatched layers were "
+        "frozen. A trainable layer that didn't change, as at a learning rate of 0, has the darkest colour.",
     ),
     "freeze": (
         "Map of what trains, by layer and training step.",
@@ -124,7 +124,7 @@ def _numbers(info: RunInfo, metrics: list[dict[str, Any]]) -> list[dict[str, str
         [line[key] for line in metrics if line.get(key) is not None]
         for key in ("eval_loss", "tokens_per_s", "peak_memory")
     )
-    loss, note = "unknown", "metrics.jsonl holds no evaluation"
+    loss, note = "unknown", "no evaluation was recorded"
     if losses:
         first_and_last = (losses[0], losses[-1])[: len(losses)]
         loss = " → ".join(f"{loss:.3f}" for loss in first_and_last)
@@ -182,7 +182,7 @@ def _row(name: Any, *cells: Any, is_changed: bool = False) -> dict[str, Any]:
 
 def _phases(info: RunInfo) -> list[dict[str, Any]]:
     return [
-        _row(number, phase.name, f"{phase.start:,} steps", f"{phase.trainable:,}")
+        _row(number, phase.name, f"{phase.start:,}", f"{phase.trainable:,}")
         for number, phase in enumerate(info.phases, 1)
     ]
 

@@ -77,7 +77,7 @@ class RunInfo:
     command: str = "jaxgpt train"
     """The command line that makes the run."""
     resolved: dict[str, Any] = field(default_factory=dict)
-    """The values that open settings came to, by name."""
+    """The values that automatic defaults resolved to, by name."""
     steps: int = 0
     """Length of the run."""
     data: DataInfo = DataInfo()

@@ -32,8 +32,8 @@ def warmup_steps(steps: int, warmup: float) -> int:
 def lr_schedule(steps: int, warmup: float) -> optax.Schedule:
     """Return the learning rate as a fraction of its peak, by the number of steps that are made.
 
-    It rises in equal parts to 1 in the last step of the warm-up, so that the first step moves too. Then a cosine takes
-    it down to a tenth.
+    It rises in equal parts to 1 in the last step of the warm-up, so that the first step already updates the parameters.
+    Then a cosine takes it down to a tenth.
     """
     rise = warmup_steps(steps, warmup)
     cosine = optax.warmup_cosine_decay_schedule(0.0, 1.0, rise, max(steps, rise + 1), FINAL)
@@ -125,7 +125,7 @@ def _scale(text: str, names: Iterable[str]) -> tuple[str, float]:
         raise InputError(f"--lr-scale={text}: must be PATTERN=FACTOR with a finite factor above 0")
     if not any(map(compiled.fullmatch, names)):
         raise InputError(
-            f"--lr-scale={text}: no parameter that trains has such a name; they are like {next(iter(names))}"
+            f"--lr-scale={text}: no trainable parameter matches; one is called, for example, {next(iter(names))}"
         )
     return pattern, factor
 

@@ -128,7 +128,7 @@ def batch_shapes(settings: Settings, mesh: Mesh, n_positions: int, *, packed: bo
     if n_positions < T:
         raise InputError(f"--context: {T} is more than the model's context of {n_positions}")
     if B % (batch_shards(mesh) * settings.accumulate):
-        parts = f"{settings.accumulate} parts (--accumulate) on " if settings.accumulate > 1 else ""
+        parts = f"{settings.accumulate} micro-batches (--accumulate) on " if settings.accumulate > 1 else ""
         raise InputError(f"--batch-size: {B} can't be divided over {parts}{batch_shards(mesh)} devices")
     sharding = batch_sharding(mesh)
     ids = jax.ShapeDtypeStruct((B, T + 1), np.int32, sharding=sharding)

@@ -113,7 +113,7 @@ class _Pipe:
             while self._unsent:
                 self._unsent = self._unsent[os.write(self._input.fileno(), self._unsent[:PIECE_BYTES]) :]
         except BlockingIOError:
-            return self._kill("it reads nothing") if len(self._unsent) > MAX_UNSENT_BYTES else None
+            return self._kill("its process does not read") if len(self._unsent) > MAX_UNSENT_BYTES else None
         except OSError as error:
             self._unsent = b""
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -134,7 +134,7 @@ class _Pipe:
         """Wait for the process to exit, and kill it after the deadline."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.0, deadline - time.monotonic()))
-        return self._kill("it did not end")
+        return self._kill("its process did not end")
 
     def _kill(self, reason: str) -> str | None:
         """Kill the process and its children; return the reason, unless it exited well or with its own warning."""
@@ -159,7 +159,10 @@ def _stored_id(path: Path) -> str:
         temporary.write_text(json.dumps({"id": new}) + "\n", "utf-8")
         temporary.replace(path)
     except OSError as error:
-        print(f"train: warning: {path}: {error}; trackers will see a resumed run as a new one", file=sys.stderr)
+        says = (
+            f"the trackers' run id could not be saved to {path}: {error}; after a resume, trackers will show a new run"
+        )
+        print(f"train: warning: {says}", file=sys.stderr)
     return new
 
 
@@ -170,4 +173,5 @@ def _installed(package: str) -> bool:
 
 
 def _warn(name: str, reason: object) -> None:
-    print(f"train: warning: {TITLES[name]} gets nothing more: {reason}; training goes on", file=sys.stderr, flush=True)
+    says = f"logging to {TITLES[name]} has stopped: {reason}; training continues"
+    print(f"train: warning: {says}", file=sys.stderr, flush=True)

@@ -190,7 +190,7 @@ def main() -> None:
         tracker.close(finished)
     except BaseException as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        say(f"warning: {title} gets nothing more: {reason}; training goes on")
+        say(f"warning: logging to {title} has stopped: {reason}; training continues")
         os._exit(DROPPED)  # without exit handlers, which may wait for a server
     os._exit(0)
 
