@@ -27,6 +27,11 @@ RUN = "import sys; sys.argv[0] = 'train'; from jaxgpt.train.__main__ import main
 """`python -m train`."""
 
 
+def simulated(devices: int) -> str:
+    """Return the XLA_FLAGS of a process that has so many devices."""
+    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+
+
 class Forked:
     """A process that executes some Python, with the interface of subprocess.Popen."""
 

@@ -8,6 +8,8 @@ import torch
 from conftest import random_tokens
 
 import jaxgpt
+from jaxgpt.model.cache import empty_cache
+from jaxgpt.model.gpt import Block
 
 TOKENS = random_tokens((2, 23))
 BLOCK = ["blocks.{}.ln_1", "blocks.{}.attn.pattern", "blocks.{}.attn", "blocks.{}.ln_2", "blocks.{}.mlp", "blocks.{}"]
@@ -83,3 +85,24 @@ def test_what_can_not_be_captured_is_refused(pair, names, message):
 def test_tokens_of_another_shape_are_refused(pair, tokens):
     with pytest.raises(jaxgpt.InputError, match=r"of shape \(B, T\)|do not fit"):
         pair[0](tokens)
+
+
+def test_blocks_that_are_alike_are_traced_once(hf_folder, monkeypatch):
+    """Of any number of blocks, in training, remat and generation; where each has a scale of its own, all are."""
+    traced, call = [], Block.__call__
+    monkeypatch.setattr(Block, "__call__", lambda *args: traced.append(1) or call(*args))
+
+    def count(function, *args) -> int:
+        traced.clear()
+        jax.clear_caches()
+        jax.eval_shape(function, *args)
+        return len(traced)
+
+    model = jaxgpt.from_pretrained(hf_folder(n_layer=4, resid_pdrop=0.1)[0])
+    key = jax.random.key(0)
+    assert count(lambda: model(TOKENS, dropout_key=key)) == 1
+    assert count(lambda: model(TOKENS, dropout_key=key, remat=True)) == 1
+    assert count(lambda: model.step(TOKENS, empty_cache(model.config, jnp.zeros(2, jnp.int32), 40))) == 1
+    assert count(lambda: model(TOKENS, capture=r"blocks\.1\.mlp")) == 2
+    scaled = jaxgpt.from_pretrained(hf_folder("scaled", n_layer=4, scale_attn_by_inverse_layer_idx=True)[0])
+    assert count(lambda: scaled(TOKENS)) == 4

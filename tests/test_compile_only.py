@@ -195,7 +195,7 @@ for name, program in programs.items():
 
 
 def test_bytes_of_real_programs_of_eight_devices_are_those_known_by_hand():
-    done = forked.run(MESH_PROGRAMS, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    done = forked.run(MESH_PROGRAMS, XLA_FLAGS=forked.simulated(8))
     assert done.returncode == 0, done.stderr
     found = dict(map(json.loads, done.stdout.splitlines()))
     piece = 16 * 32 * 4  # bytes that each device holds

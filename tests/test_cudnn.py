@@ -173,5 +173,5 @@ print("same")
 
 
 def test_on_several_gpus_each_has_whole_rows_and_heads_and_the_numbers_are_the_same():
-    done = forked.run(MESHES, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    done = forked.run(MESHES, XLA_FLAGS=forked.simulated(8))
     assert done.stdout.strip() == "same", done.stderr

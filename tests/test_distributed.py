@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import call, random_hf
-from forked import Forked
+from forked import Forked, simulated
 from runs import QUICK, arrays, metrics
 
 from jaxgpt.convert.errors import InputError
@@ -43,8 +43,7 @@ def free_port() -> int:
 
 
 def start(code: str, devices: int, *args: object, stderr: int | None = subprocess.STDOUT) -> Forked:
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return Forked(code, *args, stderr=stderr, XLA_FLAGS=flags)
+    return Forked(code, *args, stderr=stderr, XLA_FLAGS=simulated(devices))
 
 
 def train(flags, *, devices: int, processes: int = 1, seconds: float = 0) -> list[Forked]:

@@ -53,7 +53,7 @@ print("sliced")
 
 
 def test_each_device_is_given_its_own_slice_of_the_file():
-    done = forked.run(SLICES, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    done = forked.run(SLICES, XLA_FLAGS=forked.simulated(8))
     assert done.stdout.strip() == "sliced", done.stderr
 
 
@@ -61,8 +61,7 @@ def test_each_device_is_given_its_own_slice_of_the_file():
 def trained(tmp_path_factory) -> Path:
     """Ten steps of each strategy on each mesh."""
     folder = tmp_path_factory.mktemp("meshes")
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    done = forked.run("from meshes import main; main()", folder, XLA_FLAGS=flags)
+    done = forked.run("from meshes import main; main()", folder, XLA_FLAGS=forked.simulated(8))
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -113,7 +112,7 @@ print("padded")
 def test_a_vocabulary_that_tensor_does_not_divide_is_padded(hf_folder):
     folder, _ = hf_folder(n_inner=54)
     code = PADDED.replace("HF", str(folder))
-    done = forked.run(code, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    done = forked.run(code, XLA_FLAGS=forked.simulated(8))
     assert done.stdout.strip() == "padded", done.stderr
 
 

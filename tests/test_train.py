@@ -105,7 +105,7 @@ for sys.argv in {lines!r}:
     except SystemExit as ended:
         assert not ended.code
 """
-    done = forked.run(script, XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8")
+    done = forked.run(script, XLA_FLAGS=forked.simulated(8))
     assert done.returncode == 0, done.stderr
     return outs
 

@@ -201,7 +201,7 @@ print("resized")
 
 
 def test_what_is_split_over_devices_is_resized_there(small):
-    done = forked.run(SHARDED, small, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    done = forked.run(SHARDED, small, XLA_FLAGS=forked.simulated(8))
     assert done.stdout.strip() == "resized", done.stderr
 
 

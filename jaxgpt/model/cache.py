@@ -32,16 +32,21 @@ class Cache:
         now = self.length + jnp.arange(T)[None, :, None]
         return (slots <= now) & (slots >= self.start[:, None, None])
 
-    def write(self, layer: int, k: Float[Array, "B T N H"], v: Float[Array, "B T N H"]) -> None:
-        """Fill the next slots of a layer.
+    def layer(self, i: int) -> "Cache":
+        """Return the cache of a single layer."""
+        return Cache([self.keys[i]], [self.values[i]], self.length, self.start)
 
-        The lists are changed in place: they are this cache's own, and the model returns `advanced`.
-        """
+    def put(self, i: int, layer: "Cache") -> None:
+        """Take what a layer has written; the lists are changed in place."""
+        (self.keys[i],), (self.values[i],) = layer.keys, layer.values
+
+    def write(self, k: Float[Array, "B T N H"], v: Float[Array, "B T N H"]) -> None:
+        """Fill the next slots of the cache of a single layer; the lists are changed in place."""
         zero = jnp.zeros_like(self.length)
         place = (zero, zero, self.length, zero)
         for memory, new in ((self.keys, k), (self.values, v)):
-            rows = jnp.swapaxes(new, 1, 2).astype(memory[layer].dtype)
-            memory[layer] = jax.lax.dynamic_update_slice(memory[layer], rows, place)
+            rows = jnp.swapaxes(new, 1, 2).astype(memory[0].dtype)
+            memory[0] = jax.lax.dynamic_update_slice(memory[0], rows, place)
 
     def advanced(self, T: int) -> "Cache":
         """Return the same cache with T more slots filled."""

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+import jax
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.convert.errors import InputError
@@ -45,27 +46,55 @@ class Capture:
         return self.found
 
 
+PARTS = (".ln_1", ".attn.pattern", ".attn", ".ln_2", ".mlp")
+"""Names of the values inside a block, after its own."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("keys", "cache", "segments"),
+    meta_fields=("captures", "block", "remat"),
+)
 @dataclass(frozen=True)
 class ForwardContext:
     """The company of a forward pass: keys of dropout and segments in training, a cache in generation, captures."""
 
     keys: Keys | None = None
     cache: Cache | None = None
-    captures: Capture | None = None
+    """In a block, that of its own layer only."""
     segments: Int[Array, "B T"] | None = None
     """Number of the text in its row that each token belongs to; None: each row is one text."""
+    captures: Capture | None = None
+    block: str = ""
+    """What names of captured values begin with in a block."""
     remat: bool = False
     """Drop what a block computed, and compute it again in the backward pass."""
 
+    def of_block(self, layer: int) -> "ForwardContext":
+        """Return what a block is given: equal for all blocks from whose inside nothing is captured."""
+        block, captures = f"blocks.{layer}", self.captures
+        if captures is None or not [part for part in PARTS if captures.wants(block + part)]:
+            block, captures = "", None
+        cache = None if self.cache is None else self.cache.layer(layer)
+        return replace(self, cache=cache, captures=captures, block=block)
+
+    def after_block(self, layer: int, after: "ForwardContext") -> "ForwardContext":
+        """Return what the next block's is made of; what the block remembers is written into the cache."""
+        if self.cache is not None and after.cache is not None:
+            self.cache.put(layer, after.cache)
+        return replace(self, keys=after.keys)
+
     def capture(self, name: str, value: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return the value unchanged, and keep it if its name is to be captured."""
+        name = self.block + name
         if self.captures is not None and self.captures.wants(name):
             self.captures.found[name] = value
         return value
 
     def capture_hook(self, name: str) -> Callable[[Array], Array] | None:
         """Return the function that captures a value of this name, or None if it need not be computed."""
-        return partial(self.capture, name) if self.captures is not None and self.captures.wants(name) else None
+        wanted = self.captures is not None and self.captures.wants(self.block + name)
+        return partial(self.capture, name) if wanted else None
 
 
 NO_CONTEXT = ForwardContext()

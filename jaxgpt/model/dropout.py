@@ -1,19 +1,24 @@
 """Dropout without state: keys are an argument, and each use takes the next one."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
+@jax.tree_util.register_dataclass
+@dataclass
 class Keys:
     """A source of keys: a new one at each call, in the order of the network."""
 
-    def __init__(self, key: Array):
-        self._key, self._used = key, 0
+    key: Array
+    used: int | Int[Array, ""] = 0
+    """Number of keys that were taken."""
 
     def __call__(self) -> Array:
-        self._used += 1
-        return jax.random.fold_in(self._key, self._used)
+        self.used += 1
+        return jax.random.fold_in(self.key, self.used)
 
 
 def dropout(x: Float[Array, "..."], rate: float, keys: Keys | None) -> Float[Array, "..."]:

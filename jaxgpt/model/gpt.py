@@ -42,7 +42,7 @@ class Attention(nnx.Module):
         linear = partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.c_attn = linear(dims["D"], (dims["C"], dims["N"], dims["H"]))
         self.c_proj = linear((dims["N"], dims["H"]), dims["D"], residual=True)
-        self.name, self.layer, self.scale = f"blocks.{layer}.attn", layer, 1.0
+        self.scale = 1.0
         if config.scale_attn_weights:
             self.scale /= dims["H"] ** 0.5
         if config.scale_attn_by_inverse_layer_idx:
@@ -52,14 +52,14 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], ctx: ForwardContext) -> Float[Array, "B T D"]:
         q, k, v = jnp.moveaxis(self.c_attn(x), 2, 0)
         if ctx.cache is None:
-            capture = ctx.capture_hook(f"{self.name}.pattern")
+            capture = ctx.capture_hook(".attn.pattern")
             x = attention(
                 q, k, v, scale=self.scale, segments=ctx.segments,
                 dropout_rate=self.attn_pdrop, keys=ctx.keys, capture=capture,
             )  # fmt: skip
         else:
-            ctx.cache.write(self.layer, k, v)
-            past = ctx.cache.keys[self.layer].astype(q.dtype), ctx.cache.values[self.layer].astype(q.dtype)
+            ctx.cache.write(k, v)
+            past = ctx.cache.keys[0].astype(q.dtype), ctx.cache.values[0].astype(q.dtype)
             x = attend(jnp.swapaxes(q, 1, 2), *past, ctx.cache.visible(q.shape[1]), scale=self.scale)
         return dropout(self.c_proj(x), self.resid_pdrop, ctx.keys)
 
@@ -81,19 +81,25 @@ class Block(nnx.Module):
     """Attention, then MLP, each added to the residual stream, which keeps the parameters' dtype."""
 
     def __init__(self, config: GPTConfig, layer: int, *, rngs: nnx.Rngs, dtype, param_dtype):
-        self.name = f"blocks.{layer}"
         self.ln_1 = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.attn = Attention(config, layer, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.ln_2 = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.mlp = MLP(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
     def __call__(self, x: Float[Array, "B T D"], ctx: ForwardContext) -> Float[Array, "B T D"]:
-        def capture(part, value):
-            return ctx.capture(self.name + part, value)
+        x = x + ctx.capture(".attn", self.attn(ctx.capture(".ln_1", self.ln_1(x)), ctx)).astype(x.dtype)
+        return x + ctx.capture(".mlp", self.mlp(ctx.capture(".ln_2", self.ln_2(x)), ctx)).astype(x.dtype)
 
-        x = x + capture(".attn", self.attn(capture(".ln_1", self.ln_1(x)), ctx)).astype(x.dtype)
-        x = x + capture(".mlp", self.mlp(capture(".ln_2", self.ln_2(x)), ctx)).astype(x.dtype)
-        return capture("", x)
+
+def run_block(
+    block: Block, x: Float[Array, "B T D"], ctx: ForwardContext
+) -> tuple[Float[Array, "B T D"], ForwardContext]:
+    """Run a block, and return what its context has become too."""
+    return block(x, ctx), ctx
+
+
+run_alike = jax.jit(run_block)
+"""The same, traced and lowered once for all blocks that are alike. XLA inlines it: the program stays what it was."""
 
 
 class GPT(nnx.Module):
@@ -174,8 +180,12 @@ class GPT(nnx.Module):
         """Compute the residual stream after the last block, of tokens at these positions; a cache is written to."""
         x = ctx.capture("tok_emb", embed(self.tok_emb, tokens)) + ctx.capture("pos_emb", embed(self.pos_emb, at))
         x = constrain(ctx.capture("embeddings", dropout(x, self.config.embd_pdrop, ctx.keys)))
-        for block in self.blocks:
-            x = constrain(jax.checkpoint(partial(block, ctx=ctx))(x) if ctx.remat else block(x, ctx))
+        for layer, block in enumerate(self.blocks):
+            own = ctx.of_block(layer)
+            run = run_alike if own.captures is None else run_block
+            x, after = (jax.checkpoint(run) if ctx.remat else run)(block, x, own)
+            ctx = ctx.after_block(layer, after)
+            x = ctx.capture(f"blocks.{layer}", constrain(x))
         return x
 
     def logits(self, x: Float[Array, "B T D"], ctx: ForwardContext = NO_CONTEXT) -> Float[Array, "B T V"]:
