@@ -1,7 +1,6 @@
 """The command `jaxgpt`, also `python -m jaxgpt`: it calls the command that is named."""
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +8,7 @@ from jaxgpt.convert.command_line.console import show
 from jaxgpt.convert.command_line.flags import flags_of
 from jaxgpt.convert.command_line.mistakes import one_clear_line
 from jaxgpt.convert.command_line.parser import version
+from jaxgpt.convert.command_line.process import prepare_process
 from jaxgpt.convert.errors import InputError, did_you_mean
 from jaxgpt.convert.exit_codes import ExitCode
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         train(rest)
         return
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns that PyTorch is not there
+    prepare_process()
     with one_clear_line("jaxgpt"):
         if name in ("-h", "--help", "--help-all"):
             listed = "\n".join(f"  {command:<10}{says}" for command, (_, says) in COMMANDS.items())

@@ -1,6 +1,7 @@
 """Small random GPT-2s written by transformers, and strict JAX: what the tests share."""
 
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -33,6 +34,8 @@ import jaxgpt
 from jaxgpt.convert.command_line import console
 from jaxgpt.model.gpt import abstract
 
+gc.freeze()  # modules stay: they need not be looked through again
+gc.set_threshold(100_000, 20, 50)
 torch.set_num_threads(1)  # its models are tiny here, and threads that wait for each other cost more than they give
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "convert" / "assets" / "tiny"

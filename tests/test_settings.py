@@ -41,7 +41,7 @@ def train(small, texts, tmp_path, monkeypatch):
 
     def run(*flags, name="other", check=True, page=False):
         if not page:
-            monkeypatch.setattr("jaxgpt.train.finetune.write_report", lambda folder: None)
+            monkeypatch.setattr("jaxgpt.train.finetune._write_report", lambda run: None)
         out = tmp_path / name
         done = call("train", f"--model={small}", f"--data={texts}", f"--out={out}", *BASE, *flags, check=check)
         return out, done.stdout + done.stderr

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxgpt.convert.command_line.mistakes import one_clear_line
+from jaxgpt.convert.command_line.process import prepare_process
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.train.signals import SIGNALS, StopSignals
@@ -15,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Carry out a command line; a mistake of the user's is one message and exit code 2."""
     if arguments is None:
         arguments = sys.argv[1:]
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns that PyTorch is not there
+    prepare_process()
     for number in SIGNALS:  # until there is something to save
         signal.signal(number, lambda *_: os._exit(ExitCode.STOPPED))
     from jaxgpt.train.command import read_command

@@ -16,7 +16,6 @@ from jaxgpt.train.evaluation import Evaluator, sample
 from jaxgpt.train.failures import NonFiniteLoss, explain_non_finite
 from jaxgpt.train.loop import TrainLoop, is_done
 from jaxgpt.train.report.console import draw_new_rows, how_to_use, outcome, sanity_checks
-from jaxgpt.train.report.page import write_report
 from jaxgpt.train.run.checkpoints import Checkpoints
 from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.run.folder import RunFolder
@@ -52,14 +51,18 @@ def train(settings: Settings, stop: StopSignals) -> int:
             state, eval_state = checkpoints.restore(first, shapes, inputs.spec.model.config)
     del params
 
-    # look before the first step
+    # look before the first step, while that is traced
+    is_finished = first is not None and eval_state.pending_metrics is None and is_done(inputs, first, eval_state)
+    if not is_finished:
+        compiler.lower_ahead(first or 0)
     evaluator = Evaluator(inputs)
     before = evaluator.loss(state, stop)
     if before is None or not math.isfinite(before):
         raise InputError(f"the held-out loss is {before} before training: see jaxgpt check {settings.model}")
     info = replace(info, sanity=sanity_checks(inputs, first or 0, before))
     show(info.sanity)
-    if first is not None and eval_state.pending_metrics is None and is_done(inputs, first, eval_state):
+    if is_finished:
+        assert first is not None
         if not run.report.exists():  # a kill came between the last checkpoint and the page
             RunLog(run).sample(first, sample(inputs, state))
             _write_report(run)
@@ -158,5 +161,7 @@ def describe_run(inputs: TrainingInputs) -> RunInfo:
 
 def _write_report(run: RunFolder) -> None:
     if run.is_writer:
+        from jaxgpt.train.report.page import write_report  # late: drawing is not needed before
+
         with busy("writing report.html"):
             write_report(run.folder)

@@ -7,7 +7,6 @@ from jaxgpt.mesh import to_host
 from jaxgpt.params import count_params
 from jaxgpt.sanity.check import expected_counts
 from jaxgpt.train.distributed import is_first
-from jaxgpt.train.report import plots
 from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.run.logs import read_lines
@@ -53,6 +52,8 @@ def draw_new_rows(inputs: TrainingInputs, state: TrainState, run: RunFolder) -> 
     rows, new = to_host(state.params["tok_emb.embedding"]), inputs.added
     end = inputs.spec.model.config.n_tokens
     if is_first():
+        from jaxgpt.train.report import plots  # late: drawing is not needed before
+
         plots.save(plots.embedding_rows(rows[: end - len(new)], rows[:end], new), run.plots / "embedding.png")
 
 

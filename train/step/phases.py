@@ -38,11 +38,17 @@ class PhaseCompiler:
         self._spec = spec
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._next: Future[CompiledPhase] | None = None
+        self._lowered: dict[int, Future[jax.stages.Lowered]] = {}
 
     def init(self, params: dict[str, jax.Array]) -> TrainState:
         """Return the state before the first step."""
         trainable, frozen = self._spec.plan.partition(params)
         return init_state(trainable, frozen, self._spec.optimizer(trainable, 0), self._spec.mesh)
+
+    def lower_ahead(self, step: int) -> None:
+        """Trace and lower the step after `step` in the background; `begin` compiles it, when nothing else runs."""
+        index = self._spec.plan.at(step)
+        self._lowered[index] = self._pool.submit(self._spec.lower, self._spec.plan.phases[index])
 
     def begin(self, state: TrainState, step: int) -> tuple[TrainState, CompiledPhase]:
         """Compile the phase of the step after `step`; return it with the state, which may thaw just then."""
@@ -87,7 +93,8 @@ class PhaseCompiler:
     def _compile(self, index: int) -> CompiledPhase:
         spec, phase = self._spec, self._spec.plan.phases[index]
         state = spec.state(phase.start)
-        compiled = spec.lower(phase).compile()
+        lowered = self._lowered.pop(index).result() if index in self._lowered else spec.lower(phase)
+        compiled = lowered.compile()
         enter = None
         factors = {name: replicated(np.float32(spec.rate_factors[name]), spec.mesh) for name in state.trainable}
         rates = Rates(replicated(np.float32(spec.peak_lr), spec.mesh), factors)
