@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxgpt.convert.checkpoint import Checkpoint, read
+from jaxgpt.convert.checkpoint import Checkpoint, open_checkpoint, read
 from jaxgpt.convert.command_line.console import table, terminal_width, wrapped
 from jaxgpt.convert.command_line.flags import flag, flags_of
 from jaxgpt.convert.command_line.help import Help
-from jaxgpt.convert.command_line.mistakes import one_clear_line
+from jaxgpt.convert.command_line.mistakes import in_flags, one_clear_line
+from jaxgpt.convert.command_line.model_flags import ModelFlags
 from jaxgpt.convert.command_line.parser import Parser
 from jaxgpt.convert.dialect import HEAD
 from jaxgpt.convert.exit_codes import ExitCode
@@ -20,7 +21,7 @@ from jaxgpt.convert.source import tokenizer_files
 
 
 @dataclass(frozen=True)
-class ConvertCommand:
+class ConvertCommand(ModelFlags):
     """The flags of `jaxgpt convert`."""
 
     src: str = flag(
@@ -41,18 +42,6 @@ class ConvertCommand:
     shard_size: str = flag(
         "5GB", "The largest safetensors file in DST, in bytes (KB, MB, GB are powers of ten). More is split into "
         "shards.", metavar="SIZE",
-    )  # fmt: skip
-    dialect: str | None = flag(
-        None, "How SRC names and lays out its tensors: hf, dialogpt, nanogpt, mingpt, old-mingpt, linear, lesson, "
-        "llmc or jaxgpt.", metavar="NAME", default_text="detected",
-    )  # fmt: skip
-    n_head: int | None = flag(
-        None, "The number of attention heads. Needed for a plain state dict, whose shapes do not determine it.",
-        metavar="N", low=1, high=2**31,
-    )  # fmt: skip
-    activation: str | None = flag(
-        None, "gelu_new (GPT-2's tanh form), gelu (exact), relu, silu or tanh. Needed where neither config nor dialect "
-        "determines it.", metavar="NAME",
     )  # fmt: skip
     force: bool = flag(False, "Replace DST if it exists and holds a checkpoint.")
 
@@ -80,10 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(command: ConvertCommand) -> None:
     """Inspect or convert."""
-    checkpoint = read(command.src, dialect=command.dialect, n_head=command.n_head, activation=command.activation)
     if command.dst is None:
-        print(describe(checkpoint, terminal_width()))
+        print(describe(open_checkpoint(command.src, **command.how_to_read), terminal_width()))
         return
+    checkpoint = read(command.src, **command.how_to_read)
     write(
         command.dst,
         checkpoint.params,
@@ -121,6 +110,7 @@ def describe(checkpoint: Checkpoint, width: int | None = None) -> str:
         f"{'tied' if config.tie_word_embeddings else 'untied'} head",
         f"            {'with' if config.bias else 'without'} biases, LayerNorm epsilon {config.layer_norm_epsilon:g}",
         f"parameters  {count:,} in {len(checkpoint.params)} tensors; {len(checkpoint.buffers)} buffers left out",
+        *(f"note        {in_flags(note, flags_of(ConvertCommand))}" for note in checkpoint.notes),
     ]
     return "\n".join([table(rows, width), "", wrapped("\n".join(summary), width)])
 

@@ -1,5 +1,6 @@
 """A checkpoint on disk of any format and dialect, opened lazily."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from jaxgpt.convert.layout import Shape
 from jaxgpt.convert.mapping import to_ours
 from jaxgpt.convert.recognise import recognise
 from jaxgpt.convert.source import resolve
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,19 @@ class Checkpoint:
     """Our parameters: dotted name -> array."""
     buffers: dict[str, Shape]
     """Tensors of the file that are not parameters, such as masks: name -> shape."""
+    notes: tuple[str, ...] = ()
+    """What was left out, ignored or assumed, a sentence each."""
 
 
 def read(
-    source: str | Path, *, dialect: str | None = None, n_head: int | None = None, activation: str | None = None
+    source: str | Path,
+    *,
+    dialect: str | None = None,
+    n_head: int | None = None,
+    activation: str | None = None,
+    drop_heads: bool = False,
 ) -> Checkpoint:
-    """Open a checkpoint.
+    """Open a checkpoint, and log what was left out, ignored or assumed.
 
     Args:
         source: a Hugging Face folder, a `.safetensors`, `.pt`, `.pth`, `.bin` or `.pkl` file, an Orbax folder, a
@@ -43,16 +53,27 @@ def read(
         dialect: one of `convert.dialects.DIALECTS`; detected by default.
         n_head: the number of heads, needed where the file has tensors only.
         activation: the activation function, needed where neither config nor dialect states it.
+        drop_heads: leave other heads behind, such as a classifier's or a value head, and read the language model.
 
     Raises:
         InputError: there is no checkpoint, or a part of it is unknown.
     """
+    found = open_checkpoint(source, dialect=dialect, n_head=n_head, activation=activation, drop_heads=drop_heads)
+    for note in found.notes:
+        log.warning("%s: %s", found.path, note)
+    return found
+
+
+def open_checkpoint(source: str | Path, **told: Any) -> Checkpoint:
+    """Open a checkpoint as `read` does, and log nothing."""
     path = resolve(source)
     contents = open_contents(path)
     try:
-        found = recognise(contents, dialect=dialect, n_head=n_head, activation=activation)
+        found = recognise(contents, **told)
         params, config = to_ours(found.dialect, found.tensors, found.config)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     buffers = found.dialect.buffers_in(found.dialect.bare_names(found.tensors), config)
-    return Checkpoint(path, contents.format, found.dialect, found.reason, config, found.tensors, params, buffers)
+    return Checkpoint(
+        path, contents.format, found.dialect, found.reason, config, found.tensors, params, buffers, found.notes
+    )

@@ -1,5 +1,6 @@
 """The shape of a GPT: every dialect is read into this description and written from it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,6 +55,9 @@ class GPTConfig:
     """Id that begins a text, kept for export."""
     eos_token_id: int | None = None
     """Id that ends a text (`<|endoftext|>`)."""
+    carried: str = ""
+    """JSON text: what a Hugging Face folder says beside these fields, for its export. By the name of the file, the
+    fields of `config.json` that compute nothing here, and all of `generation_config.json`."""
 
     def __post_init__(self):
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
@@ -69,6 +73,7 @@ class GPTConfig:
             self._require(name, lambda v: isinstance(v, bool), "true or false")
         for name in ("bos_token_id", "eos_token_id"):
             self._require(name, lambda v: v is None or _is_int(v), "a token id or null", lambda v: v is None or v >= 0)
+        self._require("carried", _is_carried, "empty, or a JSON object of JSON objects")
         self._require("activation_function", lambda v: v in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
         self._require("n_layer", _is_int, f"at most {MAX_LAYERS:,}", lambda v: v <= MAX_LAYERS)
         if self.n_embd % self.n_head:
@@ -108,3 +113,11 @@ def _is_int(value) -> bool:
 
 def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_carried(value) -> bool:
+    try:
+        files = json.loads(value or "{}")
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(value, str) and isinstance(files, dict) and all(isinstance(f, dict) for f in files.values())

@@ -1,8 +1,9 @@
 """The contents of a folder or file: its format, its tensors by their own names, and the configs that it holds."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ import numpy as np
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialect import Tensors
 from jaxgpt.convert.errors import InputError
-from jaxgpt.convert.formats import llmc, safetensors, torch_zip
+from jaxgpt.convert.formats import flax_msgpack, llmc, safetensors, torch_legacy, torch_zip
 
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
 )
 """Files of a folder that may hold the weights, in the order of precedence."""
 
-STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
-"""Keys under which a training script may have saved its state dict."""
+STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict", "module", "model_state", "net", "network", "weights")
+"""Keys under which a training script may have saved its state dict, or a dict that holds it under another of them."""
+
+MAX_DEPTH = 6
+"""How many such keys may lead to a state dict."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Contents:
     """Our config, where the format has one."""
     config_json: dict[str, Any] | None = None
     """Hugging Face's config, where there is one beside the weights."""
+    generation_json: dict[str, Any] | None = None
+    """Its settings of generation, where they are beside the config."""
     model_args: dict[str, Any] | None = None
     """nanoGPT's config, where the file has one."""
 
@@ -53,27 +60,30 @@ def open_contents(path: Path) -> Contents:
     weights = path if path.is_file() else next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if weights is None:
         raise InputError(f"{path}: no checkpoint found; looked for {', '.join(WEIGHT_FILES)} and Orbax's params")
-    json_file = weights.parent / "config.json"
-    config_json = read_json(json_file) if json_file.is_file() else None
+    found = _open_weights(weights)
+    if (weights.parent / "config.json").is_file() and found.config is None:
+        found = replace(found, config_json=read_json(weights.parent / "config.json"))
+        with contextlib.suppress(InputError, OSError):  # a broken one changes nothing that is computed
+            found = replace(found, generation_json=read_json(weights.parent / "generation_config.json"))
+    return found
+
+
+def _open_weights(weights: Path) -> Contents:
     if weights.name.endswith(".safetensors.index.json"):
-        sharded = read_shards(weights, ".safetensors", safetensors.read)
-        return Contents("safetensors in shards", sharded, None, config_json)
+        return Contents("safetensors in shards", read_shards(weights, ".safetensors", safetensors.read))
     if weights.name.endswith(".index.json"):
-        sharded = read_shards(weights, ".bin", _state_dict)
-        return Contents("PyTorch zip in shards", sharded, None, config_json)
+        return Contents("PyTorch files in shards", read_shards(weights, ".bin", _state_dict))
     if weights.suffix == ".safetensors":
-        return Contents("safetensors", safetensors.read(weights), None, config_json)
-    with weights.open("rb") as file:
-        magic = file.read(512)
-    if magic[:4] == b"PK\3\4":
-        tree = torch_zip.read(weights)
-        model_args = tree.get("model_args") if isinstance(tree, dict) else None
-        tensors = _find_state_dict(weights, tree)
-        return Contents("PyTorch zip", tensors, None, config_json, model_args if isinstance(model_args, dict) else None)
+        return Contents("safetensors", safetensors.read(weights))
+    if weights.suffix == ".msgpack":
+        return Contents("Flax msgpack", flax_msgpack.read(weights))
     if llmc.is_llmc(weights):
         tensors, config = llmc.read(weights)
         return Contents("llm.c", tensors, config=config)
-    raise InputError(f"{weights}: {_describe_unreadable(magic)}")
+    name, tree = _read_torch(weights)
+    model_args = tree.get("model_args") if isinstance(tree, dict) else None
+    tensors = _find_state_dict(weights, tree)
+    return Contents(name, tensors, model_args=model_args if isinstance(model_args, dict) else None)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -108,29 +118,38 @@ def read_shards(index: Path, suffix: str, read: Callable[[Path], Tensors]) -> di
     return found
 
 
-def _state_dict(path: Path) -> Tensors:
+def _read_torch(path: Path) -> tuple[str, Any]:
+    """Return the name of a PyTorch file's format, and the object in it."""
     with path.open("rb") as file:
         magic = file.read(512)
-    if magic[:4] != b"PK\3\4":
-        raise InputError(f"{path}: {_describe_unreadable(magic)}")
-    return _find_state_dict(path, torch_zip.read(path))
+    if magic[:4] == b"PK\3\4":
+        return "PyTorch zip", torch_zip.read(path)
+    if torch_legacy.is_legacy(magic):
+        return "PyTorch before 1.6", torch_legacy.read(path)
+    raise InputError(f"{path}: {_describe_unreadable(magic)}")
+
+
+def _state_dict(path: Path) -> Tensors:
+    return _find_state_dict(path, _read_torch(path)[1])
 
 
 def _find_state_dict(path: Path, tree: Any) -> dict[str, np.ndarray]:
-    candidates = [tree, *(tree.get(key) for key in STATE_DICT_KEYS)] if isinstance(tree, Mapping) else []
-    for found in candidates:
-        if isinstance(found, Mapping) and found and all(isinstance(v, np.ndarray) for v in found.values()):
-            if not all(isinstance(name, str) for name in found):
-                raise InputError(f"{path}: the names of its tensors are not strings")
-            return dict(found)
+    """Return the dict of tensors in what a file holds: itself, or the first one under the keys, by their depth."""
+    level = [tree]
+    for _ in range(MAX_DEPTH):
+        for found in level:
+            if isinstance(found, Mapping) and found and all(isinstance(v, np.ndarray) for v in found.values()):
+                if not all(isinstance(name, str) for name in found):
+                    raise InputError(f"{path}: the names of its tensors are not strings")
+                return dict(found)
+        inner = [found.get(key) for found in level if isinstance(found, Mapping) for key in STATE_DICT_KEYS]
+        level = list({id(found): found for found in inner if isinstance(found, Mapping)}.values())  # no circles
     found_instead = f"it holds {', '.join(map(repr, list(tree)[:8]))}" if isinstance(tree, Mapping) else "it is no dict"
     raise InputError(f"{path}: no state dict in it, nor under {', '.join(STATE_DICT_KEYS)}; {found_instead}")
 
 
 def _describe_unreadable(magic: bytes) -> str:
     resave = "load it with torch.load(…, weights_only=True) in PyTorch and torch.save its state dict again"
-    if magic[:2] == b"\x80\x02" and b"\xfc\x9cF\xf9 j\xa8P\x19" in magic[:32]:
-        return f"a pickle of PyTorch before 1.6, which is not supported: {resave}"
     if magic[257:262] == b"ustar":
         return f"a tar archive of PyTorch before 0.2, which is not supported: {resave}"
     if magic[:1] == b"\x80":

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
-from jaxgpt.convert.layout import Shape, shape_of
+from jaxgpt.convert.layout import Shape
 
 Tensors = Mapping[str, Any]
 """Names to arrays: NumPy views of a memory-mapped file, or anything with `shape`, `dtype` and `__array__`."""
@@ -56,11 +56,14 @@ class Dialect:
     title: str
     rows: tuple[Row, ...]
     buffers: tuple[tuple[str, str], ...] = ()
-    """(name, shape) of tensors that are not parameters; they are dropped when both match."""
+    """(name, shape) of tensors that are not parameters; they are dropped when both match. S is a size of any number,
+    the same in one shape: a mask is often of another context than the positions, and no reader takes it from a file."""
     prefix: str = ""
     """Prefix of every name but the head's; optional when reading."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Config fields that are known for a checkpoint of this family without a config."""
+    assumed: Mapping[str, Any] = field(default_factory=dict)
+    """Config fields that are as in this family's own code unless it is told otherwise: its files do not state them."""
     writes_tied_head: bool = False
     """A tied head is written twice, as in the state dict of a module that shares one parameter."""
 
@@ -96,12 +99,15 @@ class Dialect:
 
     def buffers_in(self, tensors: Tensors, config: GPTConfig) -> dict[str, Shape]:
         """Find the tensors that are not parameters, by name and shape, since a bias may have the same name."""
-        candidates = [
-            (pattern.replace("{i}", str(i)), shape_of(side, config.dims))
-            for pattern, side in self.buffers
-            for i in range(config.n_layer)
-        ]
-        return {name: shape for name, shape in candidates if name in tensors and tuple(tensors[name].shape) == shape}
+        candidates = [(name.replace("{i}", str(i)), side) for name, side in self.buffers for i in range(config.n_layer)]
+        found = {name: tuple(tensors[name].shape) for name, side in candidates if name in tensors}
+        return {name: found[name] for name, side in candidates if name in found and _has_layout(found[name], side)}
+
+
+def _has_layout(shape: Shape, side: str) -> bool:
+    """Tell whether a shape is as a layout of digits and S says."""
+    size = next((n for n, axis in zip(shape, side.split(), strict=False) if axis == "S"), 0)
+    return shape == tuple(size if axis == "S" else int(axis) for axis in side.split())
 
 
 def problem_list(title: str, problems: Iterable[str], n_most: int = 1000) -> str:

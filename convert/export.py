@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.convert.checkpoint import Checkpoint, read
+from jaxgpt.convert.checkpoint import Checkpoint, open_checkpoint
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialect import Dialect, Tensors
 from jaxgpt.convert.dialects.hf import HF
@@ -37,6 +37,7 @@ FIXED_AS_IN_GPT2 = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "la
 
 NOT_IN_PT_FILES = (
     "n_padding", "bos_token_id", "eos_token_id", "reorder_and_upcast_attn", "embd_pdrop", "attn_pdrop", "resid_pdrop",
+    "carried",
 )  # fmt: skip
 """Fields that a `.pt` file does not store; none of them changes a logit."""
 
@@ -94,9 +95,9 @@ def write(
             case "lesson":
                 torch_zip.write(temporary, to_theirs(LESSON, params, config), cast_to)
         if to == "lesson":  # a plain state dict states neither
-            written = read(temporary, n_head=config.n_head, activation=config.activation_function)
+            written = open_checkpoint(temporary, n_head=config.n_head, activation=config.activation_function)
         else:
-            written = read(temporary)
+            written = open_checkpoint(temporary)
         _compare(written, params, config, cast_to)
         publish(temporary, path)
 
@@ -123,7 +124,7 @@ def _check_representable(dialect: Dialect, config: GPTConfig) -> None:
         return
     gpt2 = GPTConfig()
     wanted = {name: getattr(gpt2, name) for name in FIXED_AS_IN_GPT2}
-    wanted |= {"n_inner": 4 * config.n_embd} | dict(dialect.fixed)
+    wanted |= {"n_inner": 4 * config.n_embd} | dict(dialect.fixed) | dict(dialect.assumed)
     if dialect.name == "nanogpt":
         wanted["tie_word_embeddings"] = True
         wanted |= dict.fromkeys(("embd_pdrop", "attn_pdrop"), config.resid_pdrop)
@@ -152,7 +153,9 @@ def _cast(array: Any, dtype: np.dtype | None) -> np.ndarray:
 
 def _compare(written: Checkpoint, params: Tensors, config: GPTConfig, dtype: np.dtype | None) -> None:
     expected = config
-    if written.dialect.name not in ("hf", "jaxgpt"):  # such files do not store these
+    if written.dialect.name == "hf":  # what was carried came with the ids of its time
+        expected = replace(config, carried=written.config.carried)
+    elif written.dialect.name != "jaxgpt":  # such files do not store these
         expected = replace(config, **{name: getattr(written.config, name) for name in NOT_IN_PT_FILES})
     if written.config != expected:
         raise RuntimeError(f"{written.path}: reads back as {written.config}, not as {expected}")

@@ -11,7 +11,7 @@ import numpy as np
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialect import Tensors
 from jaxgpt.convert.dialects.hf import HF
-from jaxgpt.convert.dialects.hf_config import config_to_hf
+from jaxgpt.convert.dialects.hf_config import config_to_hf, generation_to_hf
 from jaxgpt.convert.disk import write_json
 from jaxgpt.convert.formats import safetensors
 from jaxgpt.convert.mapping import to_theirs
@@ -37,8 +37,7 @@ def write_hf_folder(
     tensors = to_theirs(HF, params, config)
     fields = config_to_hf(config) | {"dtype": np.dtype(dtype or next(iter(tensors.values())).dtype).name}
     write_json(folder / "config.json", fields)
-    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-    write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
+    write_json(folder / "generation_config.json", generation_to_hf(config))
     n_params = sum(math.prod(array.shape) for array in params.values())
     card = f"A GPT-2 of {n_params:,} parameters, written by jaxgpt. Describe here its training data and its purpose.\n"
     (folder / "README.md").write_text(f"---\nlibrary_name: transformers\ntags: [gpt2, jaxgpt]\n---\n\n{card}", "utf-8")

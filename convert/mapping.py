@@ -91,8 +91,10 @@ def _gather(tensors: Tensors, theirs: str | tuple[str, ...]) -> Any:
 def _settle_head(dialect: Dialect, tensors: dict[str, Any], config: GPTConfig) -> tuple[dict[str, Any], GPTConfig]:
     """Tie the head or not: by the tensors that are there or, if both are and are equal, by the config."""
     (embedding,), (head,) = dialect.row(EMBEDDING).names, dialect.row(HEAD).names
-    if head == HEAD or head not in tensors or not config.tie_word_embeddings:  # our own files state it in the config
+    if embedding == EMBEDDING or head not in tensors or not config.tie_word_embeddings:  # our own config states it
         return tensors, config
+    if dialect.row(HEAD).left != dialect.row(EMBEDDING).left:  # Flax's, which is there only where it is not tied
+        return tensors, replace(config, tie_word_embeddings=False)
     rest = {name: array for name, array in tensors.items() if name != head}
     if embedding not in tensors:  # the file has the shared matrix under the head's name only
         return {embedding: tensors[head], **rest}, config

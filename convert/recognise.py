@@ -1,6 +1,7 @@
 """Recognising the dialect and the config of a checkpoint from its names, shapes and config."""
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,17 +9,27 @@ from jaxgpt.convert.config import ACTIVATIONS, GPTConfig
 from jaxgpt.convert.contents import Contents
 from jaxgpt.convert.dialect import EMBEDDING, Dialect, Tensors
 from jaxgpt.convert.dialects import DIALECTS
+from jaxgpt.convert.dialects.flax import FLAX
 from jaxgpt.convert.dialects.hf import DIALOGPT, HF
-from jaxgpt.convert.dialects.hf_config import config_from_hf
+from jaxgpt.convert.dialects.hf_config import (
+    ACTIVATION_ALIASES,
+    config_from_hf,
+    refuse_other_computation,
+    unread_fields,
+)
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.dialects.lesson import LESSON
 from jaxgpt.convert.dialects.linear import MINGPT, NANOGPT, UNKNOWN_LINEAR
 from jaxgpt.convert.dialects.llmc import LLMC
 from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.unwrap import Unwrapped, unwrap
 
-WRAPPERS = ("_orig_mod.", "module.", "model.")
-"""Prefixes that torch.compile, DataParallel and Lightning add to every name."""
+FORMS = {"gelu": "the exact form", "gelu_new": "the tanh form"}
+"""Activations that files leave to the reader, in words."""
+
+ACTIVATION_NAMES = ("activation_function", "activation", "activation_fn", "act", "act_fn", "hidden_act", "nonlinearity")
+"""Names under which model_args may state the activation."""
 
 OTHER_ARCHITECTURES = (
     (r"gpt_neox\.", "GPT-NeoX"),
@@ -28,7 +39,7 @@ OTHER_ARCHITECTURES = (
     (r"mlp\.c_fc2", "BTLM"),
     (r"crossattention|ln_cross_attn", "a GPT-2 with cross-attention"),
     (r"h\.\d+\.norm_1|attn\.(qkv|attn)\.(weight|bias)$", "litgpt"),
-    (r"\.lora_|base_model\.", "a LoRA adapter: merge it into its base model first"),
+    (r"(^|\.)(lora_|ia3_|base_layer\.|modules_to_save\.|prompt_encoder\.)", "an adapter such as LoRA: merge it first"),
 )
 """Patterns of names that no GPT-2 has, and the similar architectures that have them."""
 
@@ -42,10 +53,17 @@ class Recognised:
     tensors: Tensors
     """Tensors by the dialect's names, without wrappers."""
     config: GPTConfig
+    notes: tuple[str, ...] = ()
+    """What was left out, ignored or assumed, a sentence each."""
 
 
 def recognise(
-    contents: Contents, *, dialect: str | None = None, n_head: int | None = None, activation: str | None = None
+    contents: Contents,
+    *,
+    dialect: str | None = None,
+    n_head: int | None = None,
+    activation: str | None = None,
+    drop_heads: bool = False,
 ) -> Recognised:
     """Find the dialect, unless it is given, and the config, as stated in the checkpoint or from the shapes.
 
@@ -54,34 +72,78 @@ def recognise(
     """
     if dialect is not None and dialect not in DIALECTS:
         raise InputError(f"dialect={dialect!r}: unknown dialect; known are {', '.join(DIALECTS)}")
-    tensors = unwrap(contents.tensors)
+    if dialect is None:
+        _refuse_other_architectures(contents.tensors)
+    unwrapped = Unwrapped(dict(contents.tensors)) if contents.config is not None else unwrap(contents.tensors)
+    tensors, notes = unwrapped.tensors, []
+    if unwrapped.heads and not drop_heads:
+        shown, what = next(iter(unwrapped.heads.items()))
+        raise InputError(
+            f"{shown} is {what}, which no language model has: drop_heads=True takes the language model out of the "
+            "checkpoint, and leaves such heads behind"
+        )
+    if left_out := [*unwrapped.heads, *unwrapped.left_out]:
+        notes.append(f"left out, as no part of the language model: {_listed(left_out)}")
     found, reason = (DIALECTS[dialect], "it was given") if dialect else _dialect_by_names(contents, tensors)
     if contents.config is not None:
         config = contents.config
     elif contents.config_json is not None and found is not NANOGPT:  # nanoGPT's own model_args are in the file
-        config = config_from_hf(contents.config_json)
+        config = config_from_hf(contents.config_json, contents.generation_json)
+        if unread := unread_fields(contents.config_json):
+            notes.append(
+                f"ignored in config.json, which GPT-2 does not read, and kept for an export: {_listed(unread)}"
+            )
     else:
-        config = _config_by_shapes(found, found.bare_names(tensors), contents.model_args or {}, n_head, activation)
+        model_args = _plain(contents.model_args or {})
+        told = _stated_activation(model_args) or activation
+        config = _config_by_shapes(found, found.bare_names(tensors), model_args, n_head, told)
+        if told is None and found.assumed:
+            assumed = config.activation_function
+            notes.append(
+                f"the activation is not stated in the file: {assumed} ({FORMS[assumed]}) is assumed, as in the code of "
+                f"{found.title}; if the model was trained with another, give activation="
+            )
     if n_head not in (None, config.n_head):
         raise InputError(f"n_head={n_head} contradicts the checkpoint, which says {config.n_head}")
     if activation not in (None, config.activation_function):
         raise InputError(f"activation={activation} contradicts the checkpoint's {config.activation_function}")
-    return Recognised(found, reason, tensors, config)
+    return Recognised(found, reason, tensors, config, tuple(notes))
 
 
-def unwrap(tensors: Tensors) -> dict[str, Any]:
-    """Remove wrappers from the names, and rename LayerNorm's old gamma and beta."""
-    unwrapped = dict(tensors)
-    for wrapper in WRAPPERS * 2:  # in any order
-        if unwrapped and all(name.startswith(wrapper) for name in unwrapped):
-            unwrapped = {name.removeprefix(wrapper): array for name, array in unwrapped.items()}
-    renamed: dict[str, Any] = {}
-    for name, array in unwrapped.items():
-        new = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
-        if new in renamed:
-            raise InputError(f"{new} appears twice, under its old name and its new one")
-        renamed[new] = array
-    return renamed
+def _listed(names: Sequence[str], n_most: int = 20) -> str:
+    """Return names in one line, however strange they are."""
+    shown = [name if name.isprintable() and len(name) < 100 else repr(name)[:100] for name in names[:n_most]]
+    more = f" and {len(names) - n_most:,} more" if len(names) > n_most else ""
+    return ", ".join(shown) + more
+
+
+def _plain(model_args: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of nanoGPT's model_args that can say something: names, numbers and the like.
+
+    Raises:
+        InputError: they say what other models compute, such as rotary positions.
+    """
+    kinds = (bool, int, float, str, type(None))
+    plain = {name: value for name, value in model_args.items() if isinstance(name, str) and isinstance(value, kinds)}
+    refuse_other_computation("model_args", list(plain), plain, plain.get("n_head"))
+    return plain
+
+
+def _stated_activation(model_args: dict[str, Any]) -> str | None:
+    """Return the activation that model_args state, under our name for it, if they do."""
+    stated = next((model_args[name] for name in ACTIVATION_NAMES if model_args.get(name) is not None), None)
+    if stated is None:
+        return None
+    known = ACTIVATION_ALIASES.get(str(stated).lower(), str(stated).lower())
+    if known not in ACTIVATIONS:
+        raise InputError(f"model_args states the activation {stated!r}; known are {', '.join(ACTIVATIONS)}")
+    return known
+
+
+def _refuse_other_architectures(names: Iterable[str]) -> None:
+    for pattern, what in OTHER_ARCHITECTURES:
+        if hit := next((name for name in names if re.search(pattern, name)), None):
+            raise InputError(f"{hit} is a tensor of {what}, not of GPT-2: unsupported")
 
 
 def _dialect_by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, str]:
@@ -89,14 +151,13 @@ def _dialect_by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, st
         return JAXGPT, "an Orbax checkpoint with the items `params` and `config`"
     if contents.format == "llm.c":
         return LLMC, "the file begins with llm.c's magic number"
-    for pattern, what in OTHER_ARCHITECTURES:
-        if hit := next((name for name in tensors if re.search(pattern, name)), None):
-            raise InputError(f"{hit} is a tensor of {what}, not of GPT-2: unsupported")
     names = {HF.bare(name) for name in tensors}
     if "lm_head.decoder.weight" in names:
         return DIALOGPT, "its head is called lm_head.decoder.weight"
     if "blocks.0.attn.key.weight" in names:
         return OLD_MINGPT, "query, key and value are separate"
+    if "h.0.attn.c_attn.kernel" in names:
+        return FLAX, "its names are Flax's: kernel, scale and embedding"
     if "blocks.0.mlp.fc1.weight" in names:
         return LESSON, "its names are tok_emb, blocks, fc1 and fc2"
     kernel = next((tensors[name] for name in tensors if HF.bare(name) == "h.0.attn.c_attn.weight"), None)
@@ -133,12 +194,12 @@ def _config_by_shapes(
     (F,) = _axis_sizes(tensors, fc1.at(0).names[0], fc1.left, "F")
     block = re.compile(re.escape(fc1.names[0]).replace(r"\{i\}", r"(\d+)"))
     n_layer = 1 + max(int(found[1]) for name in tensors if (found := block.fullmatch(name)))
-    stated = {"n_head": n_head, "activation_function": activation} | dict(dialect.fixed)
+    stated: dict[str, Any] = {"n_head": n_head, "activation_function": None, **dialect.fixed, **dialect.assumed}
     if activation is not None:
         stated["activation_function"] = activation
     bias = dialect.row("ln_f.bias").names[0] in tensors
     if model_args:
-        stated["n_head"] = model_args.get("n_head")
+        stated["n_head"] = model_args.get("n_head", n_head)
         bias = model_args.get("bias", True)
         for name, size in (("vocab_size", V), ("block_size", T), ("n_embd", D), ("n_layer", n_layer)):
             if name in model_args and model_args[name] != size:

@@ -22,6 +22,7 @@ def from_pretrained(
     dialect: str | None = None,
     n_head: int | None = None,
     activation: str | None = None,
+    drop_heads: bool = False,
     mesh: Mesh | None = None,
     param_dtype=None,
     dtype=None,
@@ -35,6 +36,7 @@ def from_pretrained(
         dialect: how its tensors are named and laid out; detected by default.
         n_head: the number of heads, needed where the file has tensors only.
         activation: the activation function, needed where neither config nor dialect states it.
+        drop_heads: leave other heads behind, such as a classifier's or a value head.
         mesh: where the parameters go, by the rules of `jaxgpt.mesh`; the first device without. A vocabulary that its
             `tensor` does not divide is padded.
         param_dtype: what the parameters are kept in; float32 by default, whatever the file holds.
@@ -46,7 +48,7 @@ def from_pretrained(
     if isinstance(source, convert.Checkpoint):
         checkpoint = source
     else:
-        checkpoint = convert.read(source, dialect=dialect, n_head=n_head, activation=activation)
+        checkpoint = convert.read(source, dialect=dialect, n_head=n_head, activation=activation, drop_heads=drop_heads)
     param_dtype = np.dtype(param_dtype or jnp.float32)
     model = abstract(checkpoint.config, dtype=dtype or param_dtype, param_dtype=param_dtype)
     model = with_params(model, to_jax(checkpoint, param_dtype, mesh))

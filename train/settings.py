@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxgpt.convert.command_line.flags import Flag, defaults_of, flag, flags_of, from_json, spelled, values_of
+from jaxgpt.convert.command_line.model_flags import ModelFlags
 from jaxgpt.convert.errors import InputError
 
 
@@ -47,7 +48,7 @@ TRACKERS = Literal["tensorboard", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ModelFlags):
     """The settings of a training run; the defaults make a run of the bundled model on text that is on every machine."""
 
     model: str = setting(
@@ -265,7 +266,8 @@ class Settings:
 
 def trait(name: str) -> dict[str, bool]:
     """Return one of the traits of a `Setting`, such as `may_change`, of every setting by its name."""
-    return {field: getattr(described, name) for field, described in flags_of(Settings).items()}
+    usual = getattr(Setting, name)  # of a flag that every command has
+    return {field: getattr(described, name, usual) for field, described in flags_of(Settings).items()}
 
 
 def to_json(settings: Settings) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
     with busy("looking for the data"):
         sources = find_sources(settings)
     with busy(f"looking for {settings.model}"), about("--model"):
-        checkpoint = convert.read(resolve(settings.model))
+        checkpoint = convert.read(resolve(settings.model), **settings.how_to_read)
     config = checkpoint.config
     mesh = make_mesh_of_run(settings, run, config.n_embd)
     batch_shapes(settings, mesh, config.n_positions, packed=False)  # before the model is read

@@ -61,8 +61,9 @@ class Value:
 
 
 def flags_of(command: type) -> dict[str, Flag]:
-    """Return the flags of a command by the names of their fields."""
-    return {item.name: item.metadata["flag"] for item in dataclasses.fields(command)}
+    """Return the flags of a command by the names of their fields, in the order of their arguments."""
+    ordered = sorted(dataclasses.fields(command), key=lambda item: item.kw_only)  # inherited flags come last
+    return {item.name: item.metadata["flag"] for item in ordered}
 
 
 def values_of(command: type) -> dict[str, Value]:

@@ -1,5 +1,6 @@
 """One table per family of checkpoints; `DIALECTS` has them all by name."""
 
+from jaxgpt.convert.dialects.flax import FLAX
 from jaxgpt.convert.dialects.hf import DIALOGPT, HF
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.dialects.lesson import LESSON
@@ -9,5 +10,5 @@ from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
 
 DIALECTS = {
     dialect.name: dialect
-    for dialect in (HF, DIALOGPT, NANOGPT, MINGPT, UNKNOWN_LINEAR, LESSON, OLD_MINGPT, LLMC, JAXGPT)
+    for dialect in (HF, DIALOGPT, NANOGPT, MINGPT, UNKNOWN_LINEAR, LESSON, OLD_MINGPT, LLMC, FLAX, JAXGPT)
 }

@@ -1,5 +1,8 @@
-"""Hugging Face's `config.json` of a GPT-2: each of its fields is honoured, irrelevant, at its default, or refused."""
+"""Hugging Face's `config.json` of a GPT-2: each field is honoured, at its default, kept for the export, or refused."""
 
+import json
+import re
+import reprlib
 from typing import Any
 
 from jaxgpt.convert.config import GPTConfig
@@ -34,9 +37,14 @@ ALIASES = {
     "max_position_embeddings": "n_positions",
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
-    "n_ctx": "n_positions",
 }
-"""Other names of those fields; if both are given they must agree."""
+"""Other names of those fields, as in `GPT2Config.attribute_map`; if both are given they must agree."""
+
+FALLBACKS = {"n_ctx": "n_positions", "n_vocab": "vocab_size"}
+"""Names that transformers does not read: they count only where a config does not have the field itself."""
+
+IDS = ("bos_token_id", "eos_token_id")
+"""Fields of which `config.json` may say more than one id can: several, or -1 for none."""
 
 ACTIVATION_ALIASES = {
     "gelu_fast": "gelu_new",
@@ -55,8 +63,32 @@ AT_DEFAULT: dict[str, tuple] = {
     "pruned_heads": ({}, None),
     "chunk_size_feed_forward": (0,),
     "position_embedding_type": ("absolute",),
+    "do_layer_norm_before": (True,),
+    "apply_residual_connection_post_layernorm": (False,),
 }
 """Fields that would change what the model computes: accepted at these values only."""
+
+GROUPED, WINDOWS, SCALED = "grouped or multi-query attention", "attention in windows", "other scales"
+OTHER_COMPUTATION = (
+    (r"multi_?query|grouped_query|(key_value|kv)_heads?|heads?_kv", GROUPED),
+    (r"(^|_)m?rope(_|$)|rotary", "rotary positions"),
+    (r"alibi", "ALiBi"),
+    (r"(sliding|local|attention|attn)_window|window_size|local_att|(attention|layer)_types|attention_layers", WINDOWS),
+    (r"soft_?cap", "soft caps"),
+    (r"experts?(_|$)|(^|_)moe(_|$)", "experts"),
+    (r"quantiz|quantis|^quant_|load_in_\dbit|(^|_)(gptq|awq|bnb|fp8)(_|$)|bitsandbytes", "quantised weights"),
+    (r"(^|_)(peft|q?lora|adapters?|ia3)(_|$)", "an adapter"),
+    (r"cross_att", "cross-attention"),
+    (r"^mup_|parallel_(residual|att)|(^|_)qk_(layer_?)?norm|rms_?norm|(^|_)post_(layer_?)?norm", "another block"),
+    (r"^(embedding|residual|attention|logits?)_(multiplier|scale|scaling)$|scale_embedding", SCALED),
+)
+"""Patterns of fields by which other models change what they compute, and how. GPT-2 in transformers reads none of
+them, but a checkpoint that has one was probably trained by a program that does."""
+
+OFF = (None, False, 0, "", "none", "None", [])
+"""Values at which such a field says that nothing is changed."""
+
+WHAT_TO_DO = "if the weights were made without it, or no longer need it, delete the field from "
 
 IRRELEVANT = frozenset(
     """_name_or_path _attn_implementation_autoset architectures attn_implementation dtype torch_dtype
@@ -69,13 +101,25 @@ IRRELEVANT = frozenset(
     early_stopping max_length min_length num_beams num_beam_groups num_return_sequences diversity_penalty
     encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
     length_penalty no_repeat_ngram_size output_scores remove_invalid_values repetition_penalty temperature top_k
-    top_p typical_p _num_labels classifier_dropout""".split()
+    top_p typical_p _num_labels classifier_dropout experts_implementation name_or_path summary_last_dropout
+    hidden_dropout _commit_hash""".split()
 )
 """Fields that change nothing in the logits: bookkeeping, generation defaults, classification heads."""
 
+WRITTEN = frozenset({"architectures", "model_type", "dtype", "torch_dtype"})
+"""Fields that an export states anew."""
 
-def config_from_hf(fields: dict[str, Any]) -> GPTConfig:
-    """Read a parsed `config.json`: every field is honoured, irrelevant, at its default, or refused."""
+
+def config_from_hf(fields: dict[str, Any], generation: dict[str, Any] | None = None) -> GPTConfig:
+    """Read a parsed `config.json`.
+
+    Args:
+        fields: each is honoured, at its default, kept for the export, or refused.
+        generation: the parsed `generation_config.json`, where there is one; it is kept for the export.
+
+    Raises:
+        InputError: the config is of another architecture, contradicts itself, or has a value out of its bounds.
+    """
     if (kind := fields.get("model_type", "gpt2")) != "gpt2":
         raise InputError(f"config.json says model_type {kind!r}: this architecture is not GPT-2")
     given: dict[str, Any] = {}
@@ -85,24 +129,91 @@ def config_from_hf(fields: dict[str, Any]) -> GPTConfig:
             if field in given and given[field] != value:
                 raise InputError(f"config.json contradicts itself: {field} is {given[field]!r} and {name} is {value!r}")
             given[field] = value
-        elif name in AT_DEFAULT:
-            if value not in AT_DEFAULT[name]:
-                raise InputError(f"config.json: {name} = {value!r} is not supported, only {AT_DEFAULT[name][0]!r}")
-        elif name not in IRRELEVANT:
-            raise InputError(f"config.json: the field {name!r} is unknown, and may change what the model computes")
-    merged = FIELDS | OURS | given
+        elif name in AT_DEFAULT and value not in AT_DEFAULT[name]:
+            raise InputError(
+                f"config.json: {name} = {reprlib.repr(value)} is not supported, only {AT_DEFAULT[name][0]!r}: "
+                f"{WHAT_TO_DO}config.json and try again"
+            )
+    merged = FIELDS | OURS | {field: fields[name] for name, field in FALLBACKS.items() if name in fields} | given
+    refuse_other_computation("config.json", unread_fields(fields), fields, merged["n_head"])
     if merged["n_inner"] is None and isinstance(merged["n_embd"], int):
         merged["n_inner"] = 4 * merged["n_embd"]
     activation = merged["activation_function"]
     if isinstance(activation, str):
         merged["activation_function"] = ACTIVATION_ALIASES.get(activation, activation)
-    return GPTConfig(**merged)
+    merged |= {name: _one_id(merged[name]) for name in IDS}
+    return GPTConfig(**merged, carried=_carry(fields, generation))
+
+
+def unread_fields(fields: dict[str, Any]) -> list[str]:
+    """Return the fields of a `config.json` that neither GPT-2 in transformers nor we read, in their order."""
+    known = {*FIELDS, *OURS, *ALIASES, *AT_DEFAULT, *IRRELEVANT}
+    agreeing = {name for name, field in FALLBACKS.items() if fields.get(name) == fields.get(field, fields.get(name))}
+    return [name for name in fields if name not in known and name not in agreeing]
+
+
+def refuse_other_computation(where: str, names: list[str], fields: dict[str, Any], n_head: Any) -> None:
+    """Refuse fields that are known to change what other models compute, unless their value says that they don't.
+
+    Raises:
+        InputError: names the field, what it stands for, and what to do.
+    """
+    for name in names:
+        what = next((what for pattern, what in OTHER_COMPUTATION if re.search(pattern, name.lower())), None)
+        if what is not None and not _is_off(fields[name], what, n_head):
+            raise InputError(
+                f"{where}: {name} = {reprlib.repr(fields[name])} stands for {what}, which GPT-2 does not have: "
+                f"unsupported; {WHAT_TO_DO}{where} and try again"
+            )
+
+
+def _is_off(value: Any, what: str, n_head: Any) -> bool:
+    if what == WINDOWS and isinstance(value, list):
+        return set(re.findall("[a-z_]+", json.dumps(value).lower())) <= {"full_attention", "full", "global"}
+    return value in OFF or (what == GROUPED and value == n_head) or (what == SCALED and value == 1)
 
 
 def config_to_hf(config: GPTConfig) -> dict[str, Any]:
-    """Make the fields of a `config.json` that `GPT2LMHeadModel.from_pretrained` reads."""
+    """Make the fields of a `config.json` that `GPT2LMHeadModel.from_pretrained` reads, and those that were kept."""
     fields = {name: getattr(config, name) for name in FIELDS}
     ours = {name: getattr(config, name) for name, default in OURS.items() if getattr(config, name) != default}
     if config.n_inner == 4 * config.n_embd:
         fields["n_inner"] = None
-    return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **fields, **ours}
+    kept = carried_of(config, "config.json") or {}
+    same_ids = {name: kept[name] for name in IDS if name in kept and name not in changed_ids(config)}
+    fixed = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
+    return fixed | fields | {name: kept[name] for name in kept if name not in fields} | ours | same_ids
+
+
+def generation_to_hf(config: GPTConfig) -> dict[str, Any]:
+    """Make a `generation_config.json`: the one that was kept, with the ids that the model has got since."""
+    kept = carried_of(config, "generation_config.json")
+    if kept is None:
+        return {"_from_model_config": True, **{name: getattr(config, name) for name in IDS}}
+    return kept | changed_ids(config)
+
+
+def carried_of(config: GPTConfig, file: str) -> dict[str, Any] | None:
+    """Return what is kept of a file of the Hugging Face folder that the model came from."""
+    return json.loads(config.carried or "{}").get(file)
+
+
+def changed_ids(config: GPTConfig) -> dict[str, int | None]:
+    """Return the ids of the model that are others than those of the folder it came from."""
+    kept = carried_of(config, "config.json") or {}
+    return {name: getattr(config, name) for name in IDS if _one_id(kept.get(name)) != getattr(config, name)}
+
+
+def _carry(fields: dict[str, Any], generation: dict[str, Any] | None) -> str:
+    """Return as JSON text what an export writes again, with the ids as they were said."""
+    ours = {*FIELDS, *OURS, *ALIASES, *WRITTEN} - set(IDS)
+    kept = {name: value for name, value in fields.items() if name not in ours}
+    files = {"config.json": {name: FIELDS[name] for name in IDS} | kept, "generation_config.json": generation}
+    return json.dumps({file: found for file, found in files.items() if found is not None}, sort_keys=True)
+
+
+def _one_id(value: Any) -> Any:
+    """Return one id for what `config.json` may say: the first of several, and None for -1 and for an empty list."""
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        value = value[0] if value else None
+    return None if type(value) is int and value < 0 else value

@@ -26,9 +26,10 @@ NANOGPT = Dialect(
     name="nanogpt",
     title="nanoGPT",
     rows=ROWS,
-    buffers=(("h.{i}.attn.bias", "1 1 T T"),),  # only where PyTorch has no flash attention
+    buffers=(("h.{i}.attn.bias", "1 1 S S"),),  # only where PyTorch has no flash attention
     prefix="transformer.",
-    fixed={"activation_function": "gelu", "layer_norm_epsilon": 1e-5},  # nn.GELU(), the exact form
+    fixed={"layer_norm_epsilon": 1e-5},
+    assumed={"activation_function": "gelu"},  # nn.GELU(), the exact form
     writes_tied_head=True,
 )
 
@@ -36,16 +37,17 @@ MINGPT = Dialect(
     name="mingpt",
     title="minGPT or makemore",
     rows=ROWS,
-    buffers=(("h.{i}.attn.bias", "1 1 T T"),),
+    buffers=(("h.{i}.attn.bias", "1 1 S S"),),
     prefix="transformer.",
-    fixed={"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5},
+    fixed={"layer_norm_epsilon": 1e-5},
+    assumed={"activation_function": "gelu_new"},
 )
 
 UNKNOWN_LINEAR = Dialect(
     name="linear",
     title="Hugging Face names with nn.Linear",
     rows=ROWS,
-    buffers=(("h.{i}.attn.bias", "1 1 T T"),),
+    buffers=(("h.{i}.attn.bias", "1 1 S S"),),
     prefix="transformer.",
     fixed={"layer_norm_epsilon": 1e-5},
 )

@@ -1,22 +1,25 @@
 """The pickle inside a PyTorch file: a machine that runs it without importing anything, and a writer.
 
-The machine knows containers, numbers, strings, and four callables of PyTorch's. Anything else is an error
-that names it.
+The machine knows containers, numbers, strings, and a table of names with what stands for each (`pickle_names`).
+Anything else is an error that names it.
 """
 
 import collections
 import math
-import mmap
 import pickletools
+import reprlib
 import struct
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.formats.pickle_names import Attributes, Name, NumpyType, call, expect, resolve
+
+MAX_PICKLE = 100_000_000
+"""Most bytes of a pickle; that of a GPT-2 has about ten kilobytes."""
 
 STORAGES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -33,16 +36,21 @@ STORAGES = {
 """Types of the elements of `torch.FloatStorage` and so on."""
 
 
+Storage = Callable[[str, np.dtype, Any], np.ndarray | None]
+"""Returns the elements of a storage for its key, type and stated count; None where there is none of this key."""
+
+
 class PickleMachine:
     """A machine for the opcodes of a state dict's pickle: https://docs.python.org/3/library/pickletools.html."""
 
-    def __init__(self, data: mmap.mmap, storages: Mapping[str, zipfile.ZipInfo]):
-        self._data, self._storages = data, storages
+    def __init__(self, storage: Storage | None = None):
+        self._find_storage = storage
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
-    def run(self, program: bytes) -> Any:
+    def run(self, program: Any) -> Any:
+        """Return what a program makes: bytes, or a reader, which is left behind the program's end."""
         for opcode, argument, _ in pickletools.genops(program):
             if opcode.name == "STOP":
                 (result,) = self._stack
@@ -61,10 +69,17 @@ class PickleMachine:
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
                 stack.append(argument)
-            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
+            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "SHORT_BINSTRING" | "BINSTRING":
                 stack.append(argument)
-            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
-                stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
+            case "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
+                stack.append(argument)
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_SET":
+                stack.append({"DICT": dict, "LIST": list, "TUPLE": tuple, "SET": set}[name.removeprefix("EMPTY_")]())
+            case "FROZENSET":
+                stack.append(frozenset(self._above_mark()))
+            case "ADDITEMS":
+                items = self._above_mark()
+                expect(stack[-1], set).update(items)
             case "TUPLE":
                 stack.append(tuple(self._above_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
@@ -72,26 +87,34 @@ class PickleMachine:
                 stack.append(tuple(items))
             case "APPEND" | "APPENDS":
                 items = self._pop(1) if name == "APPEND" else self._above_mark()
-                _expect(stack[-1], list).extend(items)
+                expect(stack[-1], list).extend(items)
             case "SETITEM" | "SETITEMS":
                 items = self._pop(2) if name == "SETITEM" else self._above_mark()
-                _expect(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+                expect(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
                 self._memo[len(self._memo) if name == "MEMOIZE" else argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(self._memo[argument])
             case "GLOBAL":
-                stack.append(_resolve_global(*argument.split(" ")))
+                stack.append(_resolve(*argument.split(" ")))
             case "STACK_GLOBAL":
-                stack.append(_resolve_global(*self._pop(2)))
+                stack.append(_resolve(*(expect(part, str) for part in self._pop(2))))
             case "REDUCE":
                 function, arguments = self._pop(2)
-                stack.append(self._call(function, _expect(arguments, tuple)))
+                stack.append(_call(function, expect(arguments, tuple)))
+            case "NEWOBJ":
+                kind, arguments = self._pop(2)
+                if not (isinstance(kind, Name) and kind.is_class and arguments == ()):
+                    raise InputError(f"its pickle makes {reprlib.repr(kind)} by NEWOBJ, which no state dict needs")
+                stack.append(Attributes())
             case "BINPERSID":
-                stack.append(self._storage(_expect(stack.pop(), tuple)))
-            case "BUILD":  # an OrderedDict's attributes: `_metadata` of a state dict
-                stack.pop()
-                _expect(stack[-1], collections.OrderedDict)
+                stack.append(self._storage(expect(stack.pop(), tuple)))
+            case "BUILD":
+                state = stack.pop()
+                if isinstance(stack[-1], Attributes | NumpyType):
+                    stack[-1].build(state)
+                else:  # an OrderedDict's attributes: `_metadata` of a state dict
+                    expect(stack[-1], collections.OrderedDict)
             case _:
                 raise InputError(f"its pickle uses {name}, which no state dict needs")
 
@@ -108,37 +131,42 @@ class PickleMachine:
         del self._stack[begin:]
         return items
 
-    def _call(self, function: Any, arguments: tuple) -> Any:
-        if function is collections.OrderedDict:
-            return collections.OrderedDict(*(dict(_expect(pairs, list)) for pairs in arguments))
-        if function == "torch._utils._rebuild_parameter":
-            return _expect(arguments[0], np.ndarray)
-        if function == "torch._utils._rebuild_tensor_v2":
-            return _tensor(*arguments[:4])
-        raise InputError(f"its pickle calls {function!r}, which no state dict needs")
-
     def _storage(self, persistent_id: tuple) -> np.ndarray:
-        kind, storage_type, key, _, count = persistent_id  # the device, such as cuda:0, does not matter
-        dtype = STORAGES.get(str(storage_type).removeprefix("torch."))
-        if kind != "storage" or dtype is None or not isinstance(key, str) or key not in self._storages:
+        kind, storage_type, key, _, count, *view = persistent_id  # the device, such as cuda:0, does not matter
+        dtype = STORAGES.get(storage_type.removeprefix("torch.")) if isinstance(storage_type, str) else None
+        found = None
+        is_storage = isinstance(kind, str) and kind == "storage" and dtype is not None
+        if is_storage and isinstance(key, str) and self._find_storage is not None:
+            found = self._find_storage(key, dtype, count)
+        if found is None:
             raise InputError(f"its pickle names an invalid storage: {persistent_id!r}"[:300])
-        info = self._storages[key]
-        begin = info.header_offset
-        local = self._data[begin : begin + 30]
-        if local[:4] != b"PK\3\4":
-            raise InputError(f"member {info.filename} has no header")
-        begin += 30 + sum(struct.unpack("<HH", local[26:30]))
-        if type(count) is not int or not 0 <= count * dtype.itemsize <= info.file_size:
-            raise InputError(f"storage {key} has {info.file_size:,} bytes, which are not {count!r} of {dtype}")
-        if begin + info.file_size > len(self._data):
-            raise InputError(f"storage {key} is beyond the end of the file: truncated")
-        return np.frombuffer(self._data, dtype, count, begin) if count else np.empty(0, dtype)
+        if not view or view[0] is None:
+            return found
+        (_, begin, size), *_ = view  # of a storage that shows a part of another, before PyTorch 1.6
+        if not (type(begin) is type(size) is int and 0 <= begin <= begin + size <= found.size):
+            raise InputError(f"a view of storage {key} reaches beyond it")
+        return found[begin : begin + size]
+
+
+def _resolve(module: str, name: str) -> Name:
+    return Name(f"torch.{name}") if module == "torch" and name in STORAGES else resolve(module, name)
+
+
+def _call(function: Any, arguments: tuple) -> Any:
+    match expect(function, str):  # of an array, a comparison would be as large as it says it is
+        case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state":
+            return expect(arguments[0], np.ndarray)
+        case "torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor":
+            return _tensor(*arguments[:4])
+        case "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes, which are left out
+            return _call(arguments[0], expect(arguments[2], tuple))
+    return call(function, arguments)
 
 
 def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
     """Return a view of a storage, and refuse one that reaches beyond it."""
-    _expect(storage, np.ndarray)
-    numbers = [offset, *_expect(shape, tuple), *_expect(strides, tuple)]
+    expect(storage, np.ndarray)
+    numbers = [offset, *expect(shape, tuple), *expect(strides, tuple)]
     if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or len(shape) != len(strides) or len(shape) > 8:
         raise InputError(f"invalid tensor: shape {shape!r} and strides {strides!r} at {offset!r}")
     if math.prod(max(n, 1) for n in shape) >= 2**48:
@@ -146,25 +174,10 @@ def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> n
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if 0 not in shape and last >= storage.size:
         raise InputError(f"a tensor of shape {shape} reaches beyond its storage of {storage.size:,} elements")
+    if storage.strides == (0,):  # zeros that stand for a storage which is not located yet
+        return np.broadcast_to(storage[:1].reshape(()) if storage.size else np.zeros((), storage.dtype), shape)
     steps = [stride * storage.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(storage[offset:] if 0 not in shape else storage[:0], shape, steps)
-
-
-def _resolve_global(module: str, name: str) -> Any:
-    """Return a stand-in for a global of the pickle, without importing it."""
-    full = f"{module}.{name}"
-    if full == "collections.OrderedDict":
-        return collections.OrderedDict
-    known = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter")
-    if full in known or (module == "torch" and name in STORAGES):
-        return full
-    raise InputError(f"its pickle names {full}, which no state dict needs: refused, and nothing was called")
-
-
-def _expect(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise InputError(f"its pickle has a {type(value).__name__} where a {kind.__name__} belongs")
-    return value
 
 
 def pickle_of(value: Any, arrays: dict[int, tuple[int, Any]], dtype: np.dtype | None) -> bytes:

@@ -3,10 +3,12 @@
 Tensors are views of the mapped file; `convert.formats.torch_pickle` reads and writes the pickle, without torch.
 """
 
+import contextlib
 import mmap
 import os
 import struct
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ import numpy as np
 
 from jaxgpt.convert.disk import with_progress
 from jaxgpt.convert.errors import InputError
-from jaxgpt.convert.formats.torch_pickle import PickleMachine, pickle_of
+from jaxgpt.convert.formats.torch_pickle import MAX_PICKLE, PickleMachine, Storage, pickle_of
 
-MAX_PICKLE, MAX_MEMBERS = 100_000_000, 100_000
-"""Most bytes of the pickle and most zip members; a GPT-2 has about ten kilobytes and one member for each tensor."""
+MAX_MEMBERS = 100_000
+"""Most members of the zip; a GPT-2 has one for each tensor."""
 
 
 def read(path: Path) -> Any:
@@ -61,12 +63,40 @@ def read(path: Path) -> Any:
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     storages = {name.removeprefix(f"{root}data/"): m for name, m in members.items() if name.startswith(f"{root}data/")}
+    with whose_pickle(path):
+        return PickleMachine(_storages(data, storages)).run(program)
+
+
+@contextlib.contextmanager
+def whose_pickle(path: Path) -> Iterator[None]:
+    """Name the file in whatever a pickle raises in the machine, which for a hostile one may be anything."""
     try:
-        return PickleMachine(data, storages).run(program)
+        yield
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except Exception as error:  # a hostile pickle may raise anything in the machine
+    except Exception as error:
         raise InputError(f"{path}: a damaged pickle ({type(error).__name__}: {error})") from None
+
+
+def _storages(data: mmap.mmap, members: Mapping[str, zipfile.ZipInfo]) -> Storage:
+    """Return the function that finds a storage among the members of a mapped zip."""
+
+    def find(key: str, dtype: np.dtype, count: Any) -> np.ndarray | None:
+        if key not in members:
+            return None
+        info = members[key]
+        begin = info.header_offset
+        local = data[begin : begin + 30]
+        if local[:4] != b"PK\3\4":
+            raise InputError(f"member {info.filename} has no header")
+        begin += 30 + sum(struct.unpack("<HH", local[26:30]))
+        if type(count) is not int or not 0 <= count * dtype.itemsize <= info.file_size:
+            raise InputError(f"storage {key} has {info.file_size:,} bytes, which are not {count!r} of {dtype}")
+        if begin + info.file_size > len(data):
+            raise InputError(f"storage {key} is beyond the end of the file: truncated")
+        return np.frombuffer(data, dtype, count, begin) if count else np.empty(0, dtype)
+
+    return find
 
 
 def write(path: Path, tree: Any, dtype: np.dtype | None = None) -> None:

@@ -8,12 +8,13 @@ from jaxgpt.commands import MODEL
 from jaxgpt.convert.command_line.console import busy, terminal_width
 from jaxgpt.convert.command_line.flags import flag
 from jaxgpt.convert.command_line.help import Help
+from jaxgpt.convert.command_line.model_flags import ModelFlags
 from jaxgpt.convert.command_line.parser import Parser
 from jaxgpt.convert.exit_codes import ExitCode
 
 
 @dataclass(frozen=True)
-class CheckCommand:
+class CheckCommand(ModelFlags):
     """The flags of `jaxgpt check`."""
 
     model: str = flag(help=f"The model: {MODEL}.", metavar="MODEL", is_positional=True)
@@ -52,7 +53,7 @@ def run(command: CheckCommand) -> int:
     use_compile_cache(command.compile_cache)
     with busy(f"loading {command.model}"):
         path = resolve(command.model)
-        model = jaxgpt.from_pretrained(path)
+        model = jaxgpt.from_pretrained(path, **command.how_to_read)
         tokenizer = jaxgpt.load_tokenizer(path) if tokenizer_files(path) else None
     with busy("checking"):
         report = jaxgpt.check(model, tokenizer, command.against, name=command.model)

@@ -10,12 +10,13 @@ from jaxgpt.commands import MODEL
 from jaxgpt.convert.command_line.console import busy
 from jaxgpt.convert.command_line.flags import flag
 from jaxgpt.convert.command_line.help import Help
+from jaxgpt.convert.command_line.model_flags import ModelFlags
 from jaxgpt.convert.command_line.parser import Parser
 from jaxgpt.convert.errors import InputError, about
 
 
 @dataclass(frozen=True)
-class EvalCommand:
+class EvalCommand(ModelFlags):
     """The flags of `jaxgpt eval`."""
 
     model: str = flag(help=f"The model: {MODEL}.", metavar="MODEL", is_positional=True)
@@ -75,7 +76,7 @@ def run(command: EvalCommand) -> int:
     with about("--data"):
         corpus = tokenise(source, tokenizer, cache=command.cache, progress=True)
     with busy(f"loading {command.model}"):
-        model = jaxgpt.vocab.mark_padding(jaxgpt.from_pretrained(path), tokenizer)
+        model = jaxgpt.vocab.mark_padding(jaxgpt.from_pretrained(path, **command.how_to_read), tokenizer)
     jaxgpt.tokenizer.check_vocabulary(tokenizer, model.config, corpus.tokens)
     result = jaxgpt.evaluate(
         model, corpus.tokens, context=command.context, stride=command.stride, batch_size=command.batch_size,

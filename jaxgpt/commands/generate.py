@@ -9,12 +9,13 @@ from jaxgpt.commands import MODEL
 from jaxgpt.convert.command_line.console import busy
 from jaxgpt.convert.command_line.flags import flag
 from jaxgpt.convert.command_line.help import Help
+from jaxgpt.convert.command_line.model_flags import ModelFlags
 from jaxgpt.convert.command_line.parser import Parser
 from jaxgpt.convert.errors import InputError
 
 
 @dataclass(frozen=True)
-class GenerateCommand:
+class GenerateCommand(ModelFlags):
     """The flags of `jaxgpt generate`."""
 
     model: str = flag(
@@ -82,7 +83,11 @@ HELP = Help(
         ("runs/chat --chat --prompt='Who was king?'", "an answer"),
         ("gpt2 --prompt A B --num-samples=2 --seed=7", "four texts"),
     ),
-    groups={"text": "prompts, and how much to write", "sampling": "how each token is chosen"},
+    groups={
+        "text": "prompts, and how much to write",
+        "sampling": "how each token is chosen",
+        "model": "what the checkpoint does not say itself",
+    },
 )
 
 PARSER = Parser(GenerateCommand, HELP)
@@ -107,7 +112,7 @@ def run(command: GenerateCommand) -> int:
         command.temperature, command.top_k, command.top_p, command.min_p, command.repetition_penalty
     )
     with busy(f"loading {command.model}"):
-        model, tokenizer = load(command.model)
+        model, tokenizer = load(command)
     heads, ids = encode(command, tokenizer, texts)
     n_positions = model.config.n_positions
     prompts = [fit(row, command, n_positions, f"prompt {i}") for i, row in enumerate(ids, 1)]
@@ -126,13 +131,13 @@ def run(command: GenerateCommand) -> int:
     return 0
 
 
-def load(name: str) -> tuple[Any, Any]:
+def load(command: GenerateCommand) -> tuple[Any, Any]:
     """Return a model and its tokenizer, which are looked for once; rows without a token are marked as padding."""
     import jaxgpt
     from jaxgpt.convert.source import resolve
 
-    path = resolve(name)
-    model, tokenizer = jaxgpt.from_pretrained(path), jaxgpt.load_tokenizer(path)
+    path = resolve(command.model)
+    model, tokenizer = jaxgpt.from_pretrained(path, **command.how_to_read), jaxgpt.load_tokenizer(path)
     return jaxgpt.vocab.mark_padding(model, tokenizer), tokenizer
 
 

@@ -51,7 +51,7 @@ def compile_only(settings: Settings) -> int:
 
 def make_spec_of_shapes(settings: Settings, topology: Topology) -> StepSpec:
     """Make the specification of the run that the settings describe, as far as it is known without the data."""
-    config = config_of(settings.model)
+    config = config_of(settings)
     with about("--mesh"):
         mesh = make_mesh(settings.mesh, devices=topology.devices, width=config.n_embd)
     model = abstract(as_trained(config, settings, mesh), dtype=jnp.dtype(settings.dtype))
@@ -63,10 +63,11 @@ def make_spec_of_shapes(settings: Settings, topology: Topology) -> StepSpec:
     return make_step_spec(settings, mesh, model, steps=settings.steps or STEPS, packed=is_packed)
 
 
-def config_of(model: str) -> jaxgpt.GPTConfig:
+def config_of(settings: Settings) -> jaxgpt.GPTConfig:
     """Return the shape of a published model, or of a checkpoint that is here."""
+    model = settings.model
     is_here = model in BUNDLED or Path(model).expanduser().exists()
-    return (None if is_here else config_of_published(model)) or convert.read(model).config
+    return (None if is_here else config_of_published(model)) or convert.read(model, **settings.how_to_read).config
 
 
 def as_trained(config: jaxgpt.GPTConfig, settings: Settings, mesh: Mesh) -> jaxgpt.GPTConfig:

@@ -1,0 +1,33 @@
+"""The flags of every command that reads a checkpoint: what the file itself may leave open."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxgpt.convert.command_line.flags import flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """Flags that say of a checkpoint what it does not say itself. They come last in the help of a command."""
+
+    dialect: str | None = flag(
+        None, "How the checkpoint names and lays out its tensors: hf, dialogpt, nanogpt, mingpt, old-mingpt, linear, "
+        "lesson, llmc, flax or jaxgpt.", metavar="NAME", default_text="detected", group="model",
+    )  # fmt: skip
+    n_head: int | None = flag(
+        None, "The number of attention heads. Needed for a plain state dict, whose shapes do not determine it.",
+        metavar="N", low=1, high=2**31, group="model",
+    )  # fmt: skip
+    activation: str | None = flag(
+        None, "gelu_new (GPT-2's tanh form), gelu (exact), relu, silu or tanh. Needed where neither config nor dialect "
+        "determines it; overrides what is only assumed.", metavar="NAME", group="model",
+    )  # fmt: skip
+    drop_heads: bool = flag(
+        False, "Take the language model out of a checkpoint that has another head, such as a classifier's or a value "
+        "head, and leave that behind.", group="model",
+    )  # fmt: skip
+
+    @property
+    def how_to_read(self) -> dict[str, Any]:
+        """The arguments of `convert.read` and `from_pretrained` that stand for these flags."""
+        return {name: getattr(self, name) for name in ModelFlags.__dataclass_fields__}
