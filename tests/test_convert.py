@@ -184,7 +184,7 @@ def test_missing_extra_and_misshapen_tensors_are_all_listed(hf_folder):
         del tensors["transformer.h.0.mlp.c_fc.bias"], tensors["transformer.ln_f.weight"]
         tensors["transformer.h.7.ln_1.weight"] = torch.ones(36)
         tensors["transformer.h.1.attn.c_proj.weight"] = torch.ones(36, 35)
-        tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 5, 5)  # named like a mask, but not of its shape
+        tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 5, 6)  # named like a mask, but not of its shape
         tensors["transformer.h.1.ln_1.bias"] = torch.ones(36, dtype=torch.int32)
 
     edit_tensors(folder, spoil)
@@ -195,7 +195,7 @@ def test_missing_extra_and_misshapen_tensors_are_all_listed(hf_folder):
         "missing: h.0.mlp.c_fc.bias (52,)",
         "missing: ln_f.weight (36,)",
         "unknown: h.7.ln_1.weight (36,)",
-        "unknown: h.0.attn.bias (1, 1, 5, 5)",
+        "unknown: h.0.attn.bias (1, 1, 5, 6)",
         "shape: h.1.attn.c_proj.weight is (36, 35), the config says (36, 36)",
         "dtype: h.1.ln_1.bias is int32, not a floating-point type",
     ):

@@ -15,10 +15,12 @@ import zipfile
 from pathlib import Path
 
 import forked
+import msgpack
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, random_hf
+from flax.serialization import to_bytes
 from safetensors.torch import load_file, save_file
 
 MEMORY = 200e6
@@ -53,6 +55,15 @@ def config(**fields):
     def spoil(folder: Path) -> Path:
         file = folder / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+        return folder
+
+    return spoil
+
+
+def config_without(name: str, **fields):
+    def spoil(folder: Path) -> Path:
+        file = folder / "config.json"
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != name} | fields))
         return folder
 
     return spoil
@@ -104,7 +115,7 @@ def saved(make):
 
     def spoil(folder: Path) -> Path:
         (folder / "model.safetensors").unlink()
-        torch.save(make(), folder / "pytorch_model.bin", _use_new_zipfile_serialization=make is not legacy)
+        torch.save(make(), folder / "pytorch_model.bin")
         return folder
 
     return spoil
@@ -157,6 +168,58 @@ def tensor(inner: bytes, offset: int = 0, shape: tuple = (4,), strides: tuple = 
     return b"}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n(" + inner + rest + b"tRs"
 
 
+LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+
+
+def old(make):
+    """The same as `saved`, in the format of PyTorch before 1.6."""
+
+    def spoil(folder: Path) -> Path:
+        (folder / "model.safetensors").unlink()
+        torch.save(make(), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+        return folder
+
+    return spoil
+
+
+def old_storage(count: int) -> bytes:
+    text = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\x03\0\0\0cpu"
+    return text + b"\x8a\x08" + struct.pack("<q", count) + b"NtQ"
+
+
+def old_program(code: bytes, keys: list[str], count: int = 16):
+    """A file of PyTorch before 1.6 with one storage of 16 numbers."""
+    machine = pickle.dumps({"little_endian": True}, 2)
+    head = LEGACY_MAGIC + pickle.dumps(1001, 2) + machine + b"\x80\x02" + code + b"." + pickle.dumps(keys, 2)
+    return raw(head + struct.pack("<q", count) + bytes(64), "pytorch_model.bin")
+
+
+def add(file: Path, data: bytes) -> None:
+    file.write_bytes(file.read_bytes() + data)
+
+
+def flax(change):
+    """A `flax_model.msgpack`, changed."""
+
+    def spoil(folder: Path) -> Path:
+        (folder / "model.safetensors").unlink()
+        (folder / "flax_model.msgpack").write_bytes(change(to_bytes({"wte": {"embedding": np.ones((97, 36))}})))
+        return folder
+
+    return spoil
+
+
+def array(shape: list[int], data: bytes = bytes(4), kind: str = "float32"):
+    """A dict of one array that may lie about itself."""
+    inner = msgpack.packb([shape, kind, data], use_bin_type=True)
+    return lambda _: msgpack.packb({"a": msgpack.ExtType(1, inner)})
+
+
+def wrap(state: dict, prefix: str) -> None:
+    for name in list(state):
+        state[prefix + name] = state.pop(name)
+
+
 F4 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 MARKER = "hacked"
 TOUCH = f"touch {MARKER}"
@@ -185,13 +248,28 @@ CASES = {
     "epsilon NaN": (config(layer_norm_epsilon=float("nan")), "layer_norm_epsilon must be"),
     "dropout of everything": (config(attn_pdrop=1.0), "attn_pdrop must be"),
     "flag as number": (config(scale_attn_weights=1), "scale_attn_weights must be true or false"),
-    "end token as list": (config(eos_token_id=[96]), "eos_token_id must be"),
+    "end token as text": (config(eos_token_id="96"), "eos_token_id must be"),
+    "end tokens as texts": (config(eos_token_id=["a", "b"]), "eos_token_id must be"),
     "cross-attention": (config(add_cross_attention=True), "add_cross_attention = True is not supported"),
-    "unknown field": (config(rope_theta=1e4), "the field 'rope_theta' is unknown"),
-    "quantised": (config(quantization_config={}), "'quantization_config' is unknown"),
-    "remote code": (config(auto_map={"AutoModel": "evil.Model"}), "'auto_map' is unknown"),
+    "rotary positions": (config(rope_theta=1e4), "rope_theta = 10000.0 stands for rotary positions, which GPT-2 does"),
+    "quantised": (config(quantization_config={}), "quantization_config = {} stands for quantised weights"),
+    "quantised to 4 bits": (config(quantization_config={"quant_method": "bnb"}), "stands for quantised weights"),
+    "loaded in 8 bits": (config(load_in_8bit=True), "load_in_8bit = True stands for quantised weights"),
+    "multi-query by config": (config(multi_query=True), "multi_query = True stands for grouped or multi-query"),
+    "grouped-query by config": (config(num_key_value_heads=1), "num_key_value_heads = 1 stands for grouped"),
+    "ALiBi": (config(alibi=True), "alibi = True stands for ALiBi"),
+    "ALiBi by its old name": (config(position_embedding_type="alibi"), "position_embedding_type = 'alibi' is not"),
+    "windows": (config(sliding_window=128), "sliding_window = 128 stands for attention in windows"),
+    "windows in some layers": (config(layer_types=["sliding_attention", "full_attention"]), "attention in windows"),
+    "windows of GPT-Neo": (config(attention_types=[[["global", "local"], 1]]), "attention in windows"),
+    "soft caps": (config(final_logit_softcapping=30.0), "final_logit_softcapping = 30.0 stands for soft caps"),
+    "experts": (config(num_local_experts=8), "num_local_experts = 8 stands for experts"),
+    "an adapter in the config": (config(peft_type="LORA"), "peft_type = 'LORA' stands for an adapter"),
+    "muP": (config(mup_width_scale=0.5), "delete the field from config.json and try again"),
+    "norms after the block": (config(do_layer_norm_before=False), "do_layer_norm_before = False is not supported"),
     "two widths": (config(hidden_size=48), "contradicts itself: n_embd is 36 and hidden_size is 48"),
-    "two contexts": (config(n_ctx=40), "contradicts itself"),
+    "two contexts": (config(max_position_embeddings=40), "contradicts itself"),
+    "no context but another's": (config_without("n_positions", n_ctx=40), "the config says (40, 36)"),
     "vocabulary of another size": (config(vocab_size=96), "wte.weight is (97, 36), the config says (96, 36)"),
     "context of another size": (config(n_positions=64), "wpe.weight is (41, 36), the config says (64, 36)"),
     "MLP of another size": (config(n_inner=144), "h.0.mlp.c_fc.weight is (36, 52), the config says (36, 144)"),
@@ -300,7 +378,45 @@ CASES = {
     ),
     "no state dict": (saved(lambda: {"epoch": 3, "loss": 1.5}), "no state dict in it, nor under model, state_dict"),
     "a whole module": (saved(lambda: torch.nn.Linear(2, 2)), "names torch.nn.modules.linear.Linear"),
-    "before PyTorch 1.6": (saved(legacy), "PyTorch before 1.6, which is not supported: load it with torch.load"),
+    "before PyTorch 1.6, that calls os.system": (old(lambda: {"a": Call(os.system, TOUCH)}), "names posix.system"),
+    "before PyTorch 1.6, cut in two": (
+        lambda folder: (old(legacy)(folder) and os.truncate(folder / "pytorch_model.bin", 60_000)) or folder,
+        "is beyond the end of the file: truncated",
+    ),
+    "before PyTorch 1.6, cut in its pickle": (
+        lambda folder: (old(legacy)(folder) and os.truncate(folder / "pytorch_model.bin", 2_000)) or folder,
+        "more than the file's 2,000 bytes: truncated",
+    ),
+    "before PyTorch 1.6, with more behind": (
+        lambda folder: add(old(legacy)(folder) / "pytorch_model.bin", b"more") or folder, "4 bytes follow the last"
+    ),
+    "before PyTorch 1.6, of a petabyte": (old_program(tensor(old_storage(2**50)), ["0"]), "of 1125899906842624 float32"),
+    "before PyTorch 1.6, a storage missing": (old_program(tensor(old_storage(16)), []), "the keys of its storages"),
+    "before PyTorch 1.6, of another size": (old_program(tensor(old_storage(16)), ["0"], 15), "another size in the"),
+    "before PyTorch 1.6, a called tensor": (old_program(tensor(old_storage(16))[7:-1] + b")R", ["0"]), "a ndarray where"),
+    "before PyTorch 1.6, another version": (
+        raw(LEGACY_MAGIC + pickle.dumps(7, 2) + pickle.dumps({}, 2), "pytorch_model.bin"), "version 7 of PyTorch's"
+    ),
+    "before PyTorch 1.6, a text of 4 billion": (
+        raw(LEGACY_MAGIC + b"\x80\x02X\xff\xff\xff\xffabc", "pytorch_model.bin"), "a damaged pickle"
+    ),
+    "a class of another package, called": (program(b"cmodel\nGPTConfig\n)R"), "names model.GPTConfig, which no state"),
+    "a class with arguments": (program(b"cmodel\nGPTConfig\nK\1\x85\x81"), "makes 'model.GPTConfig' by NEWOBJ"),
+    "an instance of a shell": (program(b"csubprocess\nPopen\n)\x81"), "names subprocess.Popen"),
+    "an attribute of the machine": (program(b"cbuiltins\nopen\n)\x81"), "names builtins.open"),
+    "a set of lists": (program(b"c__builtin__\nset\n]]a\x85R"), "a damaged pickle (TypeError"),
+    "a bytearray of a terabyte": (
+        program(b"c__builtin__\nbytearray\n\x8a\6\0\0\0\0\0\1\x85R"), "a int where a str belongs"
+    ),
+    "an encoding of its own": (
+        program(b"c_codecs\nencode\nX\1\0\0\0aX\5\0\0\0rot13\x86R"), "encodes a text as 'rot13'"
+    ),
+    "a NumPy object": (program(b"cnumpy\ndtype\nX\1\0\0\0O\x85R"), "an unsupported NumPy type: 'O'"),
+    "a NumPy scalar of another size": (
+        program(b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\2\0\0\0f8\x85RC\4aaaa\x86R"), "not as long as one"
+    ),
+    "NumPy's loader": (program(b"cnumpy.core.multiarray\nfromfile\n)R"), "names numpy.core.multiarray.fromfile"),
+    "a circle": (program(b"}q\0X\5\0\0\0modelh\0s"), "no state dict in it"),
     "before PyTorch 0.2": (tar, "a tar archive of PyTorch before 0.2"),
     "a bare pickle": (raw(pickle.dumps({"a": 1}), "pytorch_model.bin"), "a bare pickle"),
     "nanoGPT that contradicts itself": (
@@ -311,6 +427,41 @@ CASES = {
     ),
     "block 999999999": (
         saved(lambda: linear_state() | {"h.999999999.mlp.c_fc.weight": torch.ones(1, 1)}), "unknown: h.999999999"
+    ),
+    # Flax
+    "Flax cut in two": (flax(lambda data: data[: len(data) // 2]), "truncated, "),
+    "Flax with more behind": (flax(lambda data: data + b"more"), "4 bytes follow the last array"),
+    "Flax of nothing": (flax(lambda data: b""), "the file is empty"),
+    "Flax of noise": (flax(lambda data: os.urandom(64)), "not a file of Flax's parameters"),
+    "Flax nested deep": (flax(lambda data: b"\x81\xa1a" * 100_000), "dicts in each other"),
+    "Flax of 4 billion entries": (flax(lambda data: b"\xdf\xff\xff\xff\xff" + data), "100,000 entries"),
+    "Flax with a name of a gigabyte": (flax(lambda data: b"\x81\xdb\x40\0\0\0" + data), "a name of 1,073,741"),
+    "Flax with a text": (flax(lambda data: b"\x81\xa1a\xa1b"), "a is neither a dict nor an array (byte 0xa1)"),
+    "Flax with another extension": (flax(lambda data: b"\x81\xa1a\xc7\4\2aaaa"), "an extension of another type"),
+    "Flax with a lying shape": (flax(array([2**40, 2**40])), "does not take 4 bytes"),
+    "Flax with a zero times huge shape": (flax(array([0, 2**40, 2**40], b"")), "does not take 0 bytes"),
+    "Flax with a negative shape": (flax(array([-1])), "where a size belongs"),
+    "Flax of objects": (flax(array([1], kind="object")), "of an unsupported type, 'object'"),
+    "Flax with a name twice": (
+        flax(lambda data: b"\x82\xa1a" + array([1])(b"")[3:] + b"\xa1a" + array([1])(b"")[3:]), "a appears twice"
+    ),
+    # heads, wrappers and what lies beside
+    "a classifier": (
+        tensors(lambda s: s.update({"score.weight": torch.ones(2, 36)})), "score.weight (2, 36) is the head of a seq"
+    ),
+    "a value head": (tensors(lambda s: s.update({"v_head.summary.weight": torch.ones(1, 36)})), "--drop-heads takes"),
+    "two choices": (
+        tensors(lambda s: s.update({"multiple_choice_head.summary.weight": torch.ones(1, 36)})), "GPT2DoubleHeadsModel"
+    ),
+    "teacher and student": (
+        tensors(lambda s: s.update({f"teacher.{name}": value.clone() for name, value in s.items()})), "two models"
+    ),
+    "weights beside a model": (
+        tensors(lambda s: (wrap(s, "gpt."), s.update({"loss.weight": torch.ones(97)}))), "loss.weight (97,), which"
+    ),
+    "a scale beside a model": (tensors(lambda s: (wrap(s, "gpt."), s.update({"scale": torch.ones(())}))), "beside"),
+    "a name in a wrapper and without": (
+        tensors(lambda s: s.update({"module.transformer.ln_f.bias": torch.ones(36)})), "ln_f.bias appears twice"
     ),
     # llm.c
     "llm.c of version 9": (

@@ -70,6 +70,7 @@ AT_DEFAULT: dict[str, tuple] = {
 
 GROUPED, WINDOWS, SCALED = "grouped or multi-query attention", "attention in windows", "other scales"
 OTHER_COMPUTATION = (
+    (r"cross_att", "cross-attention"),
     (r"multi_?query|grouped_query|(key_value|kv)_heads?|heads?_kv", GROUPED),
     (r"(^|_)m?rope(_|$)|rotary", "rotary positions"),
     (r"alibi", "ALiBi"),
@@ -78,7 +79,6 @@ OTHER_COMPUTATION = (
     (r"experts?(_|$)|(^|_)moe(_|$)", "experts"),
     (r"quantiz|quantis|^quant_|load_in_\dbit|(^|_)(gptq|awq|bnb|fp8)(_|$)|bitsandbytes", "quantised weights"),
     (r"(^|_)(peft|q?lora|adapters?|ia3)(_|$)", "an adapter"),
-    (r"cross_att", "cross-attention"),
     (r"^mup_|parallel_(residual|att)|(^|_)qk_(layer_?)?norm|rms_?norm|(^|_)post_(layer_?)?norm", "another block"),
     (r"^(embedding|residual|attention|logits?)_(multiplier|scale|scaling)$|scale_embedding", SCALED),
 )
@@ -168,8 +168,8 @@ def refuse_other_computation(where: str, names: list[str], fields: dict[str, Any
 
 
 def _is_off(value: Any, what: str, n_head: Any) -> bool:
-    if what == WINDOWS and isinstance(value, list):
-        return set(re.findall("[a-z_]+", json.dumps(value).lower())) <= {"full_attention", "full", "global"}
+    if what == WINDOWS and (kinds := set(re.findall("[a-z_]+", json.dumps(value).lower())) - {"null", "false"}):
+        return kinds <= {"full_attention", "full", "global"}
     return value in OFF or (what == GROUPED and value == n_head) or (what == SCALED and value == 1)
 
 

@@ -76,7 +76,9 @@ def _recorder(stated: dict[str, tuple[np.dtype, int]], n_bytes: int) -> Storage:
 
     def find(key: str, dtype: np.dtype, count: Any) -> np.ndarray:
         if type(count) is not int or not 0 <= count * dtype.itemsize <= n_bytes:
-            raise InputError(f"the file has {n_bytes:,} bytes, and storage {key} {count!r} of {dtype}")
+            raise InputError(
+                f"storage {key} of {count!r} elements of {dtype} is more than the file's {n_bytes:,} bytes: truncated"
+            )
         if stated.setdefault(key, (dtype, count)) != (dtype, count):
             raise InputError(f"storage {key} is of two sizes")
         return np.broadcast_to(np.zeros(1, dtype), (count,))
