@@ -40,7 +40,7 @@ UNREAD = [
     {"eos_token_ids": [96], "unsloth_version": "2025.3", "auto_map": {"AutoModel": "evil.Model"}, "tie_weights_": 1},
     {"n_ctx": 32}, {"n_ctx": 7}, {"n_ctx": 1024, "predict_special_tokens": True, "resid_dropout": 0.3},
     {"attn_dropout": 0.5, "embed_dropout": 0.5, "n_vocab": 50257, "scale_by_depth": True, "lr": 6e-4, "epochs": [1, 2]},
-    {"freeze_": {"a": [None, {"b": "\ud83d\ude00"}]}, "use_flash_attn": True, "pretraining_tp": 1},
+    {"freeze_": {"a": [None, {"b": "ü☃"}]}, "use_flash_attn": True, "pretraining_tp": 1},
     {"hidden_act": "relu", "layer_norm_eps": 0.5, "intermediate_size": 7, "attention_dropout": 0.3},
 ]  # fmt: skip
 OFF = [

@@ -23,7 +23,8 @@ CALLED = frozenset(
     torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2 torch._utils._rebuild_parameter
     torch._utils._rebuild_parameter_with_state torch._tensor._rebuild_from_type_v2 numpy.dtype
     numpy.core.multiarray.scalar numpy._core.multiarray.scalar numpy.core.multiarray._reconstruct
-    numpy._core.multiarray._reconstruct types.SimpleNamespace""".split()
+    numpy._core.multiarray._reconstruct numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer builtins.bytes
+    types.SimpleNamespace""".split()
 )
 """Names that a pickle may call; each call is done here, on plain data."""
 
@@ -131,9 +132,11 @@ def call(function: str, arguments: tuple) -> Any:
             return NumpyType(arguments[0])
         case "numpy.core.multiarray.scalar" | "numpy._core.multiarray.scalar":
             return expect(arguments[0], NumpyType).scalar(arguments[1])
-        case "numpy.core.multiarray._reconstruct" | "numpy._core.multiarray._reconstruct":
-            return Attributes()  # an array, such as of a random generator's state: its values are left out
-        case "types.SimpleNamespace":
+        case "builtins.bytes" if not arguments:
+            return b""
+        case "types.SimpleNamespace" | "numpy.core.multiarray._reconstruct" | "numpy._core.multiarray._reconstruct":
+            return Attributes()  # of an array, such as of a random generator's state, the values are left out
+        case "numpy.core.numeric._frombuffer" | "numpy._core.numeric._frombuffer":
             return Attributes()
         case _ if function in PATHS:
             return "/".join(expect(part, str) for part in arguments)

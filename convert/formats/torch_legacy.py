@@ -16,12 +16,12 @@ from jaxgpt.convert.formats.torch_pickle import MAX_PICKLE, PickleMachine, Stora
 from jaxgpt.convert.formats.torch_zip import whose_pickle
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
-FIRST_BYTES = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+MAGIC_BYTES = MAGIC.to_bytes(10, "little")
 
 
 def is_legacy(magic: bytes) -> bool:
     """Tell whether a file begins like one of PyTorch before 1.6."""
-    return magic.startswith(FIRST_BYTES)
+    return magic[:1] == b"\x80" and MAGIC_BYTES in magic[:32]
 
 
 def read(path: Path) -> Any:
@@ -76,9 +76,7 @@ def _recorder(stated: dict[str, tuple[np.dtype, int]], n_bytes: int) -> Storage:
 
     def find(key: str, dtype: np.dtype, count: Any) -> np.ndarray:
         if type(count) is not int or not 0 <= count * dtype.itemsize <= n_bytes:
-            raise InputError(
-                f"storage {key} of {count!r} elements of {dtype} is more than the file's {n_bytes:,} bytes: truncated"
-            )
+            raise InputError(f"storage {key} of {count!r} {dtype} is more than the file's {n_bytes:,} bytes: truncated")
         if stated.setdefault(key, (dtype, count)) != (dtype, count):
             raise InputError(f"storage {key} is of two sizes")
         return np.broadcast_to(np.zeros(1, dtype), (count,))
