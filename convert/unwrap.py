@@ -67,7 +67,9 @@ def unwrap(tensors: Tensors) -> Unwrapped:
     place = next(iter(places), None)
     if place is None:
         place = next((outer for outer in OUTERMOST if bare and all(name.startswith(outer) for name in bare)), "")
-    inside, heads, left_out = {}, {}, []
+    inside: dict[str, Any] = {}
+    heads: dict[str, str] = {}
+    left_out: list[str] = []
     for name, array in bare.items():
         own = name.removeprefix(place)
         shown = f"{name} {tuple(array.shape)}"

@@ -20,6 +20,7 @@ from jaxgpt.convert.command_line.console import busy, table, wrapped
 from jaxgpt.convert.command_line.flags import defaults_of, flags_of, spelled, values_of
 from jaxgpt.convert.command_line.help import help_text, usage
 from jaxgpt.convert.command_line.mistakes import in_flags
+from jaxgpt.convert.command_line.model_flags import ModelFlags
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.train.command import HELP, PARSER, read_command, resume_command
@@ -153,6 +154,8 @@ def test_every_switch_has_its_opposite_and_every_open_value_can_be_given():
 def test_every_setting_is_read():
     code = "".join(path.read_text() for path in (ROOT / "train").rglob("*.py") if path.name != "settings.py")
     named_elsewhere = {"config"}  # a path that the command line reads before there are settings
+    assert "settings.how_to_read" in code
+    named_elsewhere |= flags_of(ModelFlags).keys()  # which are read together
     for name in flags_of(Settings):
         assert name in named_elsewhere or re.search(rf"\bsettings\.{name}\b", code), name
 

@@ -86,7 +86,7 @@ def test_published_shapes_have_the_parameters_that_are_published():
     }  # fmt: skip
     assert {name: sum(sizes_of(config_of_published(name)).values()) for name in counts} == counts
     assert config_of_published("someone/gpt2") is None
-    assert config_of_published("tiny") == jaxgpt.convert.read("tiny").config
+    assert config_of_published("tiny") == replace(jaxgpt.convert.read("tiny").config, carried="")
 
 
 # collectives

@@ -62,7 +62,7 @@ class Value:
 
 def flags_of(command: type) -> dict[str, Flag]:
     """Return the flags of a command by the names of their fields, in the order of their arguments."""
-    ordered = sorted(dataclasses.fields(command), key=lambda item: item.kw_only)  # inherited flags come last
+    ordered = sorted(dataclasses.fields(command), key=lambda item: item.kw_only is True)  # inherited flags come last
     return {item.name: item.metadata["flag"] for item in ordered}
 
 

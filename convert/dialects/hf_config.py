@@ -85,7 +85,7 @@ OTHER_COMPUTATION = (
 """Patterns of fields by which other models change what they compute, and how. GPT-2 in transformers reads none of
 them, but a checkpoint that has one was probably trained by a program that does."""
 
-OFF = (None, False, 0, "", "none", "None", [])
+OFF: tuple[Any, ...] = (None, False, 0, "", "none", "None", [])
 """Values at which such a field says that nothing is changed."""
 
 WHAT_TO_DO = "if the weights were made without it, or no longer need it, delete the field from "

@@ -135,8 +135,8 @@ class PickleMachine:
         kind, storage_type, key, _, count, *view = persistent_id  # the device, such as cuda:0, does not matter
         dtype = STORAGES.get(storage_type.removeprefix("torch.")) if isinstance(storage_type, str) else None
         found = None
-        is_storage = isinstance(kind, str) and kind == "storage" and dtype is not None
-        if is_storage and isinstance(key, str) and self._find_storage is not None:
+        is_storage = isinstance(kind, str) and kind == "storage" and isinstance(key, str)
+        if is_storage and dtype is not None and self._find_storage is not None:
             found = self._find_storage(key, dtype, count)
         if found is None:
             raise InputError(f"its pickle names an invalid storage: {persistent_id!r}"[:300])
