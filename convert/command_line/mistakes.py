@@ -1,7 +1,8 @@
-"""The end of a command that can't be carried out: one message, in the words of the command line."""
+"""Messages of the library in the words of the command line, such as the one that ends a command."""
 
 import contextlib
 import io
+import logging
 import os
 import re
 import sys
@@ -39,6 +40,8 @@ def in_flags(message: str, flags: Collection[str]) -> str:
 def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
     """End a command with one message and exit code 2, and no traceback, where the user can mend the cause.
 
+    What reading a checkpoint logs is shown on the way.
+
     Args:
         program: what the message begins with.
         flags: the command's flags, by the names of their fields; see `in_flags`.
@@ -46,7 +49,8 @@ def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a letter is no reason to stop
     try:
-        yield
+        with _notes_shown(program, flags):
+            yield
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,3 +64,27 @@ def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
     except OSError as error:
         show(f"{program}: {what_failed(error)}", sys.stderr)
         sys.exit(ExitCode.MISTAKE)
+
+
+class _Notes(logging.Handler):
+    """Shows what is logged as a line on standard error, in flags."""
+
+    def __init__(self, program: str, flags: Collection[str]):
+        super().__init__(logging.WARNING)
+        self._program, self._flags = program, flags
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(sys.stdout, "name", "") != os.devnull:  # as in all but the first of several processes
+            show(f"{self._program}: {in_flags(record.getMessage(), self._flags)}", sys.stderr)
+
+
+@contextlib.contextmanager
+def _notes_shown(program: str, flags: Collection[str]) -> Iterator[None]:
+    """Show what is logged by `jaxgpt.convert`; of commands in each other the inner one does."""
+    log = logging.getLogger("jaxgpt.convert")
+    outer = log.handlers
+    log.handlers = [_Notes(program, flags)] if flags else outer
+    try:
+        yield
+    finally:
+        log.handlers = outer

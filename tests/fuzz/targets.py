@@ -1,5 +1,7 @@
 """What is fuzzed: bytes go in, and nothing worse than our own error comes out."""
 
+import json
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -40,6 +42,25 @@ def torch_pickle(data: bytes) -> None:
     _open(path)
 
 
+def torch_before_1_6(data: bytes) -> None:
+    """A `.bin` of PyTorch before 1.6: five pickles, and the storages."""
+    _open(HERE / "old.bin", data)
+
+
+def flax_msgpack(data: bytes) -> None:
+    """A `.msgpack` of Flax's."""
+    _open(HERE / "flax_model.msgpack", data)
+
+
+def config_json(data: bytes) -> None:
+    """The `config.json` beside sound weights."""
+    (HERE / "sound").mkdir(exist_ok=True)
+    if not (HERE / "sound" / "model.safetensors").exists():
+        safetensors.write(HERE / "sound" / "model.safetensors", TENSORS)
+    (HERE / "sound" / "config.json").write_bytes(data)
+    _open(HERE / "sound")
+
+
 def seeds() -> dict[str, bytes]:
     """A sound input for each target."""
     import zipfile
@@ -50,11 +71,28 @@ def seeds() -> dict[str, bytes]:
     torch_zip.write(HERE / "seed.pt", {"model": TENSORS, "model_args": {"n_head": 2, "bias": True, "dropout": 0.0}})
     with zipfile.ZipFile(HERE / "seed.pt") as archive:
         pickle = archive.read("archive/data.pkl")
+    numbers = TENSORS["wte.weight"].tobytes()
+    inner = b"\x93\x92\x03\x04\xa7float32\xc4" + bytes([len(numbers)]) + numbers
+    shape = {"n_embd": 4, "n_head": 2, "n_layer": 1, "vocab_size": 3, "n_positions": 2, "eos_token_id": [1, -1]}
     return {
+        "torch_before_1_6": _old(numbers),
+        "flax_msgpack": b"\x81\xa3wte\x81\xa9embedding\xc7" + bytes([len(inner)]) + b"\x01" + inner,
+        "config_json": json.dumps(shape | {"rope_theta": None, "layer_types": ["full_attention"], "mine": 1}).encode(),
         "safetensors_file": (HERE / "seed.safetensors").read_bytes(),
         "torch_file": (HERE / "seed.pt").read_bytes(),
         "torch_pickle": pickle,
     }
+
+
+def _old(numbers: bytes) -> bytes:
+    """A file of PyTorch before 1.6 with one tensor."""
+    count = len(numbers) // 4
+    identity = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\x03\0\0\0cpuK" + bytes([count]) + b"NtQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + identity + b"K\0K\3K\4\x86K\4K\1\x86\x89}tR"
+    program = b"\x80\x02}X\x0a\0\0\0wte.weight" + tensor + b"s."
+    parts = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+    head = b"".join(pickle.dumps(part, 2) for part in parts)
+    return head + program + pickle.dumps(["0"], 2) + count.to_bytes(8, "little") + numbers
 
 
 def _open(path: Path, data: bytes | None = None) -> None:
