@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from jaxgpt.convert.errors import InputError
 
@@ -120,4 +121,16 @@ def _is_carried(value) -> bool:
         files = json.loads(value or "{}")
     except (TypeError, ValueError, RecursionError):
         return False
-    return isinstance(value, str) and isinstance(files, dict) and all(isinstance(f, dict) for f in files.values())
+    is_object = isinstance(value, str) and isinstance(files, dict) and not is_nested_deep(files)
+    return is_object and all(isinstance(fields, dict) for fields in files.values())
+
+
+def is_nested_deep(value: Any, n_most: int = 100) -> bool:
+    """Tell whether JSON is nested deeper than any config: Python could read it, and fail where it is written again."""
+    level = [value]
+    for _ in range(n_most):
+        inner = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list))
+        level = [item for items in inner for item in items]
+        if not level:
+            return False
+    return True

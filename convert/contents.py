@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.config import GPTConfig, is_nested_deep
 from jaxgpt.convert.dialect import Tensors
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import flax_msgpack, llmc, safetensors, torch_legacy, torch_zip
@@ -94,6 +94,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not JSON ({error})") from None
     if not isinstance(fields, dict):
         raise InputError(f"{path}: not a JSON object")
+    if is_nested_deep(fields):
+        raise InputError(f"{path}: not JSON that a config may have: it is nested too deep")
     return fields
 
 

@@ -18,7 +18,7 @@ BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}
 HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
 """`gpt2`, `openai-community/gpt2`, `gpt2@main`."""
 
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".json")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".msgpack", ".json")
 """A name with such an ending is a missing file, and not a name of the hub."""
 
 
@@ -73,14 +73,14 @@ def tokenizer_files(path: Path) -> dict[str, Path]:
 
 
 def _from_hub(source: str) -> Path:
-    """Download a checkpoint, or find it in the hub's cache: safetensors, or a `.bin` where there are none."""
+    """Download a checkpoint, or find it in the hub's cache: safetensors, or else a `.bin`, or else Flax's file."""
     import huggingface_hub
 
     found = HUB_NAME.fullmatch(source)
     assert found is not None
     always = ["config.json", "generation_config.json", *SIDECARS]
     try:
-        for weights in ("model*.safetensors", "pytorch_model*.bin"):
+        for weights in ("model*.safetensors", "pytorch_model*.bin", "flax_model.msgpack"):
             wanted = [*always, weights, weights.replace("*", "") + ".index.json"]
             folder = Path(
                 huggingface_hub.snapshot_download(found["name"], revision=found["revision"], allow_patterns=wanted)

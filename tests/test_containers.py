@@ -30,6 +30,8 @@ from transformers import (
 import jaxgpt
 from jaxgpt import convert
 from jaxgpt.convert.dialects.linear import NANOGPT
+from jaxgpt.train.command import as_flags, read_command
+from jaxgpt.train.settings import to_json
 
 TOKENS = random_tokens((2, DIMS["n_positions"]))
 N = DIMS["n_head"]
@@ -439,6 +441,15 @@ def test_without_another_head_there_is_nothing_to_drop(folder, caplog):
 
 
 # the flags, on every command
+
+
+def test_what_is_told_is_used(tmp_path):
+    torch.save(Lesson(True, F.gelu).state_dict() | {"v_head.weight": torch.ones(1, 36)}, tmp_path / "lesson.pt")
+    told = [f"--n-head={N}", "--activation=gelu", "--dialect=lesson", "--drop-heads"]
+    assert call("jaxgpt", "check", tmp_path / "lesson.pt", *told).returncode == 0
+    settings = read_command(told)
+    assert settings.how_to_read == {"n_head": N, "activation": "gelu", "dialect": "lesson", "drop_heads": True}
+    assert read_command(as_flags(to_json(settings))) == settings
 
 
 @pytest.mark.parametrize("command", ["train", "generate", "eval", "check", "convert"])

@@ -231,6 +231,7 @@ CASES = {
     "config a list": (config_text("[1]"), "not a JSON object"),
     "config named twice": (config_text('{"n_head": 3, "n_head": 6}'), "a name appears twice"),
     "config nested deep": (config_text("[" * 100_000), "not JSON"),
+    "config nested a bit": (config(mine=json.loads("[" * 150 + "]" * 150)), "nested too deep"),
     "config binary": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\0") and folder, "not JSON"),
     "another model_type": (config(model_type="gpt_neo"), "model_type 'gpt_neo'"),
     "heads that do not divide": (config(n_head=5), "n_embd 36 is not divisible by n_head 5"),

@@ -58,11 +58,10 @@ ACTIVATION_ALIASES = {
 
 AT_DEFAULT: dict[str, tuple] = {
     "model_type": ("gpt2",),
-    "add_cross_attention": (False,),
-    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False, None),
+    "is_encoder_decoder": (False, None),
     "pruned_heads": ({}, None),
-    "chunk_size_feed_forward": (0,),
-    "position_embedding_type": ("absolute",),
+    "position_embedding_type": ("absolute", None),
     "do_layer_norm_before": (True,),
     "apply_residual_connection_post_layernorm": (False,),
 }
@@ -102,7 +101,7 @@ IRRELEVANT = frozenset(
     encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
     length_penalty no_repeat_ngram_size output_scores remove_invalid_values repetition_penalty temperature top_k
     top_p typical_p _num_labels classifier_dropout experts_implementation name_or_path summary_last_dropout
-    hidden_dropout _commit_hash""".split()
+    hidden_dropout _commit_hash chunk_size_feed_forward""".split()
 )
 """Fields that change nothing in the logits: bookkeeping, generation defaults, classification heads."""
 
