@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.source import resolve, tokenizer_files
 
 END_OF_TEXT = "<|endoftext|>"
+GPT2_END = 50256
+"""The id of GPT-2's end of text, which GPT2Config has by default, whatever the vocabulary."""
 
 
 def load_tokenizer(source: str | Path) -> Any:
@@ -54,7 +57,7 @@ def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | Non
     Raises:
         InputError: more tokens than rows for tokens, another end of text, or an id in `tokens` beyond them.
     """
-    size, end = vocabulary_size(tokenizer), tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    size = vocabulary_size(tokenizer)
     padding = f" (and {config.n_padding:,} of padding, by its config)" if config.n_padding else ""
     extend = (
         "extend the model with jaxgpt.resize_vocab(model, tokenizer), save it and the tokenizer with "
@@ -64,7 +67,7 @@ def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | Non
         raise InputError(
             f"the tokenizer has {size:,} tokens, the model only {config.n_tokens:,} embedding rows{padding}; {extend}"
         )
-    if end is not None and config.eos_token_id is not None and end != config.eos_token_id:
+    if (end := _other_end(tokenizer, config)) is not None:
         raise InputError(
             f"{END_OF_TEXT} has the id {end} in the tokenizer and {config.eos_token_id} in the model: "
             "they have different vocabularies; use the tokenizer that the model was trained with"
@@ -72,6 +75,61 @@ def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | Non
     if tokens is not None:
         hint = f": the model has {config.n_tokens:,} embedding rows{padding}; {extend}"
         check_ids(tokens, config.n_tokens, "the data's token ids", hint)
+
+
+def _other_end(tokenizer: Any, config: GPTConfig) -> int | None:
+    """Return the id of `<|endoftext|>` to the tokenizer, if it shows that the model was trained with another one.
+
+    The end tokens of the model's config are then ordinary tokens to the tokenizer, or none. Ids beyond the vocabulary
+    say nothing, nor does 50256 where the tokenizer is as large: GPT2Config fills both in.
+    """
+    end, size = tokenizer.get_vocab().get(END_OF_TEXT), vocabulary_size(tokenizer)
+    theirs = [i for i in config.end_ids if i < config.n_tokens and (i != GPT2_END or i >= size)]
+    known = {*special_ids(tokenizer), end, tokenizer.eos_token_id}
+    return end if end is not None and theirs and not known.intersection(theirs) else None
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the ids of the tokens that are no part of a text: those with a role, and those marked as special."""
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return marked | {*tokenizer.all_special_ids}
+
+
+def decide_ids(config: GPTConfig, tokenizer: Any) -> tuple[GPTConfig, str]:
+    """Return the config with the ids that begin and end a text to this tokenizer, and a line that says why.
+
+    The tokenizer's end token comes first: it ends the texts that training reads. The ids that the config has end a text
+    too, if they are special tokens of the tokenizer; those beyond the vocabulary, and ordinary tokens, don't. Where the
+    tokenizer has no end token, the config's count alone.
+    """
+    size, end, special = vocabulary_size(tokenizer), tokenizer.eos_token_id, special_ids(tokenizer)
+    ours = [i for i in config.end_ids if i < size and (end is None or i in special)]
+    ends = tuple(dict.fromkeys([*([] if end is None else [end]), *ours]))
+    begin = config.bos_token_id
+    if begin is None or begin >= size or begin not in special:
+        begin = tokenizer.bos_token_id
+    decided = replace(config, bos_token_id=begin, eos_token_id=ends)
+    if not ends:
+        return decided, "no token ends a text: neither the tokenizer nor the config names one"
+    named = " and ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in ends)
+    if end is None:
+        return decided, f"a text ends with {named}, by the config; the tokenizer names none"
+    dropped = [i for i in config.end_ids if i not in ends]
+    if dropped:
+        what = ", ".join(map(str, dropped))
+        return decided, f"a text ends with {named}, by the tokenizer; {what} in the config is no end token to it"
+    by = "the tokenizer and the config" if config.end_ids else "the tokenizer; the config names none"
+    if config.end_ids and end not in config.end_ids:
+        by = f"the tokenizer, whose {end} comes first, and the config"
+    return decided, f"a text ends with {named}, by {by}"
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text that is to be continued: as training encodes the beginning of one.
+
+    No token is added, so that the prompt does not end with an end token.
+    """
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:
