@@ -129,8 +129,8 @@ class Evil:
         (pickle.dumps({"stoi": {"ab": 0}}), "not nanoGPT's table"),
         (pickle.dumps({"stoi": {"a": 0, "b": 7}}), "ids of its 2 characters are not 0 to 1"),
         (pickle.dumps({"stoi": {"a": [0]}}), "ids of its 1 characters"),
-        (b"", "has no end|can't be read"),
-        (b"\x80\x04nonsense", "can't be read|uses"),
+        (b"", "not a pickle that can be read"),
+        (b"\x80\x04nonsense", "not a pickle that can be read"),
         (b"\x80\x04" + b"0" * 20_000_000, "more than 10,000,000 bytes"),
     ],
 )
