@@ -11,8 +11,10 @@ import numpy as np
 
 from jaxgpt.arguments import check_ids
 from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.contents import read_json
 from jaxgpt.convert.errors import InputError
-from jaxgpt.convert.source import resolve, tokenizer_files
+from jaxgpt.convert.formats.torch_pickle import read_pickle
+from jaxgpt.convert.source import VOCABULARIES, resolve, tokenizer_files
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_END = 50256
@@ -20,18 +22,60 @@ GPT2_END = 50256
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """Load the transformers tokenizer of a checkpoint; see `from_pretrained` for `source`."""
+    """Load the transformers tokenizer of a checkpoint; see `from_pretrained` for `source`.
+
+    It is what `AutoTokenizer` reads, or nanoGPT's table of characters in `meta.pkl`. Code that lies beside it is never
+    run.
+
+    Raises:
+        InputError: there is none, or its files are broken.
+    """
     path = resolve(source)
     files = tokenizer_files(path)
     if not files:
-        raise InputError(f"{source}: no tokenizer found: tokenizer.json, or vocab.json and merges.txt, is missing")
+        raise InputError(f"{source}: no tokenizer found: there is none of {', '.join(VOCABULARIES)}")
+    folder = next(iter(files.values())).parent
+    if not files.keys() & {*VOCABULARIES} - {"meta.pkl"}:
+        return character_tokenizer(files["meta.pkl"])
     from transformers import AutoTokenizer
 
-    folder = next(iter(files.values())).parent
+    # a vocab.txt is BERT's, unless a class is named; transformers would make an empty tokenizer of it
+    bert = "vocab.txt" in files and not files.keys() & {"tokenizer.json", "vocab.json"} and not _class_named(folder)
+    kind = {"tokenizer_type": "bert"} if bert else {}
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **kind)
+        if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
+            raise ValueError("it has no tokens")
     except Exception as error:  # the tokenizers library raises plain Exception for a broken file
-        raise InputError(f"{folder}: the tokenizer can't be read ({type(error).__name__}: {error})") from None
+        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise InputError(f"{folder}: the tokenizer can't be read ({type(error).__name__}: {cause})") from None
+    return tokenizer
+
+
+def _class_named(folder: Path) -> bool:
+    """Return whether the files of a tokenizer say which class it has."""
+    files = [folder / name for name in ("tokenizer_config.json", "config.json") if (folder / name).is_file()]
+    return any(read_json(file).get("tokenizer_class") for file in files)
+
+
+def character_tokenizer(path: Path) -> Any:
+    """Make a tokenizer of nanoGPT's `meta.pkl`: one token for each character of the table `stoi`.
+
+    Raises:
+        InputError: it holds anything else; no code in it is run.
+    """
+    table = read_pickle(path)
+    ids = table.get("stoi") if isinstance(table, dict) else None
+    if not isinstance(ids, dict) or not all(isinstance(c, str) and len(c) == 1 for c in ids):
+        raise InputError(f"{path}: not nanoGPT's table of characters (stoi)")
+    if sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
+        raise InputError(f"{path}: the ids of its {len(ids)} characters are not 0 to {len(ids) - 1}")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel(ids))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
 
 
 def vocabulary_size(tokenizer: Any) -> int:
@@ -129,7 +173,10 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
 
     No token is added, so that the prompt does not end with an end token.
     """
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    try:
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    except Exception as error:  # the tokenizers library raises plain Exception for a token that is unknown
+        raise InputError(f"the tokenizer can't encode {text[:40]!r} ({error})") from None
 
 
 def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:

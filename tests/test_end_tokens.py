@@ -57,7 +57,7 @@ def config_of(size: int = 120, eos=None, bos=None) -> jaxgpt.GPTConfig:
 
 
 def folder_of(path: Path, tokenizer, size: int = 120, **ids) -> Path:
-    dims = {"n_embd": 32, "n_head": 2, "n_layer": 1, "n_inner": 64, "n_positions": 64}
+    dims = {"n_embd": 32, "n_head": 2, "n_layer": 1, "n_inner": 128, "n_positions": 64}
     random_hf(**dims, vocab_size=size, **ids).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
@@ -86,7 +86,12 @@ def saying(folder: Path, token: int) -> None:
         (chatml(), [0, 100], (100, 0), "by the tokenizer and the config"),
         (chatml(), None, (100,), "by the tokenizer; the config names none"),
         (chatml(), 50256, (100,), "by the tokenizer; 50256 in the config is no end token to it"),
-        (chatml(), 5, (100,), "by the tokenizer; 5 in the config is no end token to it"),
+        (
+            tokenizer_of({"</s>": 2}, eos_token="</s>"),
+            5,
+            (2,),
+            "by the tokenizer; 5 in the config is no end token to it",
+        ),
         (tokenizer_of({"<endofstring>": 7}, eos_token="<endofstring>"), None, (7,), "ends with 7 '<endofstring>'"),
         (tokenizer_of({"</s>": 2, "<unk>": 3}, eos_token="</s>", unknown="<unk>"), 2, (2,), "ends with 2 '</s>'"),
         (tokenizer_of({"<unk>": 3}, unknown="<unk>"), 8, (8,), "by the config; the tokenizer names none"),
@@ -234,6 +239,13 @@ def test_a_prompt_is_encoded_as_training_encodes_the_beginning_of_a_text(tmp_pat
 
 
 def test_a_prompt_without_tokens_is_refused(tmp_path):
-    folder = folder_of(tmp_path / "m", tokenizer_of({"</s>": 2}, eos_token="</s>"))
-    refused = call("jaxgpt", "generate", folder, "--prompt=é", check=False)
-    assert (refused.returncode, refused.stderr) == (2, "jaxgpt: --prompt='é' has no tokens to this tokenizer\n")
+    """Some tokenizers refuse what they don't know, and some leave it out."""
+    leaves_out = Tokenizer(models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
+    for name, tokenizer, said in (
+        ("refuses", tokenizer_of({"</s>": 2}, eos_token="</s>"), "the tokenizer can't encode 'é'"),
+        ("leaves out", PreTrainedTokenizerFast(tokenizer_object=leaves_out, eos_token="</s>"), "'é' has no tokens"),
+    ):
+        folder = folder_of(tmp_path / name, tokenizer, bos_token_id=2, eos_token_id=2)
+        refused = call("jaxgpt", "generate", folder, "--prompt=é", check=False)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert said in refused.stderr
