@@ -103,7 +103,7 @@ def write(
         else:
             written = read(temporary)
         _compare(written, params, config, cast_to)
-        publish(temporary, path)
+        publish(temporary, path, replaces=force)
 
 
 def with_zero_biases(params: Tensors, config: GPTConfig) -> tuple[dict[str, Any], GPTConfig]:

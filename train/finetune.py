@@ -33,6 +33,14 @@ def train(settings: Settings, stop: StopSignals) -> int:
     connect(settings)
     use_compile_cache(settings.compile_cache)
     run = RunFolder(settings.out.expanduser())
+    try:
+        return train_in(run, settings, stop)
+    finally:
+        run.unlock()
+
+
+def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
+    """Train in a folder, which `prepare` and `start` lock."""
     inputs, params = prepare(settings, run)
     compiler, info = PhaseCompiler(inputs.spec), describe_run(inputs)
 
@@ -80,7 +88,7 @@ def train(settings: Settings, stop: StopSignals) -> int:
     tracked = settings.track if run.is_writer else ()
     if first is None:
         first, eval_state = 0, EvalState(0, before)
-        run.start(info)
+        run.start(info, settings)
         wait_for_all("the folder is there")
         trackers = Trackers(tracked, run.folder, asdict(info), first)
         log = RunLog(run, trackers)
