@@ -35,13 +35,15 @@ class RunFolder:
         self.tokenizer = folder / "tokenizer"
         self.checkpoints = folder / "checkpoints"
         self.trackers = folder / "trackers.json"
+        self.log = folder / "run.log"
 
     @property
     def files(self) -> list[Path]:
         """Everything that a run writes, and that `--force` deletes."""
         return [
-            self.run_json, self.metrics, self.updates, self.samples, self.report, self.plots, self.tokenizer,
-            self.checkpoints, self.trackers, *(self.folder / name for name in ("tensorboard", "wandb", "mlflow")),
+            self.run_json, self.metrics, self.updates, self.samples, self.report, self.log, self.plots,
+            self.tokenizer, self.checkpoints, self.trackers,
+            *(self.folder / name for name in ("tensorboard", "wandb", "mlflow")),
         ]  # fmt: skip
 
     @property
