@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
-from jaxgpt.convert.layout import Shape
+from jaxgpt.convert.layout import Shape, shape_of
 
 Tensors = Mapping[str, Any]
 """Names to arrays: NumPy views of a memory-mapped file, or anything with `shape`, `dtype` and `__array__`."""
@@ -24,6 +24,8 @@ class Row:
     ours: str
     theirs: str | tuple[str, ...]
     layout: str
+    may_lack: bool = False
+    """A checkpoint may lack it, as biases of some layers only; it is zero there."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -45,7 +47,7 @@ class Row:
         """Return the row of block i."""
         names = tuple(name.replace("{i}", str(i)) for name in self.names)
         theirs = names[0] if isinstance(self.theirs, str) else names
-        return Row(self.ours.replace("{i}", str(i)), theirs, self.layout)
+        return Row(self.ours.replace("{i}", str(i)), theirs, self.layout, self.may_lack)
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Dialect:
     title: str
     rows: tuple[Row, ...]
     buffers: tuple[tuple[str, str], ...] = ()
-    """(name, shape) of tensors that are not parameters; they are dropped when both match. S is a size of any number,
-    the same in one shape: a mask is often of another context than the positions, and no reader takes it from a file."""
+    """(name, shape) of tensors that are not parameters; they are dropped when both match. T is any number here, the
+    same in one shape: a mask is often of another context than the positions, and no reader takes it from a file."""
     prefix: str = ""
     """Prefix of every name but the head's; optional when reading."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -101,13 +103,17 @@ class Dialect:
         """Find the tensors that are not parameters, by name and shape, since a bias may have the same name."""
         candidates = [(name.replace("{i}", str(i)), side) for name, side in self.buffers for i in range(config.n_layer)]
         found = {name: tuple(tensors[name].shape) for name, side in candidates if name in tensors}
-        return {name: found[name] for name, side in candidates if name in found and _has_layout(found[name], side)}
+        return {
+            name: found[name]
+            for name, side in candidates
+            if name in found and _has_layout(found[name], side, config.dims)
+        }
 
 
-def _has_layout(shape: Shape, side: str) -> bool:
-    """Tell whether a shape is as a layout of digits and S says."""
-    size = next((n for n, axis in zip(shape, side.split(), strict=False) if axis == "S"), 0)
-    return shape == tuple(size if axis == "S" else int(axis) for axis in side.split())
+def _has_layout(shape: Shape, side: str, dims: dict[str, int]) -> bool:
+    """Tell whether a shape is as a layout says, with any number for T."""
+    size = next((n for n, axis in zip(shape, side.split(), strict=False) if axis == "T"), 0)
+    return shape == shape_of(side, dims | {"T": max(size, 1)})
 
 
 def problem_list(title: str, problems: Iterable[str], n_most: int = 1000) -> str:

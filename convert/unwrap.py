@@ -1,13 +1,14 @@
 """From the names in a file to those of a language model: wrappers are taken off, and what is no part of it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from jaxgpt.convert.dialect import Tensors
+from jaxgpt.convert.dialect import Dialect, Tensors
+from jaxgpt.convert.dialects import DIALECTS
 from jaxgpt.convert.errors import InputError
 
 WRAPPERS = frozenset(
@@ -24,9 +25,6 @@ BODY = "transformer."
 
 OUTERMOST = ("base_model.model.", "model.", "base_model.")
 """Wrappers of a whole model, where a file has no positions by which its place could be found."""
-
-PARTS = frozenset("transformer wte wpe h ln_f lm_head blocks tok_emb pos_emb head".split())
-"""First parts of a language model's own names."""
 
 HEADS = (
     (r"score\.", "the head of a sequence classifier, such as GPT2ForSequenceClassification"),
@@ -51,8 +49,13 @@ class Unwrapped:
     """Names and shapes of what is no parameter of any model, such as the state of a metric."""
 
 
-def unwrap(tensors: Tensors) -> Unwrapped:
+def unwrap(tensors: Tensors, dialect: Dialect | None = None, *, keeps_all: bool = False) -> Unwrapped:
     """Find the language model among the tensors of a file, and give each its name without what wraps it.
+
+    Args:
+        tensors: by their names in the file.
+        dialect: one that is given, whose names count beside those of the built-in ones.
+        keeps_all: take nothing for another head, or for no part of the model, as its names are not known yet.
 
     Raises:
         InputError: there are several models, or tensors that belong to none.
@@ -67,6 +70,8 @@ def unwrap(tensors: Tensors) -> Unwrapped:
     place = next(iter(places), None)
     if place is None:
         place = next((outer for outer in OUTERMOST if bare and all(name.startswith(outer) for name in bare)), "")
+    names = _names_of([*DIALECTS.values(), *([] if dialect is None else [dialect])])
+    parts = {name.partition(".")[0] for name in names}
     inside: dict[str, Any] = {}
     heads: dict[str, str] = {}
     left_out: list[str] = []
@@ -74,9 +79,11 @@ def unwrap(tensors: Tensors) -> Unwrapped:
         own = name.removeprefix(place)
         shown = f"{name} {tuple(array.shape)}"
         is_inside = name.startswith(place)
-        if what := _head(own):
+        if keeps_all and is_inside:
+            inside[_once(own, inside)] = array
+        elif own not in names and (what := _head(own)):
             heads[shown] = what
-        elif not (is_inside and own.partition(".")[0] in PARTS) and _is_no_parameter(name, array):
+        elif not (is_inside and own.partition(".")[0] in parts) and _is_no_parameter(name, array):
             left_out.append(shown)
         elif is_inside:
             inside[_once(own, inside)] = array
@@ -88,6 +95,13 @@ def unwrap(tensors: Tensors) -> Unwrapped:
                 "file? Save the state dict of the model alone"
             )
     return Unwrapped(_renamed(inside, _new_norm_name), heads, tuple(left_out))
+
+
+def _names_of(dialects: Sequence[Dialect]) -> set[str]:
+    """Return the names that dialects have, with `{i}` for the number of a block, and their prefixes."""
+    rows = {name for dialect in dialects for row in dialect.rows for name in row.names}
+    buffers = {name for dialect in dialects for name, _ in dialect.buffers}
+    return rows | buffers | {dialect.prefix for dialect in dialects if dialect.prefix}
 
 
 def _place(outer: str) -> str:

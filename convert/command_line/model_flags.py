@@ -12,7 +12,8 @@ class ModelFlags:
 
     dialect: str | None = flag(
         None, "How the checkpoint names and lays out its tensors: hf, dialogpt, nanogpt, mingpt, old-mingpt, linear, "
-        "lesson, llmc, flax or jaxgpt.", metavar="NAME", default_text="detected", group="model",
+        "lesson, raschka, llmc, flax or jaxgpt, or a table of your own, my.toml.",
+        metavar="NAME", default_text="detected", group="model",
     )  # fmt: skip
     n_head: int | None = flag(
         None, "The number of attention heads. Needed for a plain state dict, whose shapes do not determine it.",

@@ -27,7 +27,7 @@ HF = Dialect(
         Row("ln_f.bias", "ln_f.bias", "D -> D"),
         Row("lm_head.kernel", "lm_head.weight", "V D -> D V"),
     ),
-    buffers=(("h.{i}.attn.bias", "1 1 S S"), ("h.{i}.attn.masked_bias", "")),
+    buffers=(("h.{i}.attn.bias", "1 1 T T"), ("h.{i}.attn.masked_bias", "")),
     fixed={"layer_norm_epsilon": 1e-5},
 )
 

@@ -44,7 +44,7 @@ FALLBACKS = {"n_ctx": "n_positions", "n_vocab": "vocab_size"}
 """Names that transformers does not read: they count only where a config does not have the field itself."""
 
 IDS = ("bos_token_id", "eos_token_id")
-"""Fields of which `config.json` may say more than one id can: several, or -1 for none."""
+"""Fields of which `config.json` may say more than the config has: several ids, or -1 for none."""
 
 ACTIVATION_ALIASES = {
     "gelu_fast": "gelu_new",
@@ -140,7 +140,7 @@ def config_from_hf(fields: dict[str, Any], generation: dict[str, Any] | None = N
     activation = merged["activation_function"]
     if isinstance(activation, str):
         merged["activation_function"] = ACTIVATION_ALIASES.get(activation, activation)
-    merged |= {name: _one_id(merged[name]) for name in IDS}
+    merged |= {name: _ids(name, merged[name]) for name in IDS}
     return GPTConfig(**merged, carried=_carry(fields, generation))
 
 
@@ -197,10 +197,10 @@ def carried_of(config: GPTConfig, file: str) -> dict[str, Any] | None:
     return json.loads(config.carried or "{}").get(file)
 
 
-def changed_ids(config: GPTConfig) -> dict[str, int | None]:
+def changed_ids(config: GPTConfig) -> dict[str, Any]:
     """Return the ids of the model that are others than those of the folder it came from."""
     kept = carried_of(config, "config.json") or {}
-    return {name: getattr(config, name) for name in IDS if _one_id(kept.get(name)) != getattr(config, name)}
+    return {name: getattr(config, name) for name in IDS if _ids(name, kept.get(name)) != getattr(config, name)}
 
 
 def _carry(fields: dict[str, Any], generation: dict[str, Any] | None) -> str:
@@ -211,8 +211,9 @@ def _carry(fields: dict[str, Any], generation: dict[str, Any] | None) -> str:
     return json.dumps({file: found for file, found in files.items() if found is not None}, sort_keys=True)
 
 
-def _one_id(value: Any) -> Any:
-    """Return one id for what `config.json` may say: the first of several, and None for -1 and for an empty list."""
-    if isinstance(value, list) and all(type(item) is int for item in value):
-        value = value[0] if value else None
+def _ids(name: str, value: Any) -> Any:
+    """Return what the config has for an id as `config.json` says it: none for -1, and one where only one can be."""
+    if isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
+        several = tuple(item for item in value if item >= 0)
+        return several if name == "eos_token_id" and len(several) > 1 else several[0] if several else None
     return None if type(value) is int and value < 0 else value

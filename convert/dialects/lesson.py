@@ -24,7 +24,7 @@ LESSON = Dialect(
         Row("ln_f.bias", "ln_f.bias", "D -> D"),
         Row("lm_head.kernel", "lm_head.weight", "V D -> D V"),
     ),
-    buffers=(("blocks.{i}.attn.bias", "1 1 S S"), ("blocks.{i}.attn.mask", "1 1 S S"), ("blocks.{i}.attn.mask", "S S")),
+    buffers=(("blocks.{i}.attn.bias", "1 1 T T"), ("blocks.{i}.attn.mask", "1 1 T T"), ("blocks.{i}.attn.mask", "T T")),
     fixed={"layer_norm_epsilon": 1e-5},
     writes_tied_head=True,
 )

@@ -30,7 +30,7 @@ OLD_MINGPT = Dialect(
         Row("ln_f.bias", "ln_f.bias", "D -> D"),
         Row("lm_head.kernel", "head.weight", "V D -> D V"),
     ),
-    buffers=(("blocks.{i}.attn.mask", "1 1 S S"),),
+    buffers=(("blocks.{i}.attn.mask", "1 1 T T"),),
     fixed={"layer_norm_epsilon": 1e-5},
     assumed={"activation_function": "gelu"},
 )

@@ -10,6 +10,7 @@ import pickletools
 import reprlib
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -38,6 +39,9 @@ STORAGES = {
 
 Storage = Callable[[str, np.dtype, Any], np.ndarray | None]
 """Returns the elements of a storage for its key, type and stated count; None where there is none of this key."""
+
+MOST_PLAIN = 10**7
+"""Bytes of a pickle without tensors, at most."""
 
 
 class PickleMachine:
@@ -161,6 +165,22 @@ def _call(function: Any, arguments: tuple) -> Any:
         case "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes, which are left out
             return _call(arguments[0], expect(arguments[2], tuple))
     return call(function, arguments)
+
+
+def read_pickle(path: Path) -> Any:
+    """Read a pickle of plain data: containers, numbers and strings.
+
+    Raises:
+        InputError: it is too large, broken, or holds anything else.
+    """
+    if path.stat().st_size > MOST_PLAIN:
+        raise InputError(f"{path}: more than {MOST_PLAIN:,} bytes")
+    try:
+        return PickleMachine().run(path.read_bytes())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # pickletools raises many kinds for bytes that are no pickle
+        raise InputError(f"{path}: not a pickle that can be read ({type(error).__name__})") from None
 
 
 def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> np.ndarray:

@@ -76,7 +76,7 @@ def run(command: EvalCommand) -> int:
     with about("--data"):
         corpus = tokenise(source, tokenizer, cache=command.cache, progress=True)
     with busy(f"loading {command.model}"):
-        model = jaxgpt.vocab.mark_padding(jaxgpt.from_pretrained(path, **command.how_to_read), tokenizer)
+        model, _ = jaxgpt.vocab.match_tokenizer(jaxgpt.from_pretrained(path, **command.how_to_read), tokenizer)
     jaxgpt.tokenizer.check_vocabulary(tokenizer, model.config, corpus.tokens)
     result = jaxgpt.evaluate(
         model, corpus.tokens, context=command.context, stride=command.stride, batch_size=command.batch_size,
