@@ -20,13 +20,12 @@ class ModelFlags:
         metavar="N", low=1, high=2**31, group="model",
     )  # fmt: skip
     activation: str | None = flag(
-        None, "gelu_new (GPT-2's tanh form), gelu (exact), relu, silu or tanh. Needed where neither config nor dialect "
-        "determines it; overrides what is only assumed.", metavar="NAME", group="model",
+        None, "gelu_new (GPT-2's tanh form), gelu (exact), relu, silu or tanh, where the checkpoint does not state it.",
+        metavar="NAME", group="model",
     )  # fmt: skip
     drop_heads: bool = flag(
-        False, "Take the language model out of a checkpoint that has another head, such as a classifier's or a value "
-        "head, and leave that behind.", group="model",
-    )  # fmt: skip
+        False, "Leave other heads of a checkpoint behind, such as a classifier's or a value head.", group="model"
+    )
 
     @property
     def how_to_read(self) -> dict[str, Any]:
