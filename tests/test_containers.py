@@ -343,6 +343,7 @@ def test_an_activation_that_is_assumed_is_said_and_can_be_told(tmp_path, caplog)
     for door in (["convert"], ["jaxgpt", "convert"]):
         done = call(*door, tmp_path / "ckpt.pt", tmp_path / door[0])
         assert done.stderr.count("assumed") == 1
+        assert done.stderr.startswith(f"convert: {tmp_path}")
         assert done.stderr.endswith("give --activation=\n")
     caplog.clear()
     assert_same_logits(tmp_path / "ckpt.pt", model, activation="gelu_new")

@@ -85,9 +85,10 @@ class _Notes(logging.Handler):
 def _notes_shown(program: str, flags: Collection[str]) -> Iterator[None]:
     """Show what is logged by `jaxgpt.convert`; of commands in each other the inner one does."""
     log = logging.getLogger("jaxgpt.convert")
-    outer = log.handlers
-    log.handlers = [_Notes(program, flags)] if flags else outer
+    outer = log.handlers, log.propagate
+    if flags:
+        log.handlers, log.propagate = [_Notes(program, flags)], False  # packages give the root a handler, too
     try:
         yield
     finally:
-        log.handlers = outer
+        log.handlers, log.propagate = outer
