@@ -48,8 +48,9 @@ def read(
     """Open a checkpoint, and log what was left out, ignored or assumed.
 
     Args:
-        source: a Hugging Face folder, a `.safetensors`, `.pt`, `.pth`, `.bin` or `.pkl` file, an Orbax folder, a
-            training run (its newest checkpoint), or a hub name with or without a revision, `"gpt2"` or `"gpt2@main"`.
+        source: a Hugging Face folder, a `.safetensors`, `.pt`, `.pth`, `.bin`, `.pkl` or `.msgpack` file, an Orbax
+            folder, a training run (its newest checkpoint), or a hub name with or without a revision, `"gpt2"` or
+            `"gpt2@main"`.
         dialect: one of `convert.dialects.DIALECTS`; detected by default.
         n_head: the number of heads, needed where the file has tensors only.
         activation: the activation function, needed where neither config nor dialect states it.

@@ -7,14 +7,18 @@ import json
 import logging
 import pathlib
 import re
+import shutil
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
+import lm_eval
+import lm_eval.api.registry
 import numpy as np
 import pytest
 import torch
-from conftest import DIMS, call, random_hf, random_tokens, torch_logits
+from conftest import DIMS, TINY, call, random_hf, random_tokens, torch_logits
 from flax.serialization import to_bytes
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -28,6 +32,7 @@ from transformers import (
 )
 
 import jaxgpt
+import jaxgpt.lm_eval
 from jaxgpt import convert
 from jaxgpt.convert.dialects.linear import NANOGPT
 from jaxgpt.train.command import as_flags, read_command
@@ -451,6 +456,25 @@ def test_what_is_told_is_used(tmp_path):
     settings = read_command(told)
     assert settings.how_to_read == {"n_head": N, "activation": "gelu", "dialect": "lesson", "drop_heads": True}
     assert read_command(as_flags(to_json(settings))) == settings
+
+
+def test_python_has_them_too(tmp_path):
+    dims = {"n_embd": 32, "n_head": 4, "n_layer": 1, "n_inner": 64, "n_positions": 32, "vocab_size": 4096}
+    theirs = random_hf(**dims, eos_token_id=4095, bos_token_id=4095)
+    torch.save(theirs.state_dict() | {"v_head.weight": torch.ones(1, 32)}, tmp_path / "model.pt")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, tmp_path / name)
+    told = {"n_head": 4, "activation": "gelu_new", "drop_heads": True, "dialect": "hf"}
+    expected = jaxgpt.from_pretrained(tmp_path / "model.pt", **told).config
+    assert (expected.n_head, expected.activation_function) == (4, "gelu_new")
+    assert jaxgpt.load(tmp_path / "model.pt", **told).config == expected
+    arguments = ",".join(f"{name}={value}" for name, value in told.items())
+    harness = lm_eval.api.registry.get_model("jaxgpt").create_from_arg_string(
+        f"pretrained={tmp_path}/model.pt,{arguments}", {"batch_size": 1}
+    )
+    assert replace(harness.model.config, eos_token_id=None, bos_token_id=None) == expected
+    with pytest.raises(convert.InputError, match="give n_head="):
+        jaxgpt.lm_eval.JaxGPT(f"{tmp_path}/model.pt", drop_heads=True)
 
 
 @pytest.mark.parametrize("command", ["train", "generate", "eval", "check", "convert"])
