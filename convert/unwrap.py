@@ -62,14 +62,16 @@ def unwrap(tensors: Tensors, dialect: Dialect | None = None, *, keeps_all: bool 
     """
     bare = _renamed(tensors, lambda name: ".".join(part for part in name.split(".") if part not in WRAPPERS))
     places = {_place(found["outer"]): name for name in bare if (found := POSITIONS.fullmatch(name))}
-    if len(places) > 1:
+    is_own = keeps_all or (dialect is not None and all(dialect is not known for known in DIALECTS.values()))
+    if len(places) > 1 and not is_own:
         first, second, *_ = places.values()
         raise InputError(
             f"it holds {first} and {second}: two models in one file? Save the state dict of one of them alone"
         )
     place = next(iter(places), None)
-    if place is None:
-        place = next((outer for outer in OUTERMOST if bare and all(name.startswith(outer) for name in bare)), "")
+    if place is None or is_own:  # a table of the user's may have its positions anywhere
+        shared = (outer for outer in (*places, *OUTERMOST) if bare and all(name.startswith(outer) for name in bare))
+        place = next(shared, "")
     names = _names_of([*DIALECTS.values(), *([] if dialect is None else [dialect])])
     parts = {name.partition(".")[0] for name in names}
     inside: dict[str, Any] = {}

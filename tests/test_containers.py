@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import types
+import typing
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,9 @@ from transformers import (
 import jaxgpt
 import jaxgpt.lm_eval
 from jaxgpt import convert
+from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.dialects.linear import NANOGPT
+from jaxgpt.convert.unwrap import unwrap
 from jaxgpt.train.command import as_flags, read_command
 from jaxgpt.train.settings import to_json
 
@@ -146,6 +149,17 @@ def test_adapters_are_what_has_adapters(folder):
             convert.read(folder)
 
 
+def test_a_table_of_ones_own_may_have_its_positions_anywhere():
+    names = ("embed.wpe.weight", "embed.wte.weight", "layers.0.x", "final_head.weight", "step")
+    tensors = {name: np.zeros(2, np.int32 if name == "step" else np.float32) for name in names}
+    assert [*unwrap(tensors, keeps_all=True).tensors] == [*names]
+    own = replace(HF, name="mine", rows=(*HF.rows[:-1], replace(HF.rows[-1], theirs="final_head.weight")))
+    assert [*unwrap(tensors, own).tensors] == [*names[:-1]]
+    wrapped = {f"net._orig_mod.{name}": array for name, array in tensors.items()}
+    assert [*unwrap({f"model.{name}": array for name, array in tensors.items()}, own).tensors] == [*names[:-1]]
+    assert [*unwrap(wrapped, keeps_all=True).tensors] == [f"net.{name}" for name in names]
+
+
 # dicts in dicts
 
 
@@ -189,6 +203,7 @@ OBJECTS = {
     "simple": types.SimpleNamespace(a=1), "dataclass": Config(inner=Config()), "slots": Slotted(),
     "dict of its own": AttrDict(a=1), "path": pathlib.PurePosixPath("/a/b"), "layout": torch.strided,
     "default dict": collections.defaultdict(list, a=[1]), "generator": torch.get_rng_state(), "none": None,
+    "types": [typing.Any, dict, str, int],
     "parameter": torch.nn.Parameter(torch.ones(2)), "empty": [(), [], {}, set(), frozenset(), b""], "big": 2**70,
 }  # fmt: skip
 EXPECTED = {
@@ -198,6 +213,7 @@ EXPECTED = {
     "str_": "text", "namespace": {"lr": 0.1}, "simple": {"a": 1}, "layout": "torch.strided",
     "dataclass": {"n_embd": 36, "betas": (0.9, 0.95), "inner": {"n_embd": 36, "betas": (0.9, 0.95), "inner": None}},
     "dict of its own": {"a": 1}, "path": "//a/b", "default dict": {"a": [1]}, "none": None, "big": 2**70,
+    "types": ["typing.Any", "builtins.dict", "builtins.str", "builtins.int"],
 }  # fmt: skip
 
 

@@ -29,10 +29,13 @@ CALLED = frozenset(
 """Names that a pickle may call; each call is done here, on plain data."""
 
 NAMED = frozenset(
-    """builtins.dict builtins.list builtins.int builtins.float torch.Tensor torch.nn.parameter.Parameter
-    numpy.ndarray""".split()
+    """builtins.dict builtins.list builtins.tuple builtins.int builtins.float builtins.str builtins.bool typing.Any
+    torch.Tensor torch.nn.parameter.Parameter numpy.ndarray""".split()
 )
-"""Names that a pickle may hand to those, such as the type of a tensor."""
+"""Names that a pickle may have beside those, such as the type of a tensor or of a config's field."""
+
+PYTHON_2 = {"builtins.unicode": "builtins.str", "builtins.long": "builtins.int"}
+"""Names of Python 2, which protocol 2 has, by their names today."""
 
 PATHS = frozenset(f"pathlib.{pure}{kind}Path" for pure in ("", "Pure") for kind in ("Posix", "Windows", ""))
 
@@ -91,7 +94,8 @@ def resolve(module: str, name: str) -> Name:
         InputError: names it.
     """
     full = f"{module}.{name}"
-    plain = full.replace("__builtin__.", "builtins.", 1)
+    plain = full.replace("__builtin__.", "builtins.", 1) if module == "__builtin__" else full
+    plain = PYTHON_2.get(plain, plain)
     if plain in CALLED | NAMED | PATHS or (module == "torch" and name in DTYPES) or Name(full).is_class:
         return Name(plain)
     if module.startswith("torch.nn."):

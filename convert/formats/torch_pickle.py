@@ -136,6 +136,8 @@ class PickleMachine:
         return items
 
     def _storage(self, persistent_id: tuple) -> np.ndarray:
+        if len(persistent_id) < 5:  # PyTorch before 1.6 has one for each module, too
+            raise InputError("its pickle holds a module in whole, or an invalid storage: save a state_dict() instead")
         kind, storage_type, key, _, count, *view = persistent_id  # the device, such as cuda:0, does not matter
         dtype = STORAGES.get(storage_type.removeprefix("torch.")) if isinstance(storage_type, str) else None
         found = None
