@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxgpt.convert.errors import InputError
@@ -56,7 +56,7 @@ class GPTConfig:
     """Id that begins a text, kept for export."""
     eos_token_id: int | tuple[int, ...] | None = None
     """Id that ends a text (`<|endoftext|>`), or several, of which the first is written in training."""
-    carried: str = ""
+    carried: str = field(default="", repr=False)
     """JSON text: what a Hugging Face folder says beside these fields, for its export. By the name of the file, the
     fields of `config.json` that compute nothing here, and all of `generation_config.json`."""
 

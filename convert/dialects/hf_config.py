@@ -133,7 +133,8 @@ def config_from_hf(fields: dict[str, Any], generation: dict[str, Any] | None = N
                 f"config.json: {name} = {reprlib.repr(value)} is not supported, only {AT_DEFAULT[name][0]!r}: "
                 f"{WHAT_TO_DO}config.json and try again"
             )
-    merged = FIELDS | OURS | {field: fields[name] for name, field in FALLBACKS.items() if name in fields} | given
+    fallbacks = {field: fields[name] for name, field in FALLBACKS.items() if fields.get(name) is not None}
+    merged = FIELDS | OURS | fallbacks | given
     refuse_other_computation("config.json", unread_fields(fields), fields, merged["n_head"])
     if merged["n_inner"] is None and isinstance(merged["n_embd"], int):
         merged["n_inner"] = 4 * merged["n_embd"]
@@ -160,8 +161,9 @@ def refuse_other_computation(where: str, names: list[str], fields: dict[str, Any
     for name in names:
         what = next((what for pattern, what in OTHER_COMPUTATION if re.search(pattern, name.lower())), None)
         if what is not None and not _is_off(fields[name], what, n_head):
+            shown = repr(name)[1:-1][:100]  # on one line, whatever is in it
             raise InputError(
-                f"{where}: {name} = {reprlib.repr(fields[name])} stands for {what}, which GPT-2 does not have: "
+                f"{where}: {shown} = {reprlib.repr(fields[name])} stands for {what}, which GPT-2 does not have: "
                 f"unsupported; {WHAT_TO_DO}{where} and try again"
             )
 
