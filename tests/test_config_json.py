@@ -58,8 +58,9 @@ ON = [
     ({"attention_layers": ["global", "local"]}, "windows"), ({"attn_logit_softcapping": 50.0}, "soft caps"),
     ({"num_experts_per_tok": 2}, "experts"), ({"moe_layers": [1]}, "experts"), ({"quantization": "int8"}, "quantised"),
     ({"load_in_4bit": True}, "quantised"), ({"lora_r": 8}, "an adapter"), ({"adapters": {"a": 1}}, "an adapter"),
+    ({"use_rope": "a\nb" * 1000}, "rotary positions"),
     ({"cross_attention_layers": [1]}, "cross-attention"), ({"use_parallel_residual": True}, "another block"),
-    ({"use_rope": "a\nb" * 1000}, "rotary positions"), ({"qk_layernorm": True}, "another block"), ({"embedding_multiplier": 12.0}, "other scales"),
+    ({"qk_layernorm": True}, "another block"), ({"embedding_multiplier": 12.0}, "other scales"),
 ]  # fmt: skip
 
 
