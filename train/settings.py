@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxgpt.commands import COMPILE_CACHE
 from jaxgpt.convert.command_line.flags import Flag, defaults_of, flag, flags_of, from_json, spelled, values_of
 from jaxgpt.convert.errors import InputError
 
@@ -232,10 +233,7 @@ class Settings:
         default_text="the largest fsdp that divides the model's width and leaves 32 columns of it or more per "
         "device; the other devices on data",
     )  # fmt: skip
-    compile_cache: bool = setting(
-        True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker.",
-        group="devices", may_change=True, is_per_process=True,
-    )  # fmt: skip
+    compile_cache: bool = setting(True, COMPILE_CACHE, group="devices", may_change=True, is_per_process=True)
     coordinator: str | None = setting(
         None, "Address of the coordinator, for several processes. auto: from the environment (TPU pods, Slurm, GKE, "
         "Open MPI). HOST:PORT: the address of process 0; needs --processes and --process too. All processes get the "

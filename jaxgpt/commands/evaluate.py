@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgpt.commands import MODEL
+from jaxgpt.commands import COMPILE_CACHE, MODEL
 from jaxgpt.convert.command_line.console import busy
 from jaxgpt.convert.command_line.flags import flag
 from jaxgpt.convert.command_line.help import Help
@@ -37,9 +37,7 @@ class EvalCommand:
     )  # fmt: skip
     batch_size: int = flag(8, "Windows per batch.", metavar="N", low=1, high=10**6)
     json: bool = flag(False, "Print one JSON object instead of lines.")
-    compile_cache: bool = flag(
-        True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker."
-    )
+    compile_cache: bool = flag(True, COMPILE_CACHE)
 
 
 HELP = Help(
