@@ -1,6 +1,6 @@
 """From sources to rows: tokenise, hold a part out, and make rows of the rest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,13 @@ class TrainingData:
     def name(self) -> str:
         return self.train.corpus.name
 
+    @property
+    def remarks(self) -> list[str]:
+        """What of the records is not in the tokens: unread fields, bad records; each once."""
+        held_out = self.held_out.corpus
+        others = [] if held_out is self.train.corpus else [f"held out: {text}" for text in held_out.remarks]
+        return [*self.train.corpus.remarks, *others]
+
 
 def find_sources(settings: Settings) -> Sources:
     """Find what --data and --eval-data name; without --data, the language reference that comes with Python.
@@ -67,11 +74,15 @@ def find_sources(settings: Settings) -> Sources:
         train = Source(name, (Texts(name, [topics[topic] for topic in sorted(topics)]),))
     else:
         with about("--data"):
-            train = find(settings.data)
+            train = _find(settings.data, settings)
     if settings.eval_data is None:
         return Sources(train)
     with about("--eval-data"):
-        return Sources(train, find(settings.eval_data))
+        return Sources(train, _find(settings.eval_data, settings))
+
+
+def _find(source: str, settings: Settings) -> Source:
+    return find(source, text_field=settings.text_field, skip_bad_records=settings.skip_bad_records)
 
 
 def load_data(settings: Settings, tokenizer: Any, context: int, sources: Sources | None = None) -> TrainingData:
@@ -110,7 +121,8 @@ def load_data(settings: Settings, tokenizer: Any, context: int, sources: Sources
         rows=len(train.rows),
         notes=list(train.notes),
     )
-    return TrainingData(train, evaluation, info)
+    data = TrainingData(train, evaluation, info)
+    return replace(data, info=replace(info, notes=[*data.remarks, *info.notes]))
 
 
 def _check_rows(part: DataPart, what: str, flag: str, context: int) -> None:
