@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxgpt.convert.errors import InputError
@@ -97,28 +97,28 @@ def encode_chats(
         InputError: the template does not know a role or tool calls, or renders a turn differently once others follow,
             so that the turn can't be located.
     """
-    tools = [()] * len(chats) if tools is None else tools
-    unread = [_check_template(tokenizer, chat, given) for chat, given in zip(chats, tools, strict=True)]
-    found: list[Encoded] = []
-    if marks_generation(tokenizer):
-        for chat, given, fields in zip(chats, tools, unread, strict=True):
-            found.append(_encode_marked(tokenizer, chat, given, fields))
-        return found
-    texts, spans = zip(*(_spans(tokenizer, *pair) for pair in zip(chats, tools, strict=True)), strict=True)
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    for ids, offsets, of, fields in zip(encoded["input_ids"], encoded["offset_mapping"], spans, unread, strict=True):
-        starts = [start for start, _ in offsets]
-        counts = [any(begin <= start < end for begin, end, _ in of) for start in starts]
-        turns = [sum(start < after for start in starts) for _, _, after in of]
-        found.append(Encoded(ids, counts, turns, fields))
-    return found
+    given = [()] * len(chats) if tools is None else tools
+    pairs = [*zip(chats, given, strict=True)]
+    unread = [_check_template(tokenizer, *pair) for pair in pairs]
+    marked = [marks_generation(tokenizer, having) for having in given]
+    rest = iter(_encode_unmarked(tokenizer, [pair for pair, marks in zip(pairs, marked, strict=True) if not marks]))
+    found = [
+        _encode_marked(tokenizer, *pair) if marks else next(rest) for pair, marks in zip(pairs, marked, strict=True)
+    ]
+    return [replace(encoded, unread=fields) for encoded, fields in zip(found, unread, strict=True)]
 
 
-def marks_generation(tokenizer: Any) -> bool:
-    """Return whether the tokenizer's template says itself what the assistant says."""
-    template = tokenizer.chat_template
-    templates = template.values() if isinstance(template, dict) else [template or ""]
-    return any(GENERATION.search(text) for text in templates)
+def is_trained_on(message: Message) -> bool:
+    """Return whether the loss counts a message."""
+    return message["role"] == "assistant" and bool(message.get("weight", 1))
+
+
+def marks_generation(tokenizer: Any, tools: Sequence[Any] = ()) -> bool:
+    """Return whether the template says itself what the assistant says; there may be another one for tools."""
+    try:
+        return bool(GENERATION.search(tokenizer.get_chat_template(tools=list(tools) or None)))
+    except Exception as error:  # several templates, of which none is the usual one
+        raise InputError(f"the tokenizer has no chat template for this ({type(error).__name__}: {error})") from None
 
 
 def _check_template(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]) -> tuple[str, ...]:
@@ -166,7 +166,22 @@ def _would_write(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]) 
         return None
 
 
-def _encode_marked(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any], unread: tuple[str, ...]) -> Encoded:
+def _encode_unmarked(tokenizer: Any, pairs: Sequence[tuple[Sequence[Message], Sequence[Any]]]) -> list[Encoded]:
+    """Encode conversations by a template that does not mark what the assistant says."""
+    if not pairs:
+        return []
+    texts, spans = zip(*(_spans(tokenizer, *pair) for pair in pairs), strict=True)
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    found = []
+    for ids, offsets, of in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True):
+        starts = [start for start, _ in offsets]
+        counts = [any(begin <= start < end for begin, end, _ in of) for start in starts]
+        turns = [sum(start < after for start in starts) for _, _, after in of]
+        found.append(Encoded(ids, counts, turns))
+    return found
+
+
+def _encode_marked(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]) -> Encoded:
     """Encode a conversation by a template that marks what the assistant says."""
     whole = render(tokenizer, chat, tools=tools)
     try:
@@ -181,18 +196,18 @@ def _encode_marked(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]
     counts = [bool(counted) for counted in found["assistant_masks"]]
     said = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
     turns = _turns_by_text(tokenizer, chat, tools, said, whole, starts) or _turns_by_runs(counts, len(said))
-    kept = []
-    for i, turn in zip(said, turns or [], strict=False):
-        if chat[i].get("weight", 1):
-            kept.append(turn[1])
-        else:
-            counts[turn[0] : turn[1]] = [False] * (turn[1] - turn[0])
-    if turns is None and any(not chat[i].get("weight", 1) for i in said):
+    if turns is None and not all(is_trained_on(chat[i]) for i in said):
         raise InputError(
             "the chat template renders a turn differently once others follow, so that a message of weight 0 can't be "
             "located"
         )
-    return Encoded(found["input_ids"], counts, kept, unread)
+    ends = []
+    for i, (begin, end) in zip(said, turns or [], strict=False):
+        if is_trained_on(chat[i]):
+            ends.append(end)
+        else:
+            counts[begin:end] = [False] * (end - begin)
+    return Encoded(found["input_ids"], counts, ends)
 
 
 def _turns_by_text(
@@ -225,7 +240,7 @@ def _spans(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]) -> tup
     """Return the text of a conversation, and for each message that counts (begin, end, end of its turn)."""
     whole, spans = render(tokenizer, chat, tools=tools), []
     for i, message in enumerate(chat):
-        if message["role"] != "assistant" or not message.get("weight", 1):
+        if not is_trained_on(message):
             continue
         said = render(tokenizer, chat[: i + 1], tools=tools)
         asked = render(tokenizer, chat[:i], answer=True, tools=tools) if i else _opening(tokenizer, chat, tools, said)

@@ -441,6 +441,19 @@ def test_a_template_that_does_not_know_a_role_or_a_call_is_refused(template, mes
         encode_chats(tokenizer, [messages], tools)
 
 
+def test_a_template_of_its_own_for_tools_is_used_for_them_alone(tokenizer):
+    tokenizer.chat_template = {"default": CHATML, "tool_use": KNOWING}
+    without = CALLS[:2] + CALLS[4:]
+    both = encode_chats(tokenizer, [without, CALLS, without], [[], TOOLS, []])
+    assert (both[1].ids, both[1].counts) == their_mask(tokenizer, CALLS, tools=TOOLS)
+    tokenizer.chat_template = CHATML
+    assert both[::2] == encode_chats(tokenizer, [without]) * 2
+    assert sum(both[0].counts) == 2  # which CHATML does not mark
+    tokenizer.chat_template = {"tool_use": KNOWING}
+    with pytest.raises(InputError, match="the tokenizer has no chat template for this"):
+        encode_chats(tokenizer, [TWO_TURNS])
+
+
 def test_a_role_is_known_where_the_template_writes_its_name(tokenizer):
     tokenizer.chat_template = CHATML
     (encoded,) = encode_chats(tokenizer, [CALLS[:2] + CALLS[4:]])

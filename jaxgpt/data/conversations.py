@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxgpt.chat import OPTIONAL_FIELDS, Message
+from jaxgpt.chat import OPTIONAL_FIELDS, Message, is_trained_on
 from jaxgpt.convert.errors import InputError
 
 LISTS = ("messages", "conversations", "conversation")
@@ -86,11 +86,6 @@ def conversation_of(record: Mapping[str, Any]) -> Conversation:
         if name in read | {"history"} and isinstance(record.get(name), (list, tuple)):
             unread += _unread_in_messages(record[name], name)
     return Conversation(tuple(messages), _tools(record.get("tools")), unread)
-
-
-def is_trained_on(message: Message) -> bool:
-    """Return whether the loss counts a message."""
-    return message["role"] == "assistant" and bool(message.get("weight", 1))
 
 
 def is_filled(value: Any) -> bool:

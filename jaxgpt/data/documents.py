@@ -241,14 +241,15 @@ def _document(number: int, record: dict[str, Any], reading: Reading) -> Document
     text = record.get(field)
     if text is None and reading.text_field is not None:
         if field in record:
-            raise InputError(f"{field} is null: expected a string")
-        raise InputError(f"no field has the name {field!r} of text_field={field}; its fields are {listed(record)}")
+            raise InputError(f"{field!r} is null: expected a string")
+        raise InputError(f"there is no field {field!r}, which text_field= names; the fields are {listed(record)}")
     if text is None:
         found = conversation_of({name: value for name, value in record.items() if value is not UNREAD})
         _check_unicode([found.messages, found.tools])
         return Document(number, (), found.messages, found.tools, found.unread)
     if not isinstance(text, str):
-        raise InputError(f"{field} must be a string, not {type(text).__name__}")
+        name = field if reading.text_field is None else repr(field)
+        raise InputError(f"{name} must be a string, not {type(text).__name__}")
     _check_unicode(text)
     return Document(number, (text,), unread=filled_fields(record, (field,)))
 
