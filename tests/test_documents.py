@@ -87,6 +87,9 @@ def test_json_that_datasets_writes_is_read_whatever_its_form(options, compressio
     assert file.where(2).endswith("record 2" if "lines" in options else "line 2")
     datasets.Dataset.from_list([CHAT] * 3).to_json(path, **options)
     assert read(path) == [tuple(CHAT["messages"])] * 3
+    (file,) = find(path).files
+    path.unlink()
+    assert file.where(2) == f"{path}, record 2"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Documents: the texts and conversations of a file."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -97,8 +98,12 @@ class File:
 
     def where(self, number: int) -> str:
         """Return the name of one of its documents in messages."""
-        unit = "line" if self.is_lines or self.format in DELIMITERS else "record"
-        return f"{self.name}, {unit} {number:,}" if number else self.name
+        if not number:
+            return self.name
+        with contextlib.suppress(InputError):  # a file that is gone has no lines any more
+            if self.format in DELIMITERS or self.is_lines:
+                return f"{self.name}, line {number:,}"
+        return f"{self.name}, record {number:,}"
 
     def documents(self, advance: Advance) -> Iterator[Document]:
         """Read what the file holds, in order; empty records too.
@@ -245,7 +250,10 @@ def _document(number: int, record: dict[str, Any], reading: Reading) -> Document
         raise InputError(f"there is no field {field!r}, which text_field= names; the fields are {listed(record)}")
     if text is None:
         found = conversation_of({name: value for name, value in record.items() if value is not UNREAD})
-        _check_unicode([found.messages, found.tools])
+        for message in found.messages:
+            _check_unicode(message.get("content", ""))
+        if found.tools or any(len(message) > 2 for message in found.messages):
+            _check_unicode(json.dumps([found.messages, found.tools], ensure_ascii=False, default=str))
         return Document(number, (), found.messages, found.tools, found.unread)
     if not isinstance(text, str):
         name = field if reading.text_field is None else repr(field)
@@ -254,9 +262,9 @@ def _document(number: int, record: dict[str, Any], reading: Reading) -> Document
     return Document(number, (text,), unread=filled_fields(record, (field,)))
 
 
-def _check_unicode(found: Any) -> None:
-    """Refuse half a character in any text of a text, messages or tools."""
+def _check_unicode(text: str) -> None:
+    """Refuse half a character."""
     try:
-        (found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)).encode()
+        text.encode()
     except UnicodeEncodeError:
         raise InputError("not valid Unicode: an unpaired surrogate") from None
