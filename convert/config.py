@@ -52,10 +52,12 @@ class GPTConfig:
     """Dropout probability after each projection back into the residual stream, in training only."""
     bos_token_id: int | None = None
     """Id that begins a text, kept for export."""
-    eos_token_id: int | None = None
-    """Id that ends a text (`<|endoftext|>`)."""
+    eos_token_id: int | tuple[int, ...] | None = None
+    """Id that ends a text (`<|endoftext|>`), or several, of which the first is written in training."""
 
     def __post_init__(self):
+        if isinstance(ends := self.eos_token_id, (list, tuple)):  # a list where it comes from JSON
+            object.__setattr__(self, "eos_token_id", tuple(ends) if len(ends) > 1 else ends[0] if ends else None)
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
             self._require(name, _is_int, "an integer from 1 to 2^31", lambda v: 1 <= v <= 2**31)
         self._require("n_padding", _is_int, "an integer from 0 to below vocab_size", lambda v: 0 <= v < self.vocab_size)
@@ -67,8 +69,11 @@ class GPTConfig:
             "bias",
         ):  # fmt: skip
             self._require(name, lambda v: isinstance(v, bool), "true or false")
-        for name in ("bos_token_id", "eos_token_id"):
-            self._require(name, lambda v: v is None or _is_int(v), "a token id or null", lambda v: v is None or v >= 0)
+        self._require("bos_token_id", lambda v: v is None or _is_int(v), "a token id or null", lambda v: not v or v > 0)
+        self._require("eos_token_id", lambda _: all(map(_is_int, self.end_ids)), "a token id, a list of them, or null")
+        self._require(
+            "eos_token_id", lambda _: min(self.end_ids, default=0) >= 0, "a token id, a list of them, or null"
+        )
         self._require("activation_function", lambda v: v in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
         self._require("n_layer", _is_int, f"at most {MAX_LAYERS:,}", lambda v: v <= MAX_LAYERS)
         if self.n_embd % self.n_head:
@@ -86,6 +91,12 @@ class GPTConfig:
     def n_tokens(self) -> int:
         """Number of token ids: the rows before the padding."""
         return self.vocab_size - self.n_padding
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end a text, `eos_token_id` as a tuple."""
+        ends = self.eos_token_id
+        return ends if isinstance(ends, tuple) else () if ends is None else (ends,)
 
     @property
     def dims(self) -> dict[str, int]:

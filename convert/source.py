@@ -6,9 +6,15 @@ from pathlib import Path
 from jaxgpt.convert.errors import InputError, did_you_mean
 from jaxgpt.convert.published import PUBLISHED
 
+VOCABULARIES = (
+    "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+    "meta.pkl",
+)  # fmt: skip
+"""Files that hold a vocabulary: there is a tokenizer where one of them is. `meta.pkl` is nanoGPT's, of characters."""
+
 SIDECARS = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja",
+    *VOCABULARIES, "tokenizer_config.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """Files of a tokenizer, which are copied with a checkpoint."""
 
@@ -67,7 +73,7 @@ def tokenizer_files(path: Path) -> dict[str, Path]:
     """Find the tokenizer's files of a checkpoint, by name: beside it, in its folder `tokenizer`, or in its run's."""
     folder = path if path.is_dir() else path.parent
     for candidate in (folder, folder / "tokenizer", folder.parent.parent / "tokenizer"):
-        if (candidate / "tokenizer.json").is_file() or (candidate / "vocab.json").is_file():
+        if any((candidate / name).is_file() for name in VOCABULARIES):
             return {name: candidate / name for name in SIDECARS if (candidate / name).is_file()}
     return {}
 

@@ -25,7 +25,8 @@ from jaxgpt.evaluation.score import score
 from jaxgpt.model.gpt import GPT
 from jaxgpt.params import count_params
 from jaxgpt.pretrained import from_pretrained
-from jaxgpt.tokenizer import check_vocabulary, load_tokenizer
+from jaxgpt.tokenizer import load_tokenizer
+from jaxgpt.vocab import match_tokenizer
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -76,8 +77,8 @@ class JaxGPT(TemplateLM):
             )
         tokenizer = pretrained if tokenizer is None else tokenizer
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-        self.model = pretrained if isinstance(pretrained, GPT) else from_pretrained(pretrained, **options)
-        check_vocabulary(self.tokenizer, self.model.config)
+        model = pretrained if isinstance(pretrained, GPT) else from_pretrained(pretrained, **options)
+        self.model, _ = match_tokenizer(model, self.tokenizer)
         if self.tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no end-of-text token (eos_token), which the harness puts before texts")
         context = self.model.config.n_positions

@@ -73,15 +73,15 @@ def write(
 
     Unlike `jaxgpt.generation.text.write`, the new tokens are decoded without the prompt's and without special tokens.
     """
-    end = model.config.eos_token_id
+    ends = model.config.end_ids
     stream = Stream(
-        model, prompts, max_new_tokens=settings.new, samplers=settings.samplers, seed=seed, eos_id=end, every=8
+        model, prompts, max_new_tokens=settings.new, samplers=settings.samplers, seed=seed, eos_id=ends, every=8
     )
     rows: list[list[int]] = [[] for _ in range(n_rows)]
 
     def ended(ids: list[int]) -> bool:
         text = tokenizer.decode(ids)
-        return end in ids or any(string in text for string in settings.stop)
+        return not set(ends).isdisjoint(ids) or any(string in text for string in settings.stop)
 
     for new in stream:
         for ids, more in zip(rows, new[:n_rows].tolist(), strict=True):

@@ -13,6 +13,7 @@ from jaxgpt.convert.source import SIDECARS
 from jaxgpt.loading import to_jax
 from jaxgpt.model.gpt import GPT, abstract
 from jaxgpt.params import named_params, with_params
+from jaxgpt.tokenizer import decide_ids
 from jaxgpt.vocab import pad_vocab
 
 
@@ -73,11 +74,13 @@ def save_pretrained(
         force: replace a checkpoint that is there.
     """
     with tempfile.TemporaryDirectory() as folder:
+        config = model.config
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+            config, _ = decide_ids(config, tokenizer)
         files = {name: Path(folder) / name for name in SIDECARS if (Path(folder) / name).is_file()}
         convert.write(
-            path, named_params(model), model.config,
+            path, named_params(model), config,
             to=dialect, dtype=dtype, shard_size=shard_size, tokenizer=files, force=force,
         )  # fmt: skip
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,71 @@ import numpy as np
 
 from jaxgpt.arguments import check_ids
 from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.contents import read_json
 from jaxgpt.convert.errors import InputError
-from jaxgpt.convert.source import resolve, tokenizer_files
+from jaxgpt.convert.formats.torch_pickle import read_pickle
+from jaxgpt.convert.source import VOCABULARIES, resolve, tokenizer_files
 
 END_OF_TEXT = "<|endoftext|>"
+GPT2_END = 50256
+"""The id of GPT-2's end of text, which GPT2Config has by default, whatever the vocabulary."""
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """Load the transformers tokenizer of a checkpoint; see `from_pretrained` for `source`."""
+    """Load the transformers tokenizer of a checkpoint; see `from_pretrained` for `source`.
+
+    It is what `AutoTokenizer` reads, or nanoGPT's table of characters in `meta.pkl`. Code that lies beside it is never
+    run.
+
+    Raises:
+        InputError: there is none, or its files are broken.
+    """
     path = resolve(source)
     files = tokenizer_files(path)
     if not files:
-        raise InputError(f"{source}: no tokenizer found: tokenizer.json, or vocab.json and merges.txt, is missing")
+        raise InputError(f"{source}: no tokenizer found: there is none of {', '.join(VOCABULARIES)}")
+    folder = next(iter(files.values())).parent
+    if not files.keys() & {*VOCABULARIES} - {"meta.pkl"}:
+        return character_tokenizer(files["meta.pkl"])
     from transformers import AutoTokenizer
 
-    folder = next(iter(files.values())).parent
+    # a vocab.txt is BERT's, unless a class is named; transformers would make an empty tokenizer of it
+    bert = "vocab.txt" in files and not files.keys() & {"tokenizer.json", "vocab.json"} and not _class_named(folder)
+    kind = {"tokenizer_type": "bert"} if bert else {}
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **kind)
+        if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
+            raise ValueError("it has no tokens")
     except Exception as error:  # the tokenizers library raises plain Exception for a broken file
-        raise InputError(f"{folder}: the tokenizer can't be read ({type(error).__name__}: {error})") from None
+        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise InputError(f"{folder}: the tokenizer can't be read ({type(error).__name__}: {cause})") from None
+    return tokenizer
+
+
+def _class_named(folder: Path) -> bool:
+    """Return whether the files of a tokenizer say which class it has."""
+    files = [folder / name for name in ("tokenizer_config.json", "config.json") if (folder / name).is_file()]
+    return any(read_json(file).get("tokenizer_class") for file in files)
+
+
+def character_tokenizer(path: Path) -> Any:
+    """Make a tokenizer of nanoGPT's `meta.pkl`: one token for each character of the table `stoi`.
+
+    Raises:
+        InputError: it holds anything else; no code in it is run.
+    """
+    table = read_pickle(path)
+    ids = table.get("stoi") if isinstance(table, dict) else None
+    if not isinstance(ids, dict) or not all(isinstance(c, str) and len(c) == 1 for c in ids):
+        raise InputError(f"{path}: not nanoGPT's table of characters (stoi)")
+    if sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
+        raise InputError(f"{path}: the ids of its {len(ids)} characters are not 0 to {len(ids) - 1}")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel(ids))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
 
 
 def vocabulary_size(tokenizer: Any) -> int:
@@ -54,7 +101,7 @@ def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | Non
     Raises:
         InputError: more tokens than rows for tokens, another end of text, or an id in `tokens` beyond them.
     """
-    size, end = vocabulary_size(tokenizer), tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    size = vocabulary_size(tokenizer)
     padding = f" (and {config.n_padding:,} of padding, by its config)" if config.n_padding else ""
     extend = (
         "extend the model with jaxgpt.resize_vocab(model, tokenizer), save it and the tokenizer with "
@@ -64,7 +111,7 @@ def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | Non
         raise InputError(
             f"the tokenizer has {size:,} tokens, the model only {config.n_tokens:,} embedding rows{padding}; {extend}"
         )
-    if end is not None and config.eos_token_id is not None and end != config.eos_token_id:
+    if (end := _other_end(tokenizer, config)) is not None:
         raise InputError(
             f"{END_OF_TEXT} has the id {end} in the tokenizer and {config.eos_token_id} in the model: "
             "they have different vocabularies; use the tokenizer that the model was trained with"
@@ -72,6 +119,64 @@ def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | Non
     if tokens is not None:
         hint = f": the model has {config.n_tokens:,} embedding rows{padding}; {extend}"
         check_ids(tokens, config.n_tokens, "the data's token ids", hint)
+
+
+def _other_end(tokenizer: Any, config: GPTConfig) -> int | None:
+    """Return the id of `<|endoftext|>` to the tokenizer, if it shows that the model was trained with another one.
+
+    The end tokens of the model's config are then ordinary tokens to the tokenizer, or none. Ids beyond the vocabulary
+    say nothing, nor does 50256 where the tokenizer is as large: GPT2Config fills both in.
+    """
+    end, size = tokenizer.get_vocab().get(END_OF_TEXT), vocabulary_size(tokenizer)
+    theirs = [i for i in config.end_ids if i < config.n_tokens and (i != GPT2_END or i >= size)]
+    known = {*special_ids(tokenizer), end, tokenizer.eos_token_id}
+    return end if end is not None and theirs and not known.intersection(theirs) else None
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the ids of the tokens that are no part of a text: those with a role, and those marked as special."""
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return marked | {*tokenizer.all_special_ids}
+
+
+def decide_ids(config: GPTConfig, tokenizer: Any) -> tuple[GPTConfig, str]:
+    """Return the config with the ids that begin and end a text to this tokenizer, and a line that says why.
+
+    The tokenizer's end token comes first: it ends the texts that training reads. The ids that the config has end a text
+    too, if they are special tokens of the tokenizer; those beyond the vocabulary, and ordinary tokens, don't. Where the
+    tokenizer has no end token, the config's count alone.
+    """
+    size, end, special = vocabulary_size(tokenizer), tokenizer.eos_token_id, special_ids(tokenizer)
+    ours = [i for i in config.end_ids if i < size and (end is None or i in special)]
+    ends = tuple(dict.fromkeys([*([] if end is None else [end]), *ours]))
+    begin = config.bos_token_id
+    if begin is None or begin >= size or begin not in special:
+        begin = tokenizer.bos_token_id
+    decided = replace(config, bos_token_id=begin, eos_token_id=ends)
+    if not ends:
+        return decided, "no token ends a text: neither the tokenizer nor the config names one"
+    named = " and ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in ends)
+    if end is None:
+        return decided, f"a text ends with {named}, by the config; the tokenizer names none"
+    dropped = [i for i in config.end_ids if i not in ends]
+    if dropped:
+        what = ", ".join(map(str, dropped))
+        return decided, f"a text ends with {named}, by the tokenizer; {what} in the config is no end token to it"
+    by = "the tokenizer and the config" if config.end_ids else "the tokenizer; the config names none"
+    if config.end_ids and end not in config.end_ids:
+        by = f"the tokenizer, whose {end} comes first, and the config"
+    return decided, f"a text ends with {named}, by {by}"
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text that is to be continued: as training encodes the beginning of one.
+
+    No token is added, so that the prompt does not end with an end token.
+    """
+    try:
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    except Exception as error:  # the tokenizers library raises plain Exception for a token that is unknown
+        raise InputError(f"the tokenizer can't encode {text[:40]!r} ({error})") from None
 
 
 def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:

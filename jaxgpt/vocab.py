@@ -18,7 +18,7 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.mesh import shardings
 from jaxgpt.model.gpt import GPT, abstract
 from jaxgpt.params import named_params, with_params
-from jaxgpt.tokenizer import vocabulary_size
+from jaxgpt.tokenizer import check_vocabulary, decide_ids, vocabulary_size
 
 VOCABULARY_MULTIPLE = 128
 """A vocabulary that is padded at all is padded to a multiple of this: matrix units want it, and so do meshes."""
@@ -109,6 +109,20 @@ def mark_padding(model: GPT, size_or_tokenizer: Any) -> GPT:
         )
     marked = replace(config, n_padding=config.vocab_size - size)
     return model if marked == config else rebuilt(model, marked, named_params(model))
+
+
+def match_tokenizer(model: GPT, tokenizer: Any) -> tuple[GPT, str]:
+    """Return the model as it is to be used with a tokenizer, and a line that says what ends a text.
+
+    Rows without a token are marked as padding, and the ids that begin and end a text are decided; see `decide_ids`.
+
+    Raises:
+        InputError: the tokenizer does not belong to the model.
+    """
+    check_vocabulary(tokenizer, model.config)
+    model = mark_padding(model, tokenizer)
+    config, said = decide_ids(model.config, tokenizer)
+    return (model if config == model.config else rebuilt(model, config, named_params(model))), said
 
 
 def untie_head(model: GPT) -> GPT:

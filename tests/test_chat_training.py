@@ -18,8 +18,8 @@ WORDS = "king house water bread light stone".split()
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The bundled model after a hundred and twenty exchanges, three passes over them."""
+def trained(cut, tmp_path_factory):
+    """Three blocks of the bundled model after a hundred and twenty exchanges, four passes over them."""
     folder, draw = tmp_path_factory.mktemp("chat"), random.Random(0)
     records = [
         {"instruction": "Repeat the word.", "input": word, "output": f"{word} {word}, {name}."}
@@ -28,8 +28,8 @@ def trained(tmp_path_factory):
     draw.shuffle(records)
     (folder / "chat.json").write_text(json.dumps(records))
     said = call(
-        "train", f"--data={folder}/chat.json", f"--out={folder}/run", "--epochs=4", "--batch-size=4", "--context=64",
-        "--lr=3e-3", "--eval-every=1000", "--log-every=5",
+        "train", f"--model={cut}", f"--data={folder}/chat.json", f"--out={folder}/run", "--epochs=4",
+        "--batch-size=4", "--context=64", "--lr=3e-3", "--eval-every=1000", "--log-every=5",
     ).stdout  # fmt: skip
     return folder / "run", said
 

@@ -19,7 +19,7 @@ from runs import assert_same_run
 from jaxgpt.convert.source import complete_steps
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-MOMENTS = ("before the first step", "between steps", "during a save", "between steps")
+MOMENTS = ("before the first step", "between steps", "during a save")
 STEPS, SEED = 30, 6
 FLAGS = (
     "--freeze=gradual:head@0,last1@5,full@11", f"--steps={STEPS}", "--batch-size=4", "--accumulate=2", "--lr=1e-3",

@@ -87,7 +87,7 @@ def test_bfloat16_computes_nearly_the_same_over_float32_weights(small, whole_run
     }
 
 
-MESHES = (None, "data=8", "data=2,fsdp=2,tensor=2")
+MESHES = (None, "data=2,fsdp=2,tensor=2")
 
 
 @pytest.fixture(scope="module")

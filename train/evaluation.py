@@ -43,6 +43,6 @@ def sample(inputs: TrainingInputs, state: TrainState) -> str:
     with busy("writing a sample"):
         (out,) = jaxgpt.generate(
             model, [prompt], max_new_tokens=room, temperature=0.8, top_k=40, seed=inputs.settings.seed,
-            eos_id=inputs.tokenizer.eos_token_id if inputs.is_chat else None,
+            eos_id=model.config.end_ids if inputs.is_chat else None,
         )  # fmt: skip
     return inputs.tokenizer.decode(out)

@@ -19,7 +19,7 @@ from jaxgpt.data.documents import Source
 from jaxgpt.data.sources import peek
 from jaxgpt.mesh import make_mesh, shardings
 from jaxgpt.params import count_params, module_shares, named_params, with_params
-from jaxgpt.tokenizer import add_tokens, check_vocabulary
+from jaxgpt.tokenizer import add_tokens, check_vocabulary, encode_prompt
 from jaxgpt.train.command import check_settings
 from jaxgpt.train.data.load import TrainingData, find_sources, load_data
 from jaxgpt.train.distributed import check_processes_agree
@@ -28,7 +28,7 @@ from jaxgpt.train.run.run_json import IDENTITY, PhaseInfo
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.spec import STEPS, StepSpec, batch_shapes, make_step_spec
 from jaxgpt.train.tracking.trackers import check_trackers
-from jaxgpt.vocab import mark_padding, rebuilt, row_multiple
+from jaxgpt.vocab import match_tokenizer, rebuilt, row_multiple
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class TrainingInputs:
     tokenizer: Any
     added: tuple[str, ...]
     """Tokens that were new to the model and its tokenizer."""
+    ends: str
+    """What ends a text, and who says so."""
     data: TrainingData
     prompt: list[int]
     """The tokens with which the text samples begin."""
@@ -74,6 +76,7 @@ class TrainingInputs:
             "dropout": rates[0] if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}",
             "rows": self.settings.rows or ("packed" if self.is_chat else "stream"),
             "warmup_steps": spec.warmup_steps,
+            "end_tokens": ", ".join(map(str, config.end_ids)) or "none",
         }
 
 
@@ -94,7 +97,7 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
     mesh = make_mesh_of_run(settings, run, config.n_embd)
     batch_shapes(settings, mesh, config.n_positions, packed=False)  # before the model is read
     with busy(f"loading {settings.model}"):
-        model, tokenizer, added = load_model(settings, checkpoint, sources.train, mesh)
+        model, tokenizer, added, ends = load_model(settings, checkpoint, sources.train, mesh)
     data = load_data(settings, tokenizer, settings.context or config.n_positions, sources)
     info = asdict(data.info)
     check_processes_agree({what: info[name] for name, what in IDENTITY.items()})
@@ -114,7 +117,7 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
     n_kept = settings.keep + 2  # and the best, and the one that is being written
     moments = [*trainable.values(), *trainable.values()]
     check_space(run.checkpoints, n_kept * sum(p.nbytes for p in (*params.values(), *moments)))
-    return TrainingInputs(spec, tokenizer, added, data, prompt), params
+    return TrainingInputs(spec, tokenizer, added, ends, data, prompt), params
 
 
 def make_mesh_of_run(settings: Settings, run: RunFolder, width: int) -> Mesh:
@@ -139,13 +142,12 @@ def make_mesh_of_run(settings: Settings, run: RunFolder, width: int) -> Mesh:
 
 def load_model(
     settings: Settings, checkpoint: convert.Checkpoint, source: Source, mesh: Mesh
-) -> tuple[jaxgpt.GPT, Any, tuple[str, ...]]:
-    """Return the model that training starts from, its tokenizer, and the tokens that are new to both."""
+) -> tuple[jaxgpt.GPT, Any, tuple[str, ...], str]:
+    """Return the model that training starts from, its tokenizer, the tokens new to both, and what ends a text."""
     with about("--mesh"):
         model = jaxgpt.from_pretrained(checkpoint, mesh=mesh, dtype=settings.dtype)
     tokenizer = jaxgpt.load_tokenizer(checkpoint.path if settings.tokenizer is None else settings.tokenizer)
-    check_vocabulary(tokenizer, model.config)
-    model = mark_padding(model, tokenizer)
+    model, ends = match_tokenizer(model, tokenizer)
     if (p := settings.dropout) is not None:
         config = replace(model.config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
         model = rebuilt(model, config, named_params(model))
@@ -161,16 +163,16 @@ def load_model(
     if added:
         model = jaxgpt.resize_vocab(model, tokenizer, pad_multiple=row_multiple(mesh), seed=settings.seed)
     params = named_params(model)
-    return with_params(model, jax.device_put(params, shardings(params, mesh))), tokenizer, added
+    return with_params(model, jax.device_put(params, shardings(params, mesh))), tokenizer, added, ends
 
 
 def first_words(prompt: str | None, tokenizer: Any, data: TrainingData) -> list[int]:
     """Return what the text samples begin with: of conversations a question, by default the first held-out one."""
     if data.train.corpus.kind != "chat":
-        return tokenizer("The" if prompt is None else prompt)["input_ids"]
+        return encode_prompt(tokenizer, "The" if prompt is None else prompt)
     if prompt is not None:
         asked = render(tokenizer, [{"role": "user", "content": prompt}], answer=True)
-        return tokenizer(asked, add_special_tokens=False)["input_ids"]
+        return encode_prompt(tokenizer, asked)
     corpus, begin = data.held_out.corpus, data.held_out.rows.begins(0)[0]
     assert corpus.counts is not None
     return corpus.tokens[begin : begin + int(np.argmax(corpus.counts[begin:]))].tolist()

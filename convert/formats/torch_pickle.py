@@ -11,6 +11,7 @@ import pickletools
 import struct
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -33,10 +34,14 @@ STORAGES = {
 """Types of the elements of `torch.FloatStorage` and so on."""
 
 
+MOST_PLAIN = 10**7
+"""Bytes of a pickle without tensors, at most."""
+
+
 class PickleMachine:
     """A machine for the opcodes of a state dict's pickle: https://docs.python.org/3/library/pickletools.html."""
 
-    def __init__(self, data: mmap.mmap, storages: Mapping[str, zipfile.ZipInfo]):
+    def __init__(self, data: mmap.mmap | None, storages: Mapping[str, zipfile.ZipInfo]):
         self._data, self._storages = data, storages
         self._stack: list[Any] = []
         self._marks: list[int] = []
@@ -122,6 +127,7 @@ class PickleMachine:
         dtype = STORAGES.get(str(storage_type).removeprefix("torch."))
         if kind != "storage" or dtype is None or not isinstance(key, str) or key not in self._storages:
             raise InputError(f"its pickle names an invalid storage: {persistent_id!r}"[:300])
+        assert self._data is not None
         info = self._storages[key]
         begin = info.header_offset
         local = self._data[begin : begin + 30]
@@ -133,6 +139,22 @@ class PickleMachine:
         if begin + info.file_size > len(self._data):
             raise InputError(f"storage {key} is beyond the end of the file: truncated")
         return np.frombuffer(self._data, dtype, count, begin) if count else np.empty(0, dtype)
+
+
+def read_pickle(path: Path) -> Any:
+    """Read a pickle of plain data: containers, numbers and strings.
+
+    Raises:
+        InputError: it is too large, broken, or holds anything else.
+    """
+    if path.stat().st_size > MOST_PLAIN:
+        raise InputError(f"{path}: more than {MOST_PLAIN:,} bytes")
+    try:
+        return PickleMachine(None, {}).run(path.read_bytes())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # pickletools raises many kinds for bytes that are no pickle
+        raise InputError(f"{path}: not a pickle that can be read ({type(error).__name__})") from None
 
 
 def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> np.ndarray:

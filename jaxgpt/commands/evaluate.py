@@ -83,7 +83,7 @@ def run(command: EvalCommand) -> int:
     for remark in corpus.remarks:
         show(f"jaxgpt: {remark}", sys.stderr)
     with busy(f"loading {command.model}"):
-        model = jaxgpt.vocab.mark_padding(jaxgpt.from_pretrained(path), tokenizer)
+        model, _ = jaxgpt.vocab.match_tokenizer(jaxgpt.from_pretrained(path), tokenizer)
     jaxgpt.tokenizer.check_vocabulary(tokenizer, model.config, corpus.tokens)
     result = jaxgpt.evaluate(
         model, corpus.tokens, context=command.context, stride=command.stride, batch_size=command.batch_size,

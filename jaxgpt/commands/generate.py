@@ -127,13 +127,16 @@ def run(command: GenerateCommand) -> int:
 
 
 def load(name: str) -> tuple[Any, Any]:
-    """Return a model and its tokenizer, which are looked for once; rows without a token are marked as padding."""
+    """Return a model and its tokenizer, which are looked for once and belong together."""
     import jaxgpt
     from jaxgpt.convert.source import resolve
 
     path = resolve(name)
     model, tokenizer = jaxgpt.from_pretrained(path), jaxgpt.load_tokenizer(path)
-    return jaxgpt.vocab.mark_padding(model, tokenizer), tokenizer
+    matched, said = jaxgpt.vocab.match_tokenizer(model, tokenizer)
+    if matched.config.end_ids != model.config.end_ids:
+        print(f"jaxgpt: {said}", file=sys.stderr)
+    return matched, tokenizer
 
 
 def encode(command: GenerateCommand, tokenizer: Any, texts: Sequence[str]) -> tuple[list[str], list[list[int]]]:
@@ -143,7 +146,7 @@ def encode(command: GenerateCommand, tokenizer: Any, texts: Sequence[str]) -> tu
         InputError: a chat is asked for, and the tokenizer has no template for it.
     """
     if not command.chat:
-        return list(texts), [tokenizer(text, verbose=False)["input_ids"] for text in texts]
+        return list(texts), [prompt_ids(tokenizer, text) for text in texts]
     from jaxgpt.chat import render
 
     if tokenizer.chat_template is None:
@@ -151,8 +154,22 @@ def encode(command: GenerateCommand, tokenizer: Any, texts: Sequence[str]) -> tu
             f"--chat: the tokenizer of {command.model} has no chat template; train the model on conversations first"
         )
     asked = [render(tokenizer, [{"role": "user", "content": text}], answer=True) for text in texts]
-    ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in asked]
+    ids = [prompt_ids(tokenizer, text) for text in asked]
     return ([""] if len(texts) == 1 else [f"{text}\n" for text in texts]), ids
+
+
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a prompt.
+
+    Raises:
+        InputError: there are none: a tokenizer may leave out what it does not know.
+    """
+    from jaxgpt.tokenizer import encode_prompt
+
+    ids = encode_prompt(tokenizer, text)
+    if not ids:
+        raise InputError(f"--prompt={text!r} has no tokens to this tokenizer")
+    return ids
 
 
 def print_as_it_comes(head: str, pieces: Any) -> None:

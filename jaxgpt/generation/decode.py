@@ -42,7 +42,7 @@ def prefill(
     start: Int[Array, " P"],
     key: Array,
     samplers: tuple[Sampler, ...],
-    eos_id: Int[Array, ""],
+    eos_ids: Int[Array, " E"],
     *,
     room: int,
     num_samples: int,
@@ -51,7 +51,7 @@ def prefill(
     """Read the prompts, each of which begins at its slot `start`, and add a first token.
 
     Args:
-        eos_id: the end token; -1: none.
+        eos_ids: the end tokens; -1: none.
         room: slots for new tokens.
         num_samples: rows for each prompt, side by side: B = P * num_samples.
         remember: whether a sampler asks which tokens a row holds.
@@ -66,28 +66,28 @@ def prefill(
         lambda x: jnp.repeat(x, num_samples, axis=0) if x.ndim else x, (logits, cache, seen)
     )
     nothing = jnp.zeros(logits.shape[0], jnp.int32)
-    added = jnp.full((logits.shape[0], room), eos_id, jnp.int32)
+    added = jnp.full((logits.shape[0], room), eos_ids[0], jnp.int32)
     state = Decoding(cache, added, jnp.int32(0), nothing, nothing > 0, seen, key)
-    return _add(model, state, logits, samplers, eos_id)
+    return _add(model, state, logits, samplers, eos_ids)
 
 
 @partial(jax.jit, donate_argnames="state")
 def decode(
-    model: GPT, state: Decoding, samplers: tuple[Sampler, ...], eos_id: Int[Array, ""], until: Int[Array, ""]
+    model: GPT, state: Decoding, samplers: tuple[Sampler, ...], eos_ids: Int[Array, " E"], until: Int[Array, ""]
 ) -> Decoding:
     """Add tokens until every row has `until` of them, or has ended."""
 
     def step(state):
         logits, cache = model.step(state.token[:, None], state.cache)
-        return _add(model, replace(state, cache=cache), logits, samplers, eos_id)
+        return _add(model, replace(state, cache=cache), logits, samplers, eos_ids)
 
     return jax.lax.while_loop(lambda state: (state.count < until) & ~state.ended.all(), step, state)
 
 
-def _add(model: GPT, state: Decoding, logits: Float[Array, "B V"], samplers, eos_id) -> Decoding:
+def _add(model: GPT, state: Decoding, logits: Float[Array, "B V"], samplers, eos_ids) -> Decoding:
     key = jax.random.fold_in(state.key, state.count)
     token = draw(samplers, mask_padding(logits, model.config), state.seen, key)
-    token = jnp.where(state.ended, jnp.maximum(eos_id, 0), token)
+    token = jnp.where(state.ended, jnp.maximum(eos_ids[0], 0), token)
     seen = None if state.seen is None else state.seen.at[jnp.arange(token.shape[0]), token].set(True)
     added = jax.lax.dynamic_update_slice(state.added, token[:, None], (jnp.zeros_like(state.count), state.count))
-    return Decoding(state.cache, added, state.count + 1, token, state.ended | (token == eos_id), seen, state.key)
+    return Decoding(state.cache, added, state.count + 1, token, state.ended | jnp.isin(token, eos_ids), seen, state.key)

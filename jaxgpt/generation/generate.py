@@ -30,7 +30,7 @@ def generate(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: int = 0,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     num_samples: int = 1,
 ) -> Int[np.ndarray, "B*num_samples T+new"] | list[Int[np.ndarray, " T+new"]]:
     """Return the prompts, each followed by new tokens: by default the likeliest one each time.
@@ -49,7 +49,7 @@ def generate(
         min_p: draw among tokens that have at least this share of the likeliest one's probability.
         repetition_penalty: above 1, tokens that the text already holds become less likely; 1 has no effect.
         seed: of the draws; equal seeds give equal texts, whatever other rows there are.
-        eos_id: the end token.
+        eos_id: the end token, or several.
         num_samples: rows for each prompt, side by side; the prompt is read once.
 
     Raises:
@@ -68,9 +68,9 @@ def generate(
     )
     added = np.concatenate([np.zeros((len(stream.prompts), 0), np.int32), *stream], axis=1)
     if isinstance(tokens, (jax.Array, np.ndarray)):
-        padding = np.full((len(added), max_new_tokens - added.shape[1]), eos_id or 0, np.int32)
+        padding = np.full((len(added), max_new_tokens - added.shape[1]), max(stream.ends[0], 0), np.int32)
         return np.concatenate([np.stack(stream.prompts), added, padding], axis=1)
-    ends = [np.flatnonzero(row == eos_id)[:1] + 1 for row in added]
+    ends = [np.flatnonzero(np.isin(row, stream.ends))[:1] + 1 for row in added]
     return [
         np.concatenate([prompt, row[: end[0] if end.size else None]])
         for prompt, row, end in zip(stream.prompts, added, ends, strict=True)
@@ -92,7 +92,7 @@ class Stream:
         max_new_tokens: int,
         samplers: tuple[Sampler, ...] = (Greedy(),),
         seed: int = 0,
-        eos_id: int | None = None,
+        eos_id: int | Sequence[int] | None = None,
         num_samples: int = 1,
         every: int = 8,
     ):
@@ -104,11 +104,13 @@ class Stream:
             where = f"the prompt has {longest} tokens, the context {config.n_positions}"
             raise InputError(f"max_new_tokens must be from 0 to {max(room, 0)}, not {max_new_tokens}: {where}")
         seed, num_samples = integer("seed", seed, 0, 2**32 - 1), integer("num_samples", num_samples, 1)
-        end = -1 if eos_id is None else integer("eos_id", eos_id, 0)
+        several = eos_id if isinstance(eos_id, (list, tuple)) else [] if eos_id is None else [eos_id]
+        self.ends = np.asarray([integer("eos_id", end, 0) for end in several] or [-1], np.int32)
+        """The end tokens; -1: none."""
         self.prompts = [prompt for prompt in prompts for _ in range(num_samples)]
         """The prompt of each row."""
         self._new, self._every = max_new_tokens, every
-        self._eos, width = np.int32(end), _bucket(longest)
+        width = _bucket(longest)
         self._start = partial(
             prefill,
             model,
@@ -116,12 +118,12 @@ class Stream:
             np.asarray([width - len(prompt) for prompt in prompts], np.int32),
             jax.random.key(seed),
             samplers,
-            self._eos,
+            self.ends,
             room=_bucket(max_new_tokens),
             num_samples=num_samples,
             remember=any(isinstance(sampler, RepetitionPenalty) for sampler in samplers),
         )
-        self._go_on = partial(decode, model, samplers=samplers, eos_id=self._eos)
+        self._go_on = partial(decode, model, samplers=samplers, eos_ids=self.ends)
         self._ended = np.zeros(len(self.prompts), bool)
 
     def __iter__(self) -> Iterator[Int[np.ndarray, "B n"]]:

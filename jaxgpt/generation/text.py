@@ -38,17 +38,16 @@ def write(
     """
     if isinstance(stop, str) or not all(stop):
         raise InputError("stop must be a list of strings, none of them empty")
-    end = model.config.eos_token_id
     stream = Stream(
         model,
         prompts,
         max_new_tokens=max_new_tokens,
         samplers=samplers,
         seed=seed,
-        eos_id=end,
+        eos_id=model.config.end_ids,
         num_samples=num_samples,
     )
-    texts = [Text(tokenizer, prompt, stop, end) for prompt in stream.prompts]
+    texts = [Text(tokenizer, prompt, stop, model.config.end_ids) for prompt in stream.prompts]
     return _pieces(stream, texts)
 
 
@@ -62,9 +61,9 @@ def _pieces(stream: Stream, texts: list["Text"]) -> Iterator[list[str]]:
 class Text:
     """The text after one prompt, from tokens as they come."""
 
-    def __init__(self, tokenizer: Any, prompt: Int[np.ndarray, " T"], stop: Sequence[str], eos_id: int | None):
+    def __init__(self, tokenizer: Any, prompt: Int[np.ndarray, " T"], stop: Sequence[str], ends: Sequence[int]):
         self._decode = tokenizer.decode
-        self._ids, self._stop, self._end = [int(i) for i in prompt], stop, eos_id
+        self._ids, self._stop, self._ends = [int(i) for i in prompt], stop, ends
         self._skip, self._given = len(self._decode(self._ids)), ""
         self.ended = False
         """True when the text has reached the end token or a stop string."""
@@ -74,12 +73,12 @@ class Text:
         if self.ended:
             return ""
         ids = [int(i) for i in new]
-        if self._end in ids:
-            ids, self.ended = ids[: ids.index(self._end)], True
+        if places := [i for i, token in enumerate(ids) if token in self._ends]:
+            ids, self.ended = ids[: places[0]], True
         self._ids += ids
         text = self._decode(self._ids)[self._skip :]
-        if places := [place for stop in self._stop if (place := text.find(stop)) >= 0]:
-            text, self.ended = text[: min(places)], True
+        if stops := [place for stop in self._stop if (place := text.find(stop)) >= 0]:
+            text, self.ended = text[: min(stops)], True
         elif not self.ended:
             text = text[: len(text) - self._uncertain(text)]
         return self._piece(text)

@@ -16,7 +16,7 @@ from jaxgpt.sanity.language import SENTENCES, check_loss, check_text, sentences_
 from jaxgpt.sanity.parity import TOLERANCE, Parity
 from jaxgpt.sanity.reference import Reference, load_reference
 from jaxgpt.sanity.verdict import Check, Report
-from jaxgpt.tokenizer import check_vocabulary, vocabulary_size
+from jaxgpt.tokenizer import check_vocabulary, decide_ids, encode_prompt, vocabulary_size
 from jaxgpt.vocab import mark_padding
 
 HARD_TEXT = "  Naïve café: 👩‍🚀🇺🇳 東京 e\u0301 ﬁ\ttabs\t\r\n\n  <|x|> don't 1234567890 \u200b\u00a0trailing   "
@@ -40,7 +40,7 @@ def check(model: GPT, tokenizer: Any | None, reference: Any = None, *, name: str
     """
     theirs = None if reference is None else load_reference(reference)
     checks, text = [check_counts(model, theirs), check_weights(model)], None
-    ids = [] if tokenizer is None else [token for sentence in SENTENCES for token in tokenizer(sentence)["input_ids"]]
+    ids = [] if tokenizer is None else [token for sentence in SENTENCES for token in encode_prompt(tokenizer, sentence)]
     if tokenizer is None:
         checks += [Check("tokenizer", None, "the model has none", "one, for the checks of loss and text")]
     else:
@@ -105,24 +105,24 @@ def check_tokenizer(tokenizer: Any, config: GPTConfig) -> Check:
     It may have fewer tokens than the model has rows, because rows are padded to round numbers, but not less than half.
     """
     size, end = vocabulary_size(tokenizer), tokenizer.eos_token_id
-    ids, problems = tokenizer(HARD_TEXT)["input_ids"], []
+    ids, problems = encode_prompt(tokenizer, HARD_TEXT), []
     try:
         check_vocabulary(tokenizer, config, np.asarray(ids))
     except InputError as error:
         problems += [str(error)]
-    if None not in (end, config.eos_token_id) and end != config.eos_token_id and not problems:
-        problems += [f"a text ends with {end} to the tokenizer and with {config.eos_token_id} to the model"]
     if size < config.n_tokens / 2:
         problems += [f"only {size:,} of {config.n_tokens:,} rows have a token: the tokenizer belongs to another model"]
     if (back := tokenizer.decode(ids, clean_up_tokenization_spaces=False)) != HARD_TEXT:
         problems += [f"a text comes back changed: {HARD_TEXT!r} as {back!r}"]
-    ends = "no id" if config.eos_token_id is None else config.eos_token_id
+    decided, said = decide_ids(config, tokenizer)
+    ends = " or ".join(map(str, decided.end_ids)) or "no id"
     return Check(
         "tokenizer",
         not problems,
-        f"{size:,} tokens, ends with {end}, {'same' if back == HARD_TEXT else 'another'} text back",
+        f"{size:,} tokens, ends with {'no id' if end is None else end}, "
+        f"{'same' if back == HARD_TEXT else 'another'} text back",
         f"at most {config.n_tokens:,}, ends with {ends}, same text",
-        "; ".join(problems),
+        "; ".join(problems) or (said if decided.end_ids != config.end_ids else ""),
         {"tokens": size, "rows": config.n_tokens, "end": end, "largest_id": max(ids, default=None)},
     )
 

@@ -13,6 +13,7 @@ from jaxgpt.generation.generate import generate
 from jaxgpt.loss import mask_padding, next_token_loss
 from jaxgpt.model.gpt import GPT
 from jaxgpt.sanity.verdict import Check
+from jaxgpt.tokenizer import encode_prompt
 
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -43,7 +44,7 @@ CERTAIN = 0.8  # mean entropy of the predicted distributions over ln(V): 0.42, 1
 
 def sentences_loss(model: GPT, tokenizer: Any) -> tuple[float, float]:
     """Compute the mean nats per token of the sentences, and of the same tokens shuffled within each."""
-    ids = [np.asarray(tokenizer(text)["input_ids"])[: model.config.n_positions + 1] for text in SENTENCES]
+    ids = [np.asarray(encode_prompt(tokenizer, text))[: model.config.n_positions + 1] for text in SENTENCES]
     rng, loss = np.random.default_rng(0), jax.jit(next_token_loss)
     means = []
     for rows in (ids, [rng.permutation(row) for row in ids]):
@@ -91,7 +92,7 @@ def check_text(model: GPT, tokenizer: Any, losses: tuple[float, float]) -> tuple
     and one of any other random weights, or with shuffled token ids, finds a known sentence no likelier than its tokens
     in random order.
     """
-    prompt = np.asarray([tokenizer(PROMPT)["input_ids"]], np.int32)
+    prompt = np.asarray([encode_prompt(tokenizer, PROMPT)], np.int32)
     new = min(NEW, model.config.n_positions - prompt.shape[1])
     if new < 20:
         return Check("text", None, "the context is too short", f"at least {prompt.shape[1] + 20} tokens"), None

@@ -26,6 +26,7 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
         f"parameters  {_counted(count_params(params), sum(expected_counts(config).values()))}",
         f"data        {data.name}: {data.train.rows.n_tokens:,} tokens to train on, "
         f"{data.held_out.rows.n_tokens:,} held out",
+        f"end         {inputs.ends}",
         f"loss        {loss:.3f} nats per held-out token{counted} at step {step}; a uniform guess has "
         f"ln(V) = {uniform:.3f}: {_verdict(loss, uniform, inputs.is_chat)}",
         _training(inputs),

@@ -1,0 +1,180 @@
+"""Tokenizers as they lie beside checkpoints: what AutoTokenizer reads, and nanoGPT's characters; never their code."""
+
+import contextlib
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import TINY, call, random_hf, run
+from transformers import AutoTokenizer
+
+import jaxgpt
+from jaxgpt.convert.source import tokenizer_files
+
+CHINESE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"的一是不了在人有我他这中大来上国", "hello", "##s", "world"]
+DIMS = {"n_embd": 32, "n_head": 2, "n_layer": 1, "n_inner": 64, "n_positions": 64}
+
+
+def model_in(folder: Path, size: int, **config) -> Path:
+    random_hf(**DIMS, vocab_size=size, bos_token_id=50256, eos_token_id=50256).save_pretrained(folder)
+    if config:
+        fields = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(fields | config))
+    return folder
+
+
+def bert_in(folder: Path, named: str) -> Path:
+    """A GPT-2 with BERT's kind of tokenizer, as Chinese models have it; its class is named here, there or nowhere."""
+    model_in(folder, 32, **({"tokenizer_class": "BertTokenizer"} if named == "config" else {}))
+    (folder / "vocab.txt").write_text("\n".join(CHINESE))
+    if named == "tokenizer_config":
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    return folder
+
+
+@pytest.mark.parametrize("named", ["config", "tokenizer_config", "nowhere"])
+def test_a_vocab_txt_is_read_and_travels_with_every_conversion(tmp_path, named):
+    folder = bert_in(tmp_path / "bert", named)
+    theirs = AutoTokenizer.from_pretrained(folder, tokenizer_type="bert")
+    ours = jaxgpt.load_tokenizer(folder)
+    text = "我是中国人 hellos world"
+    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+    call("convert", folder, tmp_path / "orbax", "--to=orbax")
+    call("convert", tmp_path / "orbax", tmp_path / "hf", "--to=hf")
+    assert (tmp_path / "hf" / "vocab.txt").read_bytes() == (folder / "vocab.txt").read_bytes()
+    assert jaxgpt.load_tokenizer(tmp_path / "hf")(text)["input_ids"] == theirs(text)["input_ids"]
+    assert call("jaxgpt", "generate", tmp_path / "hf", "--prompt=我是", "--max-new-tokens=3").returncode == 0
+
+
+def test_a_run_keeps_a_tokenizer_of_another_kind(tmp_path):
+    folder = bert_in(tmp_path / "bert", "config")
+    (tmp_path / "some.txt").write_text("我是中国人 他在这 hello world " * 100)
+    flags = ("--steps=2", "--batch-size=4", "--eval-every=2", f"--cache={tmp_path}/cache")
+    call("train", f"--model={folder}", f"--data={tmp_path}/some.txt", f"--out={tmp_path}/run", *flags)
+    text = "中国人 hello"
+    assert (
+        jaxgpt.load_tokenizer(tmp_path / "run")(text)["input_ids"] == jaxgpt.load_tokenizer(folder)(text)["input_ids"]
+    )
+    assert call("jaxgpt", "eval", tmp_path / "run", f"--data={tmp_path}/some.txt").stdout.startswith("loss")
+
+
+@pytest.mark.parametrize("form", ["strings", "objects"])
+def test_added_tokens_and_special_tokens_in_either_form(tmp_path, form):
+    folder = tmp_path / "old"
+    model_in(folder, 4100)
+    tokenizer = json.loads((TINY / "tokenizer.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(tokenizer["model"]["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in tokenizer["model"]["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
+    (folder / "added_tokens.json").write_text(json.dumps({"<|pad|>": 4096, "<|end|>": 4097}))
+    marks = {"pad_token": "<|pad|>", "eos_token": "<|end|>"}
+    if form == "objects":
+        how = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+        marks = {role: {"content": token, **how} for role, token in marks.items()}
+    (folder / "special_tokens_map.json").write_text(json.dumps(marks))
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}")
+    for place in (folder, tmp_path / "hf"):
+        found = jaxgpt.load_tokenizer(place)
+        assert (found.pad_token_id, found.eos_token_id) == (4096, 4097)
+        assert found("In the<|end|>")["input_ids"][-1] == 4097
+        assert found.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi<|end|>"
+        if place == folder:
+            call("convert", folder, tmp_path / "hf", "--to=hf")
+    assert tokenizer_files(tmp_path / "hf").keys() == tokenizer_files(folder).keys()
+
+
+# nanoGPT's characters
+
+
+def characters(path: Path, text: str = "\n !abcdefgh京é", **more) -> Path:
+    letters = sorted(set(text))
+    table = {
+        "vocab_size": len(letters),
+        "itos": dict(enumerate(letters)),
+        "stoi": {c: i for i, c in enumerate(letters)},
+    }
+    path.write_bytes(pickle.dumps(table | more))
+    return path
+
+
+def test_nanogpt_s_characters_are_a_tokenizer_and_come_back(tmp_path):
+    letters = sorted("\n !abcdefgh京é")
+    model_in(tmp_path / "m", len(letters))
+    characters(tmp_path / "m" / "meta.pkl")
+    tokenizer, text = jaxgpt.load_tokenizer(tmp_path / "m"), "a bad京é\n  cab!"
+    assert tokenizer(text)["input_ids"] == [letters.index(c) for c in text]
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    (tmp_path / "some.txt").write_text("a bad cab\n" * 200)
+    flags = ("--steps=2", "--batch-size=4", "--eval-every=2", f"--cache={tmp_path}/cache", "--prompt=a")
+    call("train", f"--model={tmp_path}/m", f"--data={tmp_path}/some.txt", f"--out={tmp_path}/run", *flags)
+    call("convert", tmp_path / "run", tmp_path / "hf", "--to=hf")
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf")(text)["input_ids"] == [letters.index(c) for c in text]
+    refused = call("jaxgpt", "generate", tmp_path / "hf", "--prompt=xyz", check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "can't encode 'xyz'" in refused.stderr
+
+
+class Evil:
+    def __reduce__(self):
+        return exec, ("raise SystemExit(7)",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps({"stoi": Evil()}), "exec"),
+        (pickle.dumps({"itos": {0: "a"}}), r"not nanoGPT's table of characters \(stoi\)"),
+        (pickle.dumps({"stoi": {"ab": 0}}), "not nanoGPT's table"),
+        (pickle.dumps({"stoi": {"a": 0, "b": 7}}), "ids of its 2 characters are not 0 to 1"),
+        (pickle.dumps({"stoi": {"a": [0]}}), "ids of its 1 characters"),
+        (b"", "not a pickle that can be read"),
+        (b"\x80\x04nonsense", "not a pickle that can be read"),
+        (b"\x80\x04" + b"0" * 20_000_000, "more than 10,000,000 bytes"),
+    ],
+)
+def test_a_table_of_characters_that_is_anything_else_is_refused(tmp_path, content, message):
+    (tmp_path / "meta.pkl").write_bytes(content)
+    with pytest.raises(jaxgpt.InputError, match=message):
+        jaxgpt.load_tokenizer(tmp_path)
+
+
+# code beside a tokenizer, and broken files
+
+CODE = "import pathlib; pathlib.Path(__file__).with_name('RAN').touch()\nclass Evil: pass\n"
+
+
+@pytest.mark.parametrize("has_config", [False, True])
+@pytest.mark.parametrize("local", ["PreTrainedTokenizerFast", "Evil"])
+def test_code_beside_a_tokenizer_never_runs_nor_is_asked_about(tmp_path, has_config, local):
+    folder = model_in(tmp_path / "m", 4096)
+    if not has_config:
+        (folder / "config.json").unlink()
+    shutil.copy(TINY / "tokenizer.json", folder)
+    fields = {"tokenizer_class": local, "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    (folder / "evil.py").write_text(CODE)
+    with contextlib.suppress(jaxgpt.InputError):
+        jaxgpt.load_tokenizer(folder)
+    assert not [*tmp_path.rglob("RAN")]
+    code = f"import jaxgpt; jaxgpt.load_tokenizer({str(folder)!r})"
+    run("timeit", "-n1", "-r1", code, check=False)  # where standard input is not a test's
+    assert not [*tmp_path.rglob("RAN")]
+
+
+@pytest.mark.parametrize("content", ["{}", "{", "[]", '{"model": {"type": "BPE"}}', "null"])
+def test_a_broken_tokenizer_is_one_line(tmp_path, content):
+    folder = model_in(tmp_path / "m", 4096)
+    (folder / "tokenizer.json").write_text(content)
+    done = call("jaxgpt", "generate", folder, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "the tokenizer can't be read" in done.stderr
+
+
+def test_where_nothing_is_a_tokenizer_the_files_are_named(tmp_path):
+    with pytest.raises(
+        jaxgpt.InputError, match=r"no tokenizer found: there is none of tokenizer\.json, vocab\.json, vo"
+    ):
+        jaxgpt.load_tokenizer(model_in(tmp_path / "m", 30))
