@@ -158,10 +158,10 @@ def _without(message: Message, field: str) -> Message:
     return {name: value for name, value in message.items() if name != field}
 
 
-def _would_write(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]) -> str | None:
+def _would_write(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any], *, answer: bool = False) -> str | None:
     """Return what the template writes, or None where it fails."""
     try:
-        return render(tokenizer, chat, tools=tools)
+        return render(tokenizer, chat, answer=answer, tools=tools)
     except InputError:
         return None
 
@@ -261,15 +261,12 @@ def _opening(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any], said
     Raises:
         InputError: that can't be told.
     """
-    try:
-        opening = render(tokenizer, [], answer=True, tools=tools)
-    except InputError:  # templates look at the first message
-        opening = None
-    if opening is not None and said.startswith(opening):
-        return opening
-    request = render(tokenizer, chat[:1], answer=True, tools=tools).removeprefix(said)  # the words that ask for more
+    request = (_would_write(tokenizer, chat[:1], tools, answer=True) or "").removeprefix(said)  # the words that ask
     if request.strip() and request in said:
         return said[: said.index(request) + len(request)]
+    opening = _would_write(tokenizer, [], tools, answer=True)  # fails where the template looks at the first message
+    if opening is not None and said.startswith(opening) and (opening.strip() or not request.strip()):
+        return opening
     raise InputError(
         "the chat template does not show where the assistant's first message begins, so that its tokens can't be "
         "located"

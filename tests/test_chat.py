@@ -350,6 +350,33 @@ def test_a_conversation_that_the_assistant_begins_counts_eight_tokens_and_not_it
         encode_chats(tokenizer, [messages])
 
 
+OPENING = {
+    "in the loop, as Zephyr's": "{% for m in messages %}\n{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token }}\n"
+    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}",
+    "a system message of its own, as Qwen's": "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nHelp.<|endoftext|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|endoftext|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "another name for the assistant, as Gemma's": "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('no system') }}{% endif %}{% for m in messages %}{{ '<turn>' + ('model' if m['role'] == "
+    "'assistant' else m['role']) + '\n' + m['content'] | trim + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}",
+    "no header, as DialoGPT's": "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}",
+    "no header, as Mistral's": "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'] + ' [/INST]' }}{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", OPENING)
+def test_what_opens_a_conversation_never_counts_whoever_begins_it(name, tokenizer):
+    tokenizer.chat_template = OPENING[name]
+    for messages in (TWO_TURNS[2:], TWO_TURNS[1:], TWO_TURNS[2:3]):
+        (encoded,) = encode_chats(tokenizer, [messages])
+        said = "".join(piece for piece, counts in pieces(tokenizer, encoded) if counts)
+        expected = "".join(m["content"] + "<|endoftext|>" for m in messages if m["role"] == "assistant")
+        assert said.replace(" <|", "<|") == expected.replace(" <|", "<|")  # Gemma's trims
+
+
 def test_a_forgetful_template_can_be_cut_where_its_marks_end_and_knows_weights(tokenizer):
     tokenizer.chat_template = FORGETFUL
     messages = chat("the user begins")
