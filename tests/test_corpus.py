@@ -232,6 +232,9 @@ DAMAGE = {
     "unread fields": lambda entry: (entry / "meta.json").write_text(
         (entry / "meta.json").read_text().replace('"unread": {}', '"unread": {"a": "b"}')
     ),
+    "a file that is not there": lambda entry: (entry / "meta.json").write_text(
+        (entry / "meta.json").read_text().replace('"as_text": null', '"as_text": 3')
+    ),
     "bad records": lambda entry: (entry / "meta.json").write_text(
         (entry / "meta.json").read_text().replace('"first_bad": null', '"first_bad": [9, 1, "x"]')
     ),

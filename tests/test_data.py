@@ -350,6 +350,16 @@ def test_settings_say_how_records_are_read_and_remarks_name_each_source_once(tmp
         load_data(replace(how, text_field=None, skip_bad_records=False), tokenizer, 16)
 
 
+def test_a_field_of_nothing_is_refused(tmp_path, tokenizer, settings):
+    (tmp_path / "a.txt").write_text("one " * 200)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"body": "one " * 200}))
+    how = replace(settings, text_field="body")
+    for data, name in ((None, "the Python language reference"), (str(tmp_path / "a.txt"), r".*a\.txt")):
+        with pytest.raises(InputError, match=rf"^text_field='body' names a field, but {name} has no records"):
+            load_data(replace(how, data=data), tokenizer, 16)
+    load_data(replace(how, data=str(tmp_path / "a.txt"), eval_data=str(tmp_path / "b.jsonl")), tokenizer, 16)
+
+
 def test_its_info_notices_other_contents_and_another_tokenizer(tmp_path, tokenizer, settings):
     (tmp_path / "a.txt").write_text("one " * 200)
     a = load_data(replace(settings, data=str(tmp_path / "a.txt")), tokenizer, 16).info

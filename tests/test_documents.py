@@ -186,6 +186,21 @@ def test_fields_that_are_not_read_are_counted_once_and_within_bounds(tmp_path, m
     assert len(corpus.unread) < 1000
 
 
+def test_records_that_are_read_as_one_text_are_said_to_be(tmp_path):
+    tokenizer, cache = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache"
+    content = as_bytes(".jsonl", RECORDS)
+    for name, data in (("part-00000", content), ("a.txt.gz", gzip.compress(b"\xef\xbb\xbf\n" + content))):
+        (tmp_path / name).write_bytes(data)
+        for _ in range(2):  # written, and read back from the cache
+            corpus = tokenise(tmp_path / name, tokenizer, cache=cache)
+            assert corpus.remarks == [
+                f"{tmp_path / name} is read as ONE TEXT, though its first line is a JSON object: name records .jsonl"
+            ]
+    for content in ("{ a set }\n", "[1]\n", '{"a": ' + "[" * 99_999, "text\n" + '{"text": "a"}'):
+        (tmp_path / "b.txt").write_text(content)
+        assert tokenise(tmp_path / "b.txt", tokenizer, cache=cache).remarks == []
+
+
 # bad records
 
 

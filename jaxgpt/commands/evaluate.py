@@ -68,12 +68,13 @@ def run(command: EvalCommand) -> int:
     from jaxgpt.compile_cache import use_compile_cache
     from jaxgpt.convert.source import resolve
     from jaxgpt.data.corpus import tokenise
-    from jaxgpt.data.sources import find, peek
+    from jaxgpt.data.sources import check_text_field, find, peek
     from jaxgpt.sanity.verdict import finite
 
     use_compile_cache(command.compile_cache)
     with about("--data"):
         source = find(command.data, text_field=command.text_field, skip_bad_records=command.skip_bad_records)
+        check_text_field(command.text_field, source)
         if peek(source) == "chat":
             raise InputError(f"{source.name} holds conversations; eval reads plain texts only")
     path = resolve(command.model)

@@ -49,11 +49,13 @@ class Corpus:
     """Which fields of records are not read, each with the number of records that have it; empty if none."""
     left_out: str = ""
     """How many bad records are left out, and why the first; empty if none."""
+    as_text: str = ""
+    """Which file is read as a text though it seems to hold records; empty if none."""
 
     @property
     def remarks(self) -> list[str]:
         """What of the source is not in the tokens, in lines for a person."""
-        return [text for text in (self.unread, self.left_out) if text]
+        return [text for text in (self.unread, self.left_out, self.as_text) if text]
 
     def turns(self, document: int) -> Int[np.ndarray, " turns"]:
         """Return the positions in `tokens` at which a conversation may be cut: after each message of the assistant."""
@@ -141,6 +143,7 @@ def _tokenise(
         turn_ends=arrays.get("turn_ends", np.empty(0, np.int64)),
         unread=_describe_unread(meta["unread"]),
         left_out=_describe_bad(source, meta["n_bad"], meta["first_bad"]),
+        as_text=_describe_as_text(source, meta["as_text"]),
     )
 
 
@@ -160,6 +163,13 @@ def _describe_bad(source: Source, n: int, first: list[Any] | None) -> str:
     file, number, problem = first
     count = f"{n:,} bad records are" if n > 1 else "1 bad record is"
     return f"{count} left out{'; the first' if n > 1 else ''}: {source.files[file].where(number)}: {problem}"
+
+
+def _describe_as_text(source: Source, file: int | None) -> str:
+    """Return which file is read as a text though it seems to hold records."""
+    if file is None:
+        return ""
+    return f"{source.files[file].name} is read as ONE TEXT, though its first line is a JSON object: name records .jsonl"
 
 
 def _token_ids(source: Source, digest: str, tokenizer_digest: str, held_out: Corpus | None) -> Corpus:

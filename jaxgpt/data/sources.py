@@ -19,6 +19,9 @@ FORMATS = {
 }
 """Formats of records by their suffixes."""
 
+PLAIN = ("text", "texts", "bin")
+"""Formats without records."""
+
 SUFFIXES = (".txt", ".md", *FORMATS)
 """Files that are read in a folder; each name may have .gz or .zst after it."""
 
@@ -49,6 +52,18 @@ def find(source: str | Path | Source, *, text_field: str | None = None, skip_bad
         if not (path.exists() if streams.is_remote(path) else path.is_file()):
             raise InputError(f"{path} is neither a file nor a folder")
     return Source(str(path), (_file(path, reading),))
+
+
+def check_text_field(text_field: str | None, *sources: Source | None) -> None:
+    """Refuse the name of a field where no source has records.
+
+    Raises:
+        InputError: names the first source.
+    """
+    found = [source for source in sources if source is not None]
+    if text_field is None or any(file.format not in PLAIN for source in found for file in source.files):
+        return
+    raise InputError(f"text_field={text_field!r} names a field, but {found[0].name} has no records with fields")
 
 
 def peek(source: str | Path | Source) -> Literal["text", "chat", "tokens"]:

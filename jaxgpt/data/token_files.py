@@ -125,7 +125,8 @@ def _check_remarks(meta: dict[str, Any]) -> None:
     is_place = isinstance(first, list) and [type(item) for item in first] == [int, int, str]
     if not all(type(n) is int and n >= 0 for n in counts) or not (is_place or (first is None and not meta["n_bad"])):
         raise ValueError("remarks")
-    if first is not None and not 0 <= first[0] < len(meta["files"]):
+    files = [first[0] if first is not None else 0, 0 if meta["as_text"] is None else meta["as_text"]]
+    if not all(type(i) is int and 0 <= i < len(meta["files"]) for i in files):
         raise ValueError("remarks")
 
 

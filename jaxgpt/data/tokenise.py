@@ -1,5 +1,6 @@
 """Documents to tokens: pieces of text on all cores, and conversations, into the files of a cache."""
 
+import json
 import sys
 import threading
 import time
@@ -86,6 +87,8 @@ class Remarks:
     """Bad records that are left out."""
     first_bad: tuple[int, int, str] | None = None
     """The first of them: index of its file, number, and why."""
+    as_text: int | None = None
+    """Index of the first file that is read as a text, and begins with a line that is a record."""
 
     def count_unread(self, fields: Iterable[str]) -> None:
         """Count the fields of one record."""
@@ -153,6 +156,7 @@ def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool)
         "unread": dict(remarks.unread),
         "n_bad": remarks.n_bad,
         "first_bad": remarks.first_bad,
+        "as_text": remarks.as_text,
     }
 
 
@@ -190,10 +194,21 @@ def _items(source: Source, cutter: Cutter, bar: ReadingProgress, remarks: Remark
             continue
         pieces = 0
         for piece in cutter.pieces(document.text, _where(source, file, document)):
+            if not pieces and not document.number and remarks.as_text is None and _is_record(piece):
+                remarks.as_text = file
             pieces += 1
             yield _Item(file, document.number, text=piece)
         if pieces:
             yield _Item(file, document.number)
+
+
+def _is_record(text: str) -> bool:
+    """Return whether the first line of a text is a JSON object."""
+    line = text.lstrip("\ufeff \t\r\n").partition("\n")[0]
+    try:
+        return line.startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxgpt.convert.errors import InputError, about
 from jaxgpt.data.corpus import Corpus, tokenise
 from jaxgpt.data.documents import Source, Texts
-from jaxgpt.data.sources import find
+from jaxgpt.data.sources import check_text_field, find
 from jaxgpt.train.data.packing import make_pieces, pack
 from jaxgpt.train.data.rows import Packed, Rows, Windows
 from jaxgpt.train.run.run_json import DataInfo
@@ -75,10 +75,12 @@ def find_sources(settings: Settings) -> Sources:
     else:
         with about("--data"):
             train = _find(settings.data, settings)
-    if settings.eval_data is None:
-        return Sources(train)
-    with about("--eval-data"):
-        return Sources(train, _find(settings.eval_data, settings))
+    held_out = None
+    if settings.eval_data is not None:
+        with about("--eval-data"):
+            held_out = _find(settings.eval_data, settings)
+    check_text_field(settings.text_field, train, held_out)
+    return Sources(train, held_out)
 
 
 def _find(source: str, settings: Settings) -> Source:
