@@ -305,6 +305,24 @@ BAD = {
     "a number": ("a.jsonl", b"3\n", r"line 1: expected an object, not int"),
     "NaN": ("a.jsonl", b'{"text": "a", "score": NaN}', "line 1: not JSON: NaN is not allowed"),
     "many digits": ("a.jsonl", b'{"text": "a", "score": ' + b"9" * 9999 + b"}", "line 1: not JSON: Exceeds the limit"),
+    "depth of a call": (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [{"a": '
+        + b"[" * 900
+        + b"]" * 900
+        + b"}]}]}",
+        r"line 1: (nested too deeply|a message has tool_calls, which|the tokenizer's chat template fails)",
+    ),
+    "depth of tools": (
+        "a.jsonl",
+        json.dumps({**CHAT, "tools": "[" * 100_000}).encode(),
+        "line 1: tools is a text, but not one of JSON",
+    ),
+    "half in a tool": (
+        "a.jsonl",
+        json.dumps({**CHAT, "tools": [{"name": "x"}]}).replace('"x"', '"\\ud800"').encode(),
+        "line 1: not valid Unicode: an unpaired surrogate",
+    ),
     "depth": ("a.jsonl", b'{"text":' + b"[" * 200_000, "line 1: nested too deeply"),
     "text is a number": ("a.jsonl", b'{"text": 3}', "line 1: text must be a string, not int"),
     "no text": ("a.jsonl", b'{"title": "x"}', "line 1: neither a text nor a conversation"),

@@ -253,7 +253,10 @@ def _document(number: int, record: dict[str, Any], reading: Reading) -> Document
         for message in found.messages:
             _check_unicode(message.get("content", ""))
         if found.tools or any(len(message) > 2 for message in found.messages):
-            _check_unicode(json.dumps([found.messages, found.tools], ensure_ascii=False, default=str))
+            try:
+                _check_unicode(json.dumps([found.messages, found.tools], ensure_ascii=False, default=str))
+            except RecursionError:
+                raise InputError("nested too deeply") from None
         return Document(number, (), found.messages, found.tools, found.unread)
     if not isinstance(text, str):
         name = field if reading.text_field is None else repr(field)

@@ -4,6 +4,7 @@ import codecs
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -122,13 +123,16 @@ def read_table(name: str, stream: BinaryIO, delimiter: str) -> Records:
             csv.field_size_limit(limit)
         if row is None:
             return
+        if not row:
+            continue
         if not header:
             header = row
-            if twice := next((column for i, column in enumerate(header) if column in header[:i]), None):
-                raise InputError(f"{name}, line {number:,}: the header has the column {twice[:60]!r} twice")
+            column, n = Counter(header).most_common(1)[0]
+            if n > 1:
+                raise InputError(f"{name}, line {number:,}: the header has the column {column[:60]!r} twice")
         elif len(row) == len(header):
             yield number, dict(zip(header, row, strict=True))
-        elif row:
+        else:
             yield number, InputError(f"{len(row)} fields, but the header has {len(header)}")
 
 

@@ -216,7 +216,7 @@ def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
     size = 0
     for item in items:
         batch.append(item)
-        size += len(item.text or "") + _size(item.chat or ()) + _size(item.tools)
+        size += _size(item)
         if size >= BATCH or len(batch) >= MOST:
             yield batch
             batch, size = [], 0
@@ -224,13 +224,18 @@ def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
         yield batch
 
 
-def _size(found: Any) -> int:
-    """Return about how many characters of text JSON holds, to bound what is in memory."""
-    if isinstance(found, str):
-        return len(found)
-    if isinstance(found, dict):
-        return sum(map(_size, found.values()))
-    return sum(map(_size, found)) if isinstance(found, (list, tuple)) else 8
+def _size(item: _Item) -> int:
+    """Return about how many characters an item holds, to bound what is in memory."""
+    if item.chat is None:
+        return len(item.text or "")
+    size = sum(len(message.get("content", "")) for message in item.chat)
+    others = [message for message in item.chat if len(message) > 2]
+    if not others and not item.tools:
+        return size
+    try:
+        return size + len(json.dumps([others, item.tools], default=str))
+    except RecursionError:  # the template will not get far, either
+        return BATCH
 
 
 def _chats(tokenizer: Any, batch: list[_Item]) -> list[Any]:
