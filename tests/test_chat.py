@@ -1,14 +1,16 @@
 """Conversations: which tokens count, where they may be cut, and what records are taken for."""
 
 import json
+import random
+import re
 
 import numpy as np
 import pytest
 
 import jaxgpt
-from jaxgpt.chat import encode_chats, prepare_chat, render
+from jaxgpt.chat import OPTIONAL_FIELDS, encode_chats, prepare_chat, render
 from jaxgpt.convert.errors import InputError
-from jaxgpt.data.conversations import conversation_of
+from jaxgpt.data.conversations import ANSWERS, LISTS, MATERIAL, QUESTIONS, SYSTEMS, conversation_of
 from jaxgpt.data.corpus import tokenise
 
 TWO_TURNS = (
@@ -192,6 +194,8 @@ def test_all_that_belongs_to_a_conversation_is_in_it(record, messages):
         ({"prompt": [EXCHANGE[0] | {"id": 1}], "completion": [EXCHANGE[1] | {"n": 1}], "input": "x"},
          ("input", "prompt.id", "completion.n")),
         ({**QUESTION, "history": [EARLIER[0] | {"when": "now"}, EARLIER[1]]}, ("history.when",)),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "annotations": ["b"], "id": None}]},
+                       EXCHANGE[1]]}, ("messages.content.annotations",)),
     ],
 )  # fmt: skip
 def test_what_is_not_read_of_a_record_is_named(record, unread):
@@ -241,6 +245,71 @@ def test_what_is_not_read_of_a_record_is_named(record, unread):
 def test_what_is_no_conversation_is_refused_by_name(record, message):
     with pytest.raises(InputError, match=message):
         conversation_of(record)
+
+
+FIELDS = (
+    *LISTS, *QUESTIONS, *ANSWERS, *MATERIAL, *SYSTEMS, "history", "tools", "text", "category", "chosen", "functions",
+)  # fmt: skip
+
+
+def random_record(rng: random.Random) -> dict:
+    """A record in which each text is another word, and anything may be anywhere."""
+    words = iter(f"word{i}." for i in range(10_000))
+
+    def message():
+        names = rng.choice([("role", "content")] * 3 + [("from", "value")])
+        found = {names[0]: rng.choice(["user", "assistant", "human", "gpt", "system", "developer"])}
+        found[names[1]] = (
+            next(words)
+            if rng.random() < 0.9
+            else [{"type": "text", "text": next(words), "note": next(words) if rng.random() < 0.5 else None}]
+        )
+        for name in rng.sample(
+            ["name", "id", "tool_calls", "weight", "mood", "reasoning", "train"], rng.choice([0, 0, 1])
+        ):
+            found[name] = {"tool_calls": [{"name": next(words)}], "weight": 0, "train": True}.get(name, next(words))
+        return found
+
+    def value():
+        return rng.choice([
+            lambda: next(words), lambda: next(words), lambda: next(words), lambda: None, lambda: "", lambda: [],
+            lambda: [message() for _ in range(rng.randrange(1, 4))], lambda: [[next(words), next(words)]],
+            lambda: {"a": next(words)}, lambda: 0, lambda: True, lambda: [{"a": next(words)}],
+        ])()  # fmt: skip
+
+    record = {name: value() for name in rng.sample(FIELDS, rng.randrange(1, 7))}
+    if rng.random() < 0.7:
+        record |= rng.choice([
+            {"messages": [message(), {"role": "assistant", "content": next(words)}]},
+            {"instruction": next(words), "output": next(words)},
+            {"prompt": [message()], "completion": [{"role": "assistant", "content": next(words)}]},
+        ])  # fmt: skip
+    return record
+
+
+def test_every_word_of_a_record_is_read_or_its_field_is_named_or_the_record_is_refused():
+    rng, n_read, n_refused = random.Random(0), 0, 0
+    for _ in range(5000):
+        record = random_record(rng)
+        try:
+            found = conversation_of(record)
+        except InputError:
+            n_refused += 1
+            continue
+        n_read += 1
+        kept = json.dumps([found.messages, found.tools])
+        for field, value in record.items():
+            items = value if isinstance(value, list) else [value]
+            for item in items:
+                inner = item.items() if isinstance(item, dict) else [("", item)]
+                for name, part in inner:
+                    for word in re.findall(r"word\d+\.", json.dumps(part)):
+                        assert word in kept or {field, f"{field}.{name}", f"{field}.{name}.note"} & {*found.unread}, (
+                            record,
+                            word,
+                        )
+        assert {"role", "content"} >= set().union(*found.messages) - {*OPTIONAL_FIELDS, "weight"}
+    assert min(n_read, n_refused) > 500
 
 
 def test_a_tokenizer_that_cannot_hold_conversations_is_refused(tokenizer):

@@ -187,13 +187,17 @@ def _names(item: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _unread_in_messages(items: Iterable[Any], field: str) -> tuple[str, ...]:
-    found = (
-        name
-        for item in items
-        if isinstance(item, Mapping)
-        for name in filled_fields(item, (*_names(item), *OPTIONAL_FIELDS, *WEIGHTS))
-    )
-    return tuple(f"{field}.{name}" for name in dict.fromkeys(found))
+    """Return the fields of messages, and of the parts of their contents, that hold something and are not read."""
+    found: dict[str, None] = {}
+    for item in items:
+        if not isinstance(item, Mapping):
+            continue
+        names = _names(item)
+        found |= dict.fromkeys(filled_fields(item, (*names, *OPTIONAL_FIELDS, *WEIGHTS)))
+        content = item.get(names[1])
+        for part in content if isinstance(content, (list, tuple)) else ():
+            found |= dict.fromkeys(f"{names[1]}.{name}" for name in filled_fields(part, ("type", "text")))
+    return tuple(f"{field}.{name}" for name in found)
 
 
 def _weight(item: Mapping[str, Any]) -> bool:
