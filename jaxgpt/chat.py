@@ -1,5 +1,6 @@
 """Conversations: from messages to token ids, and which of them the assistant said."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -97,15 +98,34 @@ def encode_chats(
         InputError: the template does not know a role or tool calls, or renders a turn differently once others follow,
             so that the turn can't be located.
     """
-    given = [()] * len(chats) if tools is None else tools
-    pairs = [*zip(chats, given, strict=True)]
-    unread = [_check_template(tokenizer, *pair) for pair in pairs]
-    marked = [marks_generation(tokenizer, having) for having in given]
-    rest = iter(_encode_unmarked(tokenizer, [pair for pair, marks in zip(pairs, marked, strict=True) if not marks]))
-    found = [
-        _encode_marked(tokenizer, *pair) if marks else next(rest) for pair, marks in zip(pairs, marked, strict=True)
-    ]
-    return [replace(encoded, unread=fields) for encoded, fields in zip(found, unread, strict=True)]
+    inputs = [_input(tokenizer, *pair) for pair in zip(chats, tools or [()] * len(chats), strict=True)]
+    rest = iter(_encode_unmarked(tokenizer, [given for given in inputs if not given.marks]))
+    found = [_encode_marked(tokenizer, given) if given.marks else next(rest) for given in inputs]
+    return [replace(encoded, unread=given.unread) for encoded, given in zip(found, inputs, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A conversation and what the template writes for it."""
+
+    chat: Sequence[Message]
+    tools: Sequence[Any]
+    text: str
+    marks: bool
+    """True if the template marks what the assistant says."""
+    unread: tuple[str, ...]
+
+
+def _input(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]) -> _Input:
+    unread = _check_template(tokenizer, chat, tools)
+    text = render(tokenizer, chat, tools=tools)
+    dropped = {f"messages.content of {m['role']}" for m in chat if not _is_written(m.get("content", "").strip(), text)}
+    return _Input(chat, tools, text, marks_generation(tokenizer, tools), (*unread, *sorted(dropped)))
+
+
+def _is_written(content: str, text: str) -> bool:
+    """Return whether a template writes a content whole, perhaps as JSON."""
+    return content in text or json.dumps(content)[1:-1] in text
 
 
 def is_trained_on(message: Message) -> bool:
@@ -115,10 +135,7 @@ def is_trained_on(message: Message) -> bool:
 
 def marks_generation(tokenizer: Any, tools: Sequence[Any] = ()) -> bool:
     """Return whether the template says itself what the assistant says; there may be another one for tools."""
-    try:
-        return bool(GENERATION.search(tokenizer.get_chat_template(tools=list(tools) or None)))
-    except Exception as error:  # several templates, of which none is the usual one
-        raise InputError(f"the tokenizer has no chat template for this ({type(error).__name__}: {error})") from None
+    return bool(GENERATION.search(tokenizer.get_chat_template(tools=list(tools) or None)))
 
 
 def _check_template(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]) -> tuple[str, ...]:
@@ -166,12 +183,14 @@ def _would_write(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any], 
         return None
 
 
-def _encode_unmarked(tokenizer: Any, pairs: Sequence[tuple[Sequence[Message], Sequence[Any]]]) -> list[Encoded]:
+def _encode_unmarked(tokenizer: Any, inputs: Sequence[_Input]) -> list[Encoded]:
     """Encode conversations by a template that does not mark what the assistant says."""
-    if not pairs:
+    if not inputs:
         return []
-    texts, spans = zip(*(_spans(tokenizer, *pair) for pair in pairs), strict=True)
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    spans = [_spans(tokenizer, given) for given in inputs]
+    encoded = tokenizer(
+        [given.text for given in inputs], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
     found = []
     for ids, offsets, of in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True):
         starts = [start for start, _ in offsets]
@@ -181,9 +200,9 @@ def _encode_unmarked(tokenizer: Any, pairs: Sequence[tuple[Sequence[Message], Se
     return found
 
 
-def _encode_marked(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]) -> Encoded:
+def _encode_marked(tokenizer: Any, given: _Input) -> Encoded:
     """Encode a conversation by a template that marks what the assistant says."""
-    whole = render(tokenizer, chat, tools=tools)
+    chat, tools = given.chat, given.tools
     try:
         found = tokenizer.apply_chat_template(
             [_without(message, "weight") for message in chat], tools=list(tools) or None, return_dict=True,
@@ -195,7 +214,7 @@ def _encode_marked(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]
     starts = [start for start, _ in found["offset_mapping"]]
     counts = [bool(counted) for counted in found["assistant_masks"]]
     said = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
-    turns = _turns_by_text(tokenizer, chat, tools, said, whole, starts) or _turns_by_runs(counts, len(said))
+    turns = _turns_by_text(tokenizer, given, said, starts) or _turns_by_runs(counts, len(said))
     if turns is None and not all(is_trained_on(chat[i]) for i in said):
         raise InputError(
             "the chat template renders a turn differently once others follow, so that a message of weight 0 can't be "
@@ -210,10 +229,9 @@ def _encode_marked(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]
     return Encoded(found["input_ids"], counts, ends)
 
 
-def _turns_by_text(
-    tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any], said: list[int], whole: str, starts: list[int]
-) -> list[tuple[int, int]] | None:
+def _turns_by_text(tokenizer: Any, given: _Input, said: list[int], starts: list[int]) -> list[tuple[int, int]] | None:
     """Return (begin, end) in tokens of each message of the assistant; None where the template rewrites a turn."""
+    chat, tools, whole = given.chat, given.tools, given.text
     turns = []
     for i in said:
         ends = []
@@ -236,9 +254,10 @@ def _turns_by_runs(counts: list[bool], n_said: int) -> list[tuple[int, int]] | N
     return turns if len(turns) == n_said else None
 
 
-def _spans(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]) -> tuple[str, list[tuple[int, int, int]]]:
-    """Return the text of a conversation, and for each message that counts (begin, end, end of its turn)."""
-    whole, spans = render(tokenizer, chat, tools=tools), []
+def _spans(tokenizer: Any, given: _Input) -> list[tuple[int, int, int]]:
+    """Return (begin, end, end of its turn) in the text for each message that counts."""
+    chat, tools, whole = given.chat, given.tools, given.text
+    spans = []
     for i, message in enumerate(chat):
         if not is_trained_on(message):
             continue
@@ -252,7 +271,7 @@ def _spans(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]) -> tup
         answer = said[len(asked) :].rstrip()  # no white space after its end token
         end = len(asked) + len(answer) if answer.endswith(tokenizer.eos_token or "\0") else len(said)
         spans.append((len(asked), end, len(said)))
-    return whole, spans
+    return spans
 
 
 def _opening(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any], said: str) -> str:

@@ -537,6 +537,29 @@ def test_a_template_that_does_not_know_a_role_or_a_call_is_refused(template, mes
         encode_chats(tokenizer, [messages], tools)
 
 
+@pytest.mark.parametrize(
+    ("template", "messages", "unread"),
+    [
+        (None, TWO_TURNS, ()),
+        # ours writes a system message where a user's follows
+        (None, (*TWO_TURNS, SYSTEM | {"content": "Stop."}), ("messages.content of system",)),
+        (None, (TWO_TURNS[0], TWO_TURNS[2]), ("messages.content of system",)),
+        (CHATML, (*TWO_TURNS, TWO_TURNS[0]), ()),
+        (CHATML.replace("m['content']", "m['content'] | trim"), TWO_TURNS, ()),
+        (CHATML.replace("m['content']", "(m['content'] | tojson)"),
+         ({"role": "user", "content": 'a "b"\n'}, TWO_TURNS[2]), ()),
+        (FORGETFUL, chat("the user begins"), ("messages.content of assistant",)),
+        ("{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}", TWO_TURNS,
+         ("messages.content of system",)),
+    ],
+)  # fmt: skip
+def test_a_message_that_the_template_leaves_out_is_named(template, messages, unread, tokenizer):
+    prepare_chat(tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template if template is None else template
+    (encoded,) = encode_chats(tokenizer, [messages])
+    assert encoded.unread == unread
+
+
 def test_a_template_of_its_own_for_tools_is_used_for_them_alone(tokenizer):
     tokenizer.chat_template = {"default": CHATML, "tool_use": KNOWING}
     without = CALLS[:2] + CALLS[4:]
@@ -546,7 +569,7 @@ def test_a_template_of_its_own_for_tools_is_used_for_them_alone(tokenizer):
     assert both[::2] == encode_chats(tokenizer, [without]) * 2
     assert sum(both[0].counts) == 2  # which CHATML does not mark
     tokenizer.chat_template = {"tool_use": KNOWING}
-    with pytest.raises(InputError, match="the tokenizer has no chat template for this"):
+    with pytest.raises(InputError, match=r"chat template fails \(ValueError: This model has multiple chat templates"):
         encode_chats(tokenizer, [TWO_TURNS])
 
 
