@@ -13,10 +13,14 @@ from jaxgpt.convert.command_line.flags import flag, flags_of
 from jaxgpt.convert.command_line.help import Help
 from jaxgpt.convert.command_line.mistakes import one_clear_line
 from jaxgpt.convert.command_line.parser import Parser
+from jaxgpt.convert.contents import open_contents
 from jaxgpt.convert.dialect import HEAD
+from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.convert.export import write
-from jaxgpt.convert.source import tokenizer_files
+from jaxgpt.convert.propose import propose
+from jaxgpt.convert.recognise import unwrap
+from jaxgpt.convert.source import resolve, tokenizer_files
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,11 @@ class ConvertCommand:
     dst: Path | None = flag(
         None, "The folder or file to write. Without it SRC is only inspected.", metavar="[DST]", is_positional=True
     )
-    to: Literal["orbax", "hf", "nanogpt", "lesson"] = flag(
+    to: str = flag(
         "orbax", "The form of DST. orbax: a folder for JAX. hf: a Hugging Face folder (config.json and safetensors). "
         "nanogpt: nanoGPT's ckpt.pt. lesson: for the small GPT of the lesson that jaxgpt grew from, a .pt file with a "
-        "plain state dict whose keys begin with tok_emb, pos_emb, blocks, ln_f, lm_head.",
+        "plain state dict whose keys begin with tok_emb, pos_emb, blocks, ln_f, lm_head. my.toml: a .pt file by a "
+        "table of your own.", metavar="FORM",
     )  # fmt: skip
     dtype: Literal["float32", "float16", "bfloat16"] | None = flag(
         None, "The type of the numbers in DST.", default_text="that of SRC"
@@ -44,7 +49,11 @@ class ConvertCommand:
     )  # fmt: skip
     dialect: str | None = flag(
         None, "How SRC names and lays out its tensors: hf, dialogpt, nanogpt, mingpt, old-mingpt, linear, lesson, "
-        "llmc or jaxgpt.", metavar="NAME", default_text="detected",
+        "raschka, llmc or jaxgpt, or a table of your own, my.toml.", metavar="NAME", default_text="detected",
+    )  # fmt: skip
+    propose: Path | None = flag(
+        None, "Draft a table of names and layouts of SRC into this file, for --dialect, where no dialect describes it. "
+        "What names and shapes don't decide is left open as ?.", metavar="my.toml", default_text="no draft",
     )  # fmt: skip
     n_head: int | None = flag(
         None, "The number of attention heads. Needed for a plain state dict, whose shapes do not determine it.",
@@ -80,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(command: ConvertCommand) -> None:
     """Inspect or convert."""
+    if command.propose is not None:
+        draft(command)
+        return
     checkpoint = read(command.src, dialect=command.dialect, n_head=command.n_head, activation=command.activation)
     if command.dst is None:
         print(describe(checkpoint, terminal_width()))
@@ -96,6 +108,23 @@ def run(command: ConvertCommand) -> None:
     )
     how = f"compared as {command.dtype}" if command.dtype else "bitwise equal"
     print(f"{checkpoint.path} -> {command.dst}: {len(checkpoint.params)} tensors written, read back, {how}")
+
+
+def draft(command: ConvertCommand) -> None:
+    """Write a draft of a dialect, and say what to do with it."""
+    assert command.propose is not None
+    path = resolve(command.src)
+    try:
+        text = propose(unwrap(open_contents(path).tensors))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if command.propose.exists() and not command.force:
+        raise InputError(f"{command.propose} is there already: force=True replaces it")
+    command.propose.write_text(text, "utf-8")
+    print(
+        f"{command.propose}: a draft with {text.count('?')} open places; replace each ?, then read SRC with "
+        f"--dialect={command.propose}, and prove it: jaxgpt check SRC --dialect={command.propose} --against=…"
+    )
 
 
 def describe(checkpoint: Checkpoint, width: int | None = None) -> str:

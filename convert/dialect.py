@@ -24,6 +24,8 @@ class Row:
     ours: str
     theirs: str | tuple[str, ...]
     layout: str
+    may_lack: bool = False
+    """A checkpoint may lack it, as biases of some layers only; it is zero there."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -45,7 +47,7 @@ class Row:
         """Return the row of block i."""
         names = tuple(name.replace("{i}", str(i)) for name in self.names)
         theirs = names[0] if isinstance(self.theirs, str) else names
-        return Row(self.ours.replace("{i}", str(i)), theirs, self.layout)
+        return Row(self.ours.replace("{i}", str(i)), theirs, self.layout, self.may_lack)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Safe writes: nothing is overwritten or left half-written, and a disk that is too full is refused first."""
 
 import contextlib
+import errno
 import glob
 import json
 import math
@@ -23,7 +24,7 @@ def check_free(path: Path, replaceable: tuple[str, ...], force: bool) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not force:
-        raise InputError(f"{path} exists already: choose another name, or replace it with force=True")
+        raise _taken(path)
     if path.is_symlink() or path.is_dir() == (replaceable == ()):
         raise InputError(
             f"{path} is not a checkpoint of the form being written: it is not replaced, even with force=True; "
@@ -90,18 +91,53 @@ def temporary_sibling(path: Path) -> Iterator[Path]:
             time.sleep(0.1)
 
 
-def publish(temporary: Path, path: Path) -> None:
-    """Rename the finished `temporary` to `path`, and then remove what was there before."""
+def publish(temporary: Path, path: Path, *, replaces: bool) -> None:
+    """Rename the finished `temporary` to `path`.
+
+    Args:
+        replaces: whether what is there may go; it is removed after the new one has its place.
+
+    Raises:
+        InputError: something is there, such as what another process wrote meanwhile, and is not to be replaced.
+    """
     old = path.with_name(f"{temporary.name}.old")
-    if path.exists():
+    if replaces and path.exists():
         path.rename(old)
-    temporary.rename(path)
+    try:
+        if temporary.is_dir() or replaces:
+            temporary.rename(path)  # of a folder only where there is none, or an empty one
+        else:
+            _rename_file_to_nothing(temporary, path)
+    except (FileExistsError, NotADirectoryError):
+        raise _taken(path) from None
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise _taken(path) from None
+        raise
     _remove(old)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _rename_file_to_nothing(temporary: Path, path: Path) -> None:
+    """Rename a file; unlike `rename`, never over another one."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.exists():
+            raise FileExistsError(path) from None
+        temporary.rename(path)
+    else:
+        temporary.unlink()
+
+
+def _taken(path: Path) -> InputError:
+    return InputError(f"{path} exists already: choose another name, or replace it with force=True")
 
 
 def _remove(path: Path) -> None:

@@ -16,11 +16,12 @@ from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.dialects.lesson import LESSON
 from jaxgpt.convert.dialects.linear import NANOGPT
 from jaxgpt.convert.disk import check_free, check_space, parse_size, publish, temporary_sibling, with_progress
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, did_you_mean
 from jaxgpt.convert.formats import torch_zip
 from jaxgpt.convert.hf_folder import FILES, size_in_bytes, write_hf_folder
 from jaxgpt.convert.layout import shape_of
 from jaxgpt.convert.mapping import check_params, same, to_theirs
+from jaxgpt.convert.recognise import dialect_called
 
 TARGETS: dict[str, tuple[Dialect, tuple[str, ...]]] = {
     "orbax": (JAXGPT, ("_CHECKPOINT_METADATA", "commit_success.txt", "params", "config", "tokenizer")),
@@ -57,7 +58,7 @@ def write(
     Args:
         path: a folder for `"hf"` and `"orbax"`, a file such as `ckpt.pt` for `"nanogpt"` and `"lesson"`.
         params: arrays by our names; they are read one at a time.
-        to: the form, one of `TARGETS`.
+        to: the form, one of `TARGETS`, or a table of your own, `"my.toml"`: a `.pt` file with a plain state dict.
         dtype: `"float32"`, `"float16"` or `"bfloat16"` to cast to; by default nothing is cast.
         shard_size: size of the largest safetensors file, such as `"5GB"`.
         tokenizer: files to copy beside the weights, by name.
@@ -68,11 +69,14 @@ def write(
         OSError: the disk is full or not writable; nothing is left behind.
     """
     path = Path(path).expanduser().absolute()
-    if to not in TARGETS:
-        raise InputError(f"to={to!r}: unknown form; known are {', '.join(TARGETS)}")
+    if to not in TARGETS and not to.endswith(".toml"):
+        meant = did_you_mean(to, TARGETS)
+        raise InputError(
+            f"to={to!r}: unknown form{meant}; known are {', '.join(TARGETS)}, or a table of your own (my.toml)"
+        )
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r}: unknown type; known are {', '.join(DTYPES)}")
-    dialect, replaceable = TARGETS[to]
+    dialect, replaceable = TARGETS[to] if to in TARGETS else (dialect_called(to), ())
     shard_bytes = parse_size(shard_size)
     cast_to = np.dtype(dtype) if dtype else None
     check_params(params, config, JAXGPT)
@@ -91,14 +95,15 @@ def write(
             case "nanogpt":
                 tree = {"model": to_theirs(NANOGPT, params, config), "model_args": model_args(config)}
                 torch_zip.write(temporary, tree | {"iter_num": 0, "best_val_loss": 1e9, "config": {}}, cast_to)
-            case "lesson":
-                torch_zip.write(temporary, to_theirs(LESSON, params, config), cast_to)
-        if to == "lesson":  # a plain state dict states neither
-            written = read(temporary, n_head=config.n_head, activation=config.activation_function)
+            case _:
+                torch_zip.write(temporary, to_theirs(dialect, params, config), cast_to)
+        if to not in ("hf", "orbax", "nanogpt"):  # a plain state dict states neither
+            named = None if to in TARGETS else to
+            written = read(temporary, dialect=named, n_head=config.n_head, activation=config.activation_function)
         else:
             written = read(temporary)
         _compare(written, params, config, cast_to)
-        publish(temporary, path)
+        publish(temporary, path, replaces=force)
 
 
 def with_zero_biases(params: Tensors, config: GPTConfig) -> tuple[dict[str, Any], GPTConfig]:
@@ -119,11 +124,12 @@ def model_args(config: GPTConfig) -> dict[str, Any]:
 
 def _check_representable(dialect: Dialect, config: GPTConfig) -> None:
     """Refuse a model that the readers of such a file would compute differently."""
-    if dialect.name not in ("nanogpt", "lesson"):
+    if dialect in (HF, JAXGPT):
         return
     gpt2 = GPTConfig()
     wanted = {name: getattr(gpt2, name) for name in FIXED_AS_IN_GPT2}
-    wanted |= {"n_inner": 4 * config.n_embd} | dict(dialect.fixed)
+    wanted |= {"n_inner": 4 * config.n_embd} if dialect in (NANOGPT, LESSON) else {}
+    wanted |= dict(dialect.fixed)
     if dialect.name == "nanogpt":
         wanted["tie_word_embeddings"] = True
         wanted |= dict.fromkeys(("embd_pdrop", "attn_pdrop"), config.resid_pdrop)

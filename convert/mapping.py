@@ -23,6 +23,8 @@ def to_ours(dialect: Dialect, tensors: Tensors, config: GPTConfig) -> tuple[dict
     tensors = dialect.bare_names(tensors)
     tensors, config = _settle_head(dialect, tensors, config)
     rows, dims = list(dialect.expand(config)), config.dims
+    zeros = [row for row in rows if row.may_lack and not any(name in tensors for name in row.names)]
+    rows = [row for row in rows if row not in zeros]
     expected = {name: shape_of(row.left, dims) for row in rows for name in row.names}
     buffers = dialect.buffers_in(tensors, config)
     problems = list(_differences(tensors, expected, ignore=buffers))
@@ -35,7 +37,10 @@ def to_ours(dialect: Dialect, tensors: Tensors, config: GPTConfig) -> tuple[dict
     ]
     if problems:
         raise InputError(problem_list(f"not a complete checkpoint of {dialect.title}", problems))
-    return {row.ours: relayout(_gather(tensors, row.theirs), row.layout, dims) for row in rows}, config
+    params = {row.ours: relayout(_gather(tensors, row.theirs), row.layout, dims) for row in rows}
+    dtype = next(iter(params.values())).dtype
+    params |= {row.ours: np.zeros(shape_of(row.right, dims), dtype) for row in zeros}
+    return {row.ours: params[row.ours] for row in dialect.expand(config)}, config
 
 
 def to_theirs(dialect: Dialect, params: Tensors, config: GPTConfig) -> dict[str, Any]:
@@ -43,9 +48,12 @@ def to_theirs(dialect: Dialect, params: Tensors, config: GPTConfig) -> dict[str,
     check_params(params, config, dialect)
     tensors = {}
     for row in dialect.expand(config):
-        (name,) = row.names
         prefix = "" if row.ours == HEAD else dialect.prefix
-        tensors[prefix + name] = relayout(params[row.ours], swap(row.layout), config.dims)
+        array = relayout(params[row.ours], swap(row.layout), config.dims)
+        if isinstance(row.theirs, str):
+            tensors[prefix + row.theirs] = array
+        else:
+            tensors |= {prefix + name: _part(array, i) for i, name in enumerate(row.theirs)}
     if config.tie_word_embeddings and dialect.writes_tied_head:
         (head,), (embedding,) = dialect.row(HEAD).names, dialect.row(EMBEDDING).names
         tensors[head] = tensors[dialect.prefix + embedding]
@@ -86,6 +94,13 @@ def _gather(tensors: Tensors, theirs: str | tuple[str, ...]) -> Any:
         return tensors[theirs]
     parts = [tensors[name] for name in theirs]
     return LazyArray((len(parts), *parts[0].shape), parts[0].dtype, lambda: np.stack([np.asarray(p) for p in parts]))
+
+
+def _part(array: Any, i: int) -> Any:
+    """Return one of the tensors that were stacked to an array."""
+    if isinstance(array, np.ndarray):
+        return array[i]
+    return LazyArray(tuple(array.shape[1:]), array.dtype, lambda: np.asarray(array)[i])
 
 
 def _settle_head(dialect: Dialect, tensors: dict[str, Any], config: GPTConfig) -> tuple[dict[str, Any], GPTConfig]:

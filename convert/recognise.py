@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jaxgpt.convert.config import ACTIVATIONS, GPTConfig
@@ -15,6 +16,8 @@ from jaxgpt.convert.dialects.lesson import LESSON
 from jaxgpt.convert.dialects.linear import MINGPT, NANOGPT, UNKNOWN_LINEAR
 from jaxgpt.convert.dialects.llmc import LLMC
 from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
+from jaxgpt.convert.dialects.own import read_dialect
+from jaxgpt.convert.dialects.raschka import RASCHKA
 from jaxgpt.convert.errors import InputError
 
 WRAPPERS = ("_orig_mod.", "module.", "model.")
@@ -52,10 +55,9 @@ def recognise(
     Raises:
         InputError: the checkpoint is of another architecture, or it does not state what has to be known.
     """
-    if dialect is not None and dialect not in DIALECTS:
-        raise InputError(f"dialect={dialect!r}: unknown dialect; known are {', '.join(DIALECTS)}")
+    given = None if dialect is None else dialect_called(dialect)
     tensors = unwrap(contents.tensors)
-    found, reason = (DIALECTS[dialect], "it was given") if dialect else _dialect_by_names(contents, tensors)
+    found, reason = (given, "it was given") if given is not None else _dialect_by_names(contents, tensors)
     if contents.config is not None:
         config = contents.config
     elif contents.config_json is not None and found is not NANOGPT:  # nanoGPT's own model_args are in the file
@@ -67,6 +69,21 @@ def recognise(
     if activation not in (None, config.activation_function):
         raise InputError(f"activation={activation} contradicts the checkpoint's {config.activation_function}")
     return Recognised(found, reason, tensors, config)
+
+
+def dialect_called(name: str) -> Dialect:
+    """Return the dialect of a name, or that of a user's own table, `my.toml`.
+
+    Raises:
+        InputError: there is no such dialect, or the table is not right.
+    """
+    if str(name).endswith(".toml"):
+        return read_dialect(Path(name).expanduser())
+    if name not in DIALECTS:
+        raise InputError(
+            f"dialect={name!r}: unknown dialect; known are {', '.join(DIALECTS)}, or a table of your own (my.toml)"
+        )
+    return DIALECTS[name]
 
 
 def unwrap(tensors: Tensors) -> dict[str, Any]:
@@ -97,6 +114,8 @@ def _dialect_by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, st
         return DIALOGPT, "its head is called lm_head.decoder.weight"
     if "blocks.0.attn.key.weight" in names:
         return OLD_MINGPT, "query, key and value are separate"
+    if "trf_blocks.0.att.W_query.weight" in names:
+        return RASCHKA, "its names are trf_blocks, att.W_query and out_head"
     if "blocks.0.mlp.fc1.weight" in names:
         return LESSON, "its names are tok_emb, blocks, fc1 and fc2"
     kernel = next((tensors[name] for name in tensors if HF.bare(name) == "h.0.attn.c_attn.weight"), None)
@@ -105,7 +124,8 @@ def _dialect_by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, st
         some = ", ".join(list(tensors)[:4]) or "none"
         raise InputError(
             f"unknown checkpoint format: its {len(tensors)} names are like {some}; if they follow a known dialect, "
-            f"give dialect=, one of {', '.join(DIALECTS)}"
+            f"give dialect=, one of {', '.join(DIALECTS)}; if not, a table of your own, which jaxgpt convert SRC "
+            "--propose=my.toml drafts"
         )
     rows, columns = kernel.shape
     if columns == 3 * rows and rows == norm.shape[0]:

@@ -110,8 +110,8 @@ def call(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess:
 
 
 LONG = (
-    "train mesh house kills distributed settings generate lm_eval chat_training check gradual signals vocab parity "
-    "cache compile_only freeze"
+    "distributed settings generate train house compile_only check kills gradual lm_eval mesh chat_training tracking "
+    "freeze signals parity plots vocab cache convert report hub"
 ).split()
 
 

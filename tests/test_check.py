@@ -322,8 +322,8 @@ def test_the_command_line_fails_names_and_prints_strict_json(tmp_path, tiny):
 def test_the_command_line_on_a_folder_without_tokenizer(hf_folder):
     folder, _ = hf_folder()
     done = call("jaxgpt", "check", folder)
-    assert "loss       skipped  no tokenizer" in done.stdout
-    assert done.stdout.endswith(": fine (skipped: tokenizer, loss, text)\n")
+    assert "loss       not judged  no tokenizer" in done.stdout
+    assert done.stdout.endswith(": fine (not judged: tokenizer, loss, text)\n")
 
 
 def test_users_mistakes_are_one_line(tmp_path, hf_folder, monkeypatch):

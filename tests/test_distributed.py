@@ -22,8 +22,9 @@ from jaxgpt.train.settings import Settings
 
 PROGRAM = """
 import sys, time
-import jaxgpt.train.loop
+import jaxgpt.train.distributed, jaxgpt.train.loop
 from jaxgpt.train.__main__ import main
+jaxgpt.train.distributed.LOST_SECONDS = 10  # a killed process is missed sooner
 batches_of = jaxgpt.train.loop.device_train_batches
 def slowly(*args, **how):
     for batch in batches_of(*args, **how):

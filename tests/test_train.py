@@ -53,6 +53,7 @@ def test_first6_learns_the_reference_and_says_what_it_does(tmp_path):
 def test_what_a_run_leaves_on_disk(whole_run):
     assert {path.name for path in whole_run.iterdir()} == {
         "run.json", "metrics.jsonl", "updates.jsonl", "samples.md", "report.html", "plots", "tokenizer", "checkpoints",
+        "run.log",
     }  # fmt: skip
     assert complete_steps(whole_run) == [6, 8, 9]  # 8 was the best evaluation yet
     lines = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]

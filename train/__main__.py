@@ -9,7 +9,8 @@ from jaxgpt.convert.command_line.mistakes import one_clear_line
 from jaxgpt.convert.command_line.process import prepare_process
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.exit_codes import ExitCode
-from jaxgpt.train.signals import SIGNALS, StopSignals
+from jaxgpt.train.output import lasting_output
+from jaxgpt.train.signals import StopSignals, heeded
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments is None:
         arguments = sys.argv[1:]
     prepare_process()
-    for number in SIGNALS:  # until there is something to save
+    for number in heeded():  # until there is something to save
         signal.signal(number, lambda *_: os._exit(ExitCode.STOPPED))
     from jaxgpt.train.command import read_command
     from jaxgpt.train.settings import Settings, flags_of
@@ -25,12 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_clear_line("train", flags_of(Settings)):
         settings = read_command(arguments)
         if settings.compile_only:
-            for number in SIGNALS:
+            for number in heeded():
                 signal.signal(number, signal.SIG_DFL)  # nothing to save, and the compiler would not be interrupted
             from jaxgpt.train.compile_only.command import compile_only
 
             sys.exit(compile_only(settings))
-        with StopSignals() as stop:
+        with lasting_output(), StopSignals() as stop:
             # JAX is imported after the flags are read, so that --help answers at once
             from jaxgpt.train.failures import describe_failure
             from jaxgpt.train.finetune import train

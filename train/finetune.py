@@ -15,6 +15,7 @@ from jaxgpt.train.distributed import agree_on_step, connect, disconnect, wait_fo
 from jaxgpt.train.evaluation import Evaluator, sample
 from jaxgpt.train.failures import NonFiniteLoss, explain_non_finite
 from jaxgpt.train.loop import TrainLoop, is_done
+from jaxgpt.train.output import log_to
 from jaxgpt.train.report.console import draw_new_rows, how_to_use, outcome, sanity_checks
 from jaxgpt.train.run.checkpoints import Checkpoints
 from jaxgpt.train.run.eval_state import EvalState
@@ -33,6 +34,14 @@ def train(settings: Settings, stop: StopSignals) -> int:
     connect(settings)
     use_compile_cache(settings.compile_cache)
     run = RunFolder(settings.out.expanduser())
+    try:
+        return train_in(run, settings, stop)
+    finally:
+        run.unlock()
+
+
+def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
+    """Train in a folder, which `prepare` and `start` lock."""
     inputs, params = prepare(settings, run)
     compiler, info = PhaseCompiler(inputs.spec), describe_run(inputs)
 
@@ -80,7 +89,8 @@ def train(settings: Settings, stop: StopSignals) -> int:
     tracked = settings.track if run.is_writer else ()
     if first is None:
         first, eval_state = 0, EvalState(0, before)
-        run.start(info)
+        run.start(info, settings)
+        log_to_run(run)
         wait_for_all("the folder is there")
         trackers = Trackers(tracked, run.folder, asdict(info), first)
         log = RunLog(run, trackers)
@@ -91,6 +101,7 @@ def train(settings: Settings, stop: StopSignals) -> int:
             draw_new_rows(inputs, state, run)
     else:
         trackers = Trackers(tracked, run.folder, asdict(info), first)
+        log_to_run(run)
         log = RunLog(run, trackers)
         log.truncate(first, eval_state.pending_metrics is None)
         if run.is_writer:
@@ -157,6 +168,12 @@ def describe_run(inputs: TrainingInputs) -> RunInfo:
         parameters={"all": count_params(inputs.spec.params), "trainable": phases[-1].trainable},
         phases=phases,
     )
+
+
+def log_to_run(run: RunFolder) -> None:
+    """Write what is printed into run.log too."""
+    if run.is_writer:
+        log_to(run.folder)
 
 
 def _write_report(run: RunFolder) -> None:

@@ -89,6 +89,7 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
     check_settings(settings)
     check_trackers(settings.track)
     run.check(settings)
+    run.lock()
     with busy("looking for the data"):
         sources = find_sources(settings)
     with busy(f"looking for {settings.model}"), about("--model"):

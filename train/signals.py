@@ -1,5 +1,6 @@
-"""SIGINT and SIGTERM, noticed at once whatever the main thread does: computing, waiting or compiling."""
+"""Signals that ask a run to stop, noticed at once whatever the main thread does: computing, waiting or compiling."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -8,7 +9,13 @@ from typing import Any, NoReturn
 
 from jaxgpt.convert.exit_codes import ExitCode
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
+"""Ctrl-C, a cloud's or a batch system's notice, a terminal that is gone, and a limit of CPU time."""
+
+
+def heeded() -> tuple[signal.Signals, ...]:
+    """Return the signals that are not ignored, as `nohup` ignores SIGHUP."""
+    return tuple(number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN)
 
 
 class StopSignals:
@@ -29,7 +36,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        self._old_handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._old_handlers = {number: signal.signal(number, lambda *_: None) for number in heeded()}
         self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
@@ -58,12 +65,14 @@ class StopSignals:
             if self.requested.is_set():
                 _end(f"stopped at once; to resume from the newest checkpoint: {self.go_on}", 128 + number[0])
             self.requested.set()
-            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+                print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
         os.close(self._reader)
 
 
 def _end(message: str, code: int) -> NoReturn:
-    if message:
-        print(message, file=sys.__stdout__, flush=True)  # also where another process writes
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
+        if message:
+            print(message, file=sys.__stdout__, flush=True)  # also where another process writes
+        sys.stderr.flush()
     os._exit(code)

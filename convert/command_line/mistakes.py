@@ -43,6 +43,9 @@ def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
         program: what the message begins with.
         flags: the command's flags, by the names of their fields; see `in_flags`.
     """
+    if sys.stdout is None or sys.stderr is None:  # closed by the shell, as by >&-
+        nowhere = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a letter is no reason to stop
     try:

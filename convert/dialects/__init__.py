@@ -6,8 +6,9 @@ from jaxgpt.convert.dialects.lesson import LESSON
 from jaxgpt.convert.dialects.linear import MINGPT, NANOGPT, UNKNOWN_LINEAR
 from jaxgpt.convert.dialects.llmc import LLMC
 from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
+from jaxgpt.convert.dialects.raschka import RASCHKA
 
 DIALECTS = {
     dialect.name: dialect
-    for dialect in (HF, DIALOGPT, NANOGPT, MINGPT, UNKNOWN_LINEAR, LESSON, OLD_MINGPT, LLMC, JAXGPT)
+    for dialect in (HF, DIALOGPT, NANOGPT, MINGPT, UNKNOWN_LINEAR, LESSON, OLD_MINGPT, RASCHKA, LLMC, JAXGPT)
 }

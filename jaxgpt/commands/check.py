@@ -3,13 +3,18 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jaxgpt.commands import MODEL
 from jaxgpt.convert.command_line.console import busy, terminal_width
 from jaxgpt.convert.command_line.flags import flag
 from jaxgpt.convert.command_line.help import Help
 from jaxgpt.convert.command_line.parser import Parser
+from jaxgpt.convert.errors import InputError, about
 from jaxgpt.convert.exit_codes import ExitCode
+
+MOST_BYTES, MOST_TEXTS = 1_000_000, 32
+"""How much of a file of texts is read, and how many of its lines are used."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,10 @@ class CheckCommand:
     against: str | None = flag(
         None, "Compare every layer's output with PyTorch's, and name the first that differs. PATH is the same model, "
         "as a Hugging Face folder or hub name. Needs jaxgpt[torch].", metavar="PATH", default_text="no comparison",
+    )  # fmt: skip
+    text: Path | None = flag(
+        None, "Judge loss and text by the lines of FILE, one text each, instead of English sentences: for models of "
+        "other languages, code, molecules …", metavar="FILE", default_text="English sentences",
     )  # fmt: skip
     json: bool = flag(False, "Print one JSON object instead of tables.")
     compile_cache: bool = flag(
@@ -54,10 +63,31 @@ def run(command: CheckCommand) -> int:
         path = resolve(command.model)
         model = jaxgpt.from_pretrained(path)
         tokenizer = jaxgpt.load_tokenizer(path) if tokenizer_files(path) else None
+    texts = None if command.text is None else read_texts(command.text)
     with busy("checking"):
-        report = jaxgpt.check(model, tokenizer, command.against, name=command.model)
+        report = jaxgpt.check(model, tokenizer, command.against, name=command.model, texts=texts)
     if command.json:
         print(json.dumps(report.as_json(), indent=2, allow_nan=False))
     else:
         print(report.rendered(terminal_width()))
     return ExitCode.OK if report.ok else ExitCode.FAILED
+
+
+def read_texts(path: Path) -> list[str]:
+    """Return the first lines of a file that hold anything.
+
+    Raises:
+        InputError: there are none, or the file is not UTF-8.
+    """
+    with about("--text"):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+    with about("--text"), path.open("rb") as file:
+        try:
+            lines = file.read(MOST_BYTES).decode("utf-8", "strict" if path.stat().st_size <= MOST_BYTES else "ignore")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 ({error})") from None
+        texts = [line.strip() for line in lines.splitlines() if line.strip()][:MOST_TEXTS]
+        if not texts:
+            raise InputError(f"{path} holds no text")
+        return texts

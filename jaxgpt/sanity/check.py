@@ -1,6 +1,8 @@
 """Sanity checks of a model that has just been loaded: loss, text, counts, tokenizer, and parity with PyTorch."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.model.gpt import GPT
 from jaxgpt.params import by_module, count_params, named_params
 from jaxgpt.sanity.comparison import compare
-from jaxgpt.sanity.language import SENTENCES, check_loss, check_text, sentences_loss
+from jaxgpt.sanity.language import NOT_ENGLISH, SENTENCES, check_loss, check_text, reads_english, texts_loss
 from jaxgpt.sanity.parity import TOLERANCE, Parity
 from jaxgpt.sanity.reference import Reference, load_reference
 from jaxgpt.sanity.verdict import Check, Report
@@ -22,10 +24,17 @@ from jaxgpt.vocab import mark_padding
 HARD_TEXT = "  Naïve café: 👩‍🚀🇺🇳 東京 e\u0301 ﬁ\ttabs\t\r\n\n  <|x|> don't 1234567890 \u200b\u00a0trailing   "
 """Emoji of several code points, CJK, a combining accent, a ligature, tabs, line ends, and spaces at both ends."""
 
-PARITY_TOKENS = 512
+PARITY_TOKENS, PROMPT_TOKENS = 512, 8
 
 
-def check(model: GPT, tokenizer: Any | None, reference: Any = None, *, name: str | None = None) -> Report:
+def check(
+    model: GPT,
+    tokenizer: Any | None,
+    reference: Any = None,
+    *,
+    name: str | None = None,
+    texts: Sequence[str] | None = None,
+) -> Report:
     """Check a model in all ways.
 
     Args:
@@ -33,6 +42,8 @@ def check(model: GPT, tokenizer: Any | None, reference: Any = None, *, name: str
         reference: what transformers' GPT2LMHeadModel can load, a folder or a hub name, or such a model itself; without
             it there is no comparison with PyTorch.
         name: what the model is called; `"tiny"` or a published GPT-2's name holds it to that model's loss.
+        texts: texts that the model should know, each judged alone; English sentences by default, which can't judge a
+            model whose tokenizer was not made for English.
 
     Raises:
         InputError: PyTorch is not installed, the reference is no GPT-2, or it is to be compared with a model that is
@@ -40,25 +51,43 @@ def check(model: GPT, tokenizer: Any | None, reference: Any = None, *, name: str
     """
     theirs = None if reference is None else load_reference(reference)
     checks, text = [check_counts(model, theirs), check_weights(model)], None
-    ids = [] if tokenizer is None else [token for sentence in SENTENCES for token in encode_prompt(tokenizer, sentence)]
+    rows = [] if tokenizer is None else _encode(tokenizer, texts)
+    ids = [token for row in rows for token in row]
     if tokenizer is None:
         checks += [Check("tokenizer", None, "the model has none", "one, for the checks of loss and text")]
     else:
         checks += [check_tokenizer(tokenizer, model.config)]
     if ids and max(ids) < model.config.n_tokens:
         marked = mark_padding(model, min(vocabulary_size(tokenizer), model.config.n_tokens))
-        losses = sentences_loss(marked, tokenizer)
-        checks += [check_loss(marked, losses, name)]
-        judged, text = check_text(marked, tokenizer, losses)
-        checks += [judged]
+        losses = texts_loss(marked, rows)
+        judged, text = check_text(marked, tokenizer, losses, None if texts is None else rows[0][:PROMPT_TOKENS])
+        found = [check_loss(marked, losses, name), judged]
+        if texts is None and not math.isnan(losses[0]) and not reads_english(tokenizer):
+            found = [replace(one, ok=None, detail=NOT_ENGLISH) if one.ok is False else one for one in found]
+        checks += found
     else:
         why = "no tokenizer" if tokenizer is None else "the tokenizer does not belong to the model"
+        why = NOT_ENGLISH if tokenizer is not None and not ids else why
         checks += [Check(skipped, None, why, "") for skipped in ("loss", "text")]
     parity = None
     if theirs is not None:
         parity = compare(model, theirs, parity_tokens(model.config, theirs.config, ids))
         checks += check_parity(parity)
     return Report(name or "model", tuple(checks), text, parity)
+
+
+def _encode(tokenizer: Any, texts: Sequence[str] | None) -> list[list[int]]:
+    """Return the tokens of each text, of at least two; of the English sentences nothing if they can't be encoded."""
+    try:
+        rows = [encode_prompt(tokenizer, text) for text in (SENTENCES if texts is None else texts)]
+    except InputError:
+        if texts is not None:
+            raise
+        return []
+    rows = [row for row in rows if len(row) > 1]
+    if texts is not None and not rows:
+        raise InputError("texts must hold at least one text of two tokens")
+    return rows
 
 
 def expected_counts(config: GPTConfig) -> dict[str, int]:
@@ -104,15 +133,22 @@ def check_tokenizer(tokenizer: Any, config: GPTConfig) -> Check:
 
     It may have fewer tokens than the model has rows, because rows are padded to round numbers, but not less than half.
     """
-    size, end = vocabulary_size(tokenizer), tokenizer.eos_token_id
-    ids, problems = encode_prompt(tokenizer, HARD_TEXT), []
+    size, end, problems = vocabulary_size(tokenizer), tokenizer.eos_token_id, []
+    is_lossless = "ByteLevel" in str(
+        getattr(tokenizer, "backend_tokenizer", None) and tokenizer.backend_tokenizer.decoder
+    )
+    try:
+        ids = encode_prompt(tokenizer, HARD_TEXT)
+    except InputError:  # not all tokenizers know all characters
+        ids = []
     try:
         check_vocabulary(tokenizer, config, np.asarray(ids))
     except InputError as error:
         problems += [str(error)]
     if size < config.n_tokens / 2:
         problems += [f"only {size:,} of {config.n_tokens:,} rows have a token: the tokenizer belongs to another model"]
-    if (back := tokenizer.decode(ids, clean_up_tokenization_spaces=False)) != HARD_TEXT:
+    back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if back != HARD_TEXT and is_lossless:
         problems += [f"a text comes back changed: {HARD_TEXT!r} as {back!r}"]
     decided, said = decide_ids(config, tokenizer)
     ends = " or ".join(map(str, decided.end_ids)) or "no id"

@@ -9,7 +9,7 @@ from typing import Any
 from jaxgpt.convert.command_line.console import table, wrapped
 from jaxgpt.sanity.parity import Parity
 
-WORDS = {True: "ok", False: "FAILED", None: "skipped"}
+WORDS = {True: "ok", False: "FAILED", None: "not judged"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """True if nothing failed; a skipped check is no failure."""
+        """True if nothing failed; what could not be judged is no failure."""
         return all(check.ok is not False for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
@@ -63,9 +63,9 @@ class Report:
         if self.parity is not None:
             parts += [self.parity.table()]
         failed = [check.name for check in self.checks if check.ok is False]
-        skipped = [check.name for check in self.checks if check.ok is None]
+        open_ = [check.name for check in self.checks if check.ok is None]
         end = f"FAILED: {', '.join(failed)}" if failed else "fine"
-        end += f" (skipped: {', '.join(skipped)})" if skipped else ""
+        end += f" (not judged: {', '.join(open_)})" if open_ else ""
         return "\n\n".join([*parts, f"{self.model}: {end}"])
 
 

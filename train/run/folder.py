@@ -14,6 +14,7 @@ from jaxgpt.convert.disk import temporary_sibling
 from jaxgpt.convert.errors import InputError, about
 from jaxgpt.convert.source import complete_steps
 from jaxgpt.train.distributed import is_first
+from jaxgpt.train.run.lock import RunLock
 from jaxgpt.train.run.run_json import IDENTITY, NAME, RunInfo, refusal
 from jaxgpt.train.settings import Settings, changed_settings, stored_settings, to_json
 
@@ -24,6 +25,7 @@ class RunFolder:
     def __init__(self, folder: Path):
         self.folder = folder
         self.is_writer = is_first()
+        self._lock = RunLock(folder)
         self.run_json = folder / NAME
         self.metrics = folder / "metrics.jsonl"
         self.updates = folder / "updates.jsonl"
@@ -33,13 +35,15 @@ class RunFolder:
         self.tokenizer = folder / "tokenizer"
         self.checkpoints = folder / "checkpoints"
         self.trackers = folder / "trackers.json"
+        self.log = folder / "run.log"
 
     @property
     def files(self) -> list[Path]:
         """Everything that a run writes, and that `--force` deletes."""
         return [
-            self.run_json, self.metrics, self.updates, self.samples, self.report, self.plots, self.tokenizer,
-            self.checkpoints, self.trackers, *(self.folder / name for name in ("tensorboard", "wandb", "mlflow")),
+            self.run_json, self.metrics, self.updates, self.samples, self.report, self.log, self.plots,
+            self.tokenizer, self.checkpoints, self.trackers,
+            *(self.folder / name for name in ("tensorboard", "wandb", "mlflow")),
         ]  # fmt: skip
 
     @property
@@ -81,6 +85,19 @@ class RunFolder:
                 "--force deletes the run and starts over"
             )
 
+    def lock(self) -> None:
+        """Lock the folder for this process, if it is there, until the process ends.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        if self.is_writer:
+            self._lock.take()
+
+    def unlock(self) -> None:
+        """Let other processes have the folder."""
+        self._lock.give_back()
+
     def read(self) -> RunInfo:
         """Read run.json.
 
@@ -115,19 +132,25 @@ class RunFolder:
         earlier = self.read().changed
         replace(info, changed=[*earlier, {"step": step, "what": changes}], machine=_machine()).write(self.folder)
 
-    def start(self, info: RunInfo) -> None:
-        """Make the folder, without what is left of an earlier run: `check` has allowed that.
+    def start(self, info: RunInfo, settings: Settings) -> None:
+        """Make the folder, without what is left of an earlier run.
 
+        Whether that may go is looked at again, under the lock: another run may have come since the first `check`.
         run.json comes last: a folder without one can neither be resumed nor replaced.
+
+        Raises:
+            InputError: as `check` and `lock`.
         """
         if not self.is_writer:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        self.check(settings)
         for path in self.files:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path != self.run_json:
                 path.unlink(missing_ok=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
         replace(info, machine=_machine()).write(self.folder)
 
     def save_tokenizer(self, tokenizer: Any) -> None:
