@@ -241,6 +241,19 @@ def test_bad_records_are_named_and_left_out_where_that_is_asked(name, content, n
         tokenise(tmp_path / name, tokenizer, cache=cache)
 
 
+def test_bad_rows_of_data_sets_and_parquet_are_left_out_too(tmp_path):
+    rows = [{"text": "a"}, {"text": None}, {"text": "b"}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    (tmp_path / "a.parquet").write_bytes(parquet(rows))
+    tokenizer, cache = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache"
+    for source in (tmp_path / "saved", tmp_path / "a.parquet"):
+        with pytest.raises(jaxgpt.InputError, match="record 2: text is null: expected a string"):
+            tokenise(source, tokenizer, cache=cache)
+        corpus = tokenise(source, tokenizer, cache=cache, skip_bad_records=True)
+        assert tokenizer.decode(corpus.tokens) == "a<|endoftext|>b<|endoftext|>"
+        assert corpus.remarks == [f"1 bad record is left out: {source}, record 2: text is null: expected a string"]
+
+
 def test_what_is_damaged_as_a_file_is_never_left_out(tmp_path):
     """After such a place nobody knows where the next record begins."""
     tokenizer = jaxgpt.load_tokenizer("tiny")
