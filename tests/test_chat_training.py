@@ -87,3 +87,16 @@ def test_a_model_without_a_template_can_not_be_asked():
     done = call("jaxgpt", "generate", TINY, "--chat", "--prompt=Hi", check=False)
     assert done.returncode == 2
     assert "has no chat template; train the model on conversations" in done.stderr
+
+
+def test_samples_begin_somehow_where_the_assistant_begins(cut, tmp_path):
+    """Of a template that writes nothing before what the assistant says first."""
+    tokenizer = jaxgpt.load_tokenizer(cut)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+    jaxgpt.save_pretrained(jaxgpt.from_pretrained(cut), tmp_path / "m", tokenizer=tokenizer)
+    turns = [{"role": "assistant", "content": "Ask me."}, {"role": "user", "content": "Who was king?"}]
+    chat = {"messages": [*turns, {"role": "assistant", "content": "Saul."}]}
+    (tmp_path / "chat.jsonl").write_text("\n".join([json.dumps(chat)] * 30))
+    flags = ("--steps=2", "--batch-size=4", "--eval-every=2", "--context=32", f"--cache={tmp_path}/cache")
+    call("train", f"--model={tmp_path}/m", f"--data={tmp_path}/chat.jsonl", f"--out={tmp_path}/run", *flags)
+    assert "The" in (tmp_path / "run" / "samples.md").read_text()

@@ -1,5 +1,6 @@
 """Sources to tokens: the ids of whole texts, whatever they are cut into, and a cache that is never half."""
 
+import hashlib
 import json
 import os
 import random
@@ -135,7 +136,8 @@ def test_a_large_vocabulary_gets_four_bytes(tmp_path):
 
 
 def test_chats_know_what_counts_and_where_they_may_be_cut(tmp_path):
-    from jaxgpt.chat import encode_chats, messages_of, prepare_chat
+    from jaxgpt.chat import encode_chats, prepare_chat
+    from jaxgpt.data.conversations import conversation_of
 
     chats = [
         {"messages": [{"role": role, "content": f"{role} {i}"} for role in ("user", "assistant")] * (i + 1)}
@@ -149,7 +151,7 @@ def test_chats_know_what_counts_and_where_they_may_be_cut(tmp_path):
         assert corpus.kind == "chat"
         begin = 0
         for i, (chat, end) in enumerate(zip(chats, corpus.ends, strict=True)):
-            (expected,) = encode_chats(tokenizer, [messages_of(chat)])
+            (expected,) = encode_chats(tokenizer, [conversation_of(chat).messages])
             assert corpus.tokens[begin:end].tolist() == expected.ids
             assert corpus.counts[begin:end].tolist() == expected.counts
             assert (corpus.turns(i) - begin).tolist() == expected.turns
@@ -226,6 +228,15 @@ DAMAGE = {
     "another version": lambda entry: (entry / "meta.json").write_text('{"version": 0}'),
     "an object array": lambda entry: (entry / "meta.json").write_text(
         (entry / "meta.json").read_text().replace('"<u2"', '"O"')
+    ),
+    "unread fields": lambda entry: (entry / "meta.json").write_text(
+        (entry / "meta.json").read_text().replace('"unread": {}', '"unread": {"a": "b"}')
+    ),
+    "a file that is not there": lambda entry: (entry / "meta.json").write_text(
+        (entry / "meta.json").read_text().replace('"as_text": null', '"as_text": 3')
+    ),
+    "bad records": lambda entry: (entry / "meta.json").write_text(
+        (entry / "meta.json").read_text().replace('"first_bad": null', '"first_bad": [9, 1, "x"]')
     ),
     "a file": lambda entry: (shutil.rmtree(entry), entry.write_text("x")),
 }
@@ -355,6 +366,58 @@ def test_nanogpts_folder_is_mapped_as_it_is(tmp_path):
     alone = tokenise(tmp_path / "val.bin", tokenizer)
     assert alone.digest == corpus.held_out.digest
     assert alone.held_out is None
+
+
+def llm_c(ids, magic=20240520, version=1, dtype=np.uint16, n=None) -> bytes:
+    """What llm.c's dev/data/data_common.py writes."""
+    header = np.zeros(256, np.int32)
+    header[:3] = magic, version, len(ids) if n is None else n
+    return header.tobytes() + np.asarray(ids, dtype).tobytes()
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"magic": 20240801, "version": 7, "dtype": np.uint32}], ids=["of GPT-2", "of Llama 3"]
+)
+def test_data_of_llm_c_is_mapped_without_its_header(how, tmp_path):
+    ids = np.random.default_rng(0).integers(0, 4096, 3001)
+    for name in ("train.bin", "val.bin", "raw.bin"):
+        (tmp_path / name).write_bytes(llm_c(ids, **how) if name != "raw.bin" else ids.astype(np.uint16).tobytes())
+    tokenizer = jaxgpt.load_tokenizer("tiny")
+    for source in (tmp_path, tmp_path / "val.bin"):
+        corpus = tokenise(source, tokenizer, cache=tmp_path / "cache")
+        assert isinstance(corpus.tokens, np.memmap)
+        assert corpus.tokens.tolist() == ids.tolist() == tokenise(tmp_path / "raw.bin", tokenizer).tokens.tolist()
+        assert corpus.ends.tolist() == [3001]
+    before = hashlib.sha256(json.dumps([["bin", hashlib.sha256(llm_c(ids, **how)).hexdigest()]]).encode()).hexdigest()
+    assert corpus.digest != before  # a run that learnt from the header, too, had other data
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            llm_c(range(9), n=10),
+            "data of llm.c: its header states 10 token ids, which makes 1,044 bytes, but it has 1,042",
+        ),
+        (llm_c(range(9), n=8), "its header states 8 token ids, which makes 1,040 bytes, but it has 1,042"),
+        (llm_c(range(9), n=-5), "its header states -5 token ids"),
+        (llm_c([]), "its header states 0 token ids"),
+        (llm_c(range(9))[:100], "its header states 9 token ids, which makes 1,042 bytes, but it has 100"),
+        (llm_c(range(9), version=2), "data of llm.c of version 2; only version 1 can be read"),
+        (
+            llm_c(range(9), magic=20240326, version=3),
+            "holds a model of llm.c, by its header, and no data to learn from",
+        ),
+        (llm_c(range(9), magic=20240522), "holds an evaluation with several choices of llm.c"),
+    ],
+)
+def test_a_header_of_llm_c_that_is_not_true_is_refused(content, message, tmp_path):
+    (tmp_path / "x.bin").write_bytes(content)
+    with pytest.raises(
+        jaxgpt.InputError, match=re.escape(f"x.bin {'is ' if 'data of' in message else ''}") + ".*"
+    ) as said:
+        tokenise(tmp_path / "x.bin", jaxgpt.load_tokenizer("tiny"))
+    assert message in str(said.value)
 
 
 @pytest.mark.parametrize(("content", "n"), [(b"", "0"), (b"abc", "3")])

@@ -252,7 +252,9 @@ def test_a_conversation_whose_first_turn_is_too_long_is_left_out_and_it_is_said(
     long = json.dumps({"instruction": "word " * 100, "output": "yes"})
     source.write_text("\n".join([long, *[json.dumps({"instruction": f"n {i}", "output": "yes"}) for i in range(20)]]))
     data = load_data(replace(settings, data=str(source)), tokenizer, 32)
-    assert re.match(r"1 of \d+ conversations are LEFT OUT: their first turn alone is longer than", data.train.notes[0])
+    assert re.match(
+        r"1 of \d+ conversations are LEFT OUT: their first turn that counts ends beyond", data.train.notes[0]
+    )
 
 
 @pytest.mark.parametrize(("rows", "of"), [("packed", 5), ("padded", 12)])
@@ -296,6 +298,66 @@ def test_conversations_are_never_a_stream(tmp_path, tokenizer, settings):
     source = chats(tmp_path / "c.jsonl", [1] * 20)
     with pytest.raises(InputError, match="stream cuts texts anywhere, which conversations don't allow"):
         load_data(replace(settings, data=source, rows="stream"), tokenizer, 64)
+
+
+def test_weight_0_has_no_weight_in_the_rows_and_a_conversation_is_cut_where_something_counts(
+    tmp_path, tokenizer, settings
+):
+    source = tmp_path / "c.jsonl"
+    turns = [
+        {"role": role, "content": f"{word} {i}"}
+        for i in range(9)
+        for role, word in (("user", "ask"), ("assistant", "say"))
+    ]
+    weighed = [turn | {"weight": 0} if turn["content"] in ("say 0", "say 3", "say 4") else turn for turn in turns]
+    source.write_text("".join(json.dumps({"messages": weighed}) + "\n" for _ in range(20)))
+    data = load_data(replace(settings, data=str(source)), tokenizer, 40)
+    for i in range(len(data.train.rows)):
+        row = data.train.rows[i]
+        said = tokenizer.decode(row["tokens"][1:][row["weights"] == 1])
+        assert said == " say 1<|endoftext|> say 2<|endoftext|>"  # not after 3, which fits and does not count
+        assert tokenizer.decode(row["tokens"][row["segments"] == 1]).endswith(" say 2<|endoftext|>")
+    every = load_data(replace(settings, data=str(source), train_on="all"), tokenizer, 40)
+    assert "say 0" in tokenizer.decode(every.train.rows[0]["tokens"][1:][every.train.rows[0]["weights"] == 1])
+
+
+def test_settings_say_how_records_are_read_and_remarks_name_each_source_once(tmp_path, tokenizer, settings):
+    for name, words in (("a.jsonl", "train"), ("b.csv", "evaluate")):
+        rows = [{"content": f"{words} {i} " * 9, "id": str(i)} for i in range(30)]
+        lines = ["content,id", *(f"{row['content']},{row['id']}" for row in rows), "x"]
+        text = "\n".join(map(json.dumps, rows)) + "\n{" if name == "a.jsonl" else "\n".join(lines)
+        (tmp_path / name).write_text(text)
+    how = replace(settings, data=str(tmp_path / "a.jsonl"), text_field="content", skip_bad_records=True)
+    unread = "fields that are not read: 'id' in 30 records"
+    bad = f"1 bad record is left out: {tmp_path}/a.jsonl, line 31: not JSON: Expecting property name"
+    data = load_data(how, tokenizer, 16)
+    assert data.remarks[0] == unread
+    assert data.remarks[1].startswith(bad)
+    assert len(data.remarks) == 2
+    assert data.info.notes == [*data.remarks, *data.train.notes]
+    data = load_data(replace(how, eval_data=str(tmp_path / "b.csv")), tokenizer, 16)
+    assert data.remarks[2] == f"held out: {unread}"
+    assert (
+        data.remarks[3]
+        == f"held out: 1 bad record is left out: {tmp_path}/b.csv, line 32: 1 fields, but the header has 2"
+    )
+    assert "evaluate" in tokenizer.decode(data.held_out.rows[0]["tokens"])
+    with pytest.raises(
+        InputError, match=r"^--data: .*a\.jsonl, line 31: .* \(skip_bad_records=True leaves bad records out"
+    ):
+        load_data(replace(how, skip_bad_records=False), tokenizer, 16)
+    with pytest.raises(InputError, match=r"^--data: .*a\.jsonl, line 1: neither a text nor a conversation"):
+        load_data(replace(how, text_field=None, skip_bad_records=False), tokenizer, 16)
+
+
+def test_a_field_of_nothing_is_refused(tmp_path, tokenizer, settings):
+    (tmp_path / "a.txt").write_text("one " * 200)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"body": "one " * 200}))
+    how = replace(settings, text_field="body")
+    for data, name in ((None, "the Python language reference"), (str(tmp_path / "a.txt"), r".*a\.txt")):
+        with pytest.raises(InputError, match=rf"^text_field='body' names a field, but {name} has no records"):
+            load_data(replace(how, data=data), tokenizer, 16)
+    load_data(replace(how, data=str(tmp_path / "a.txt"), eval_data=str(tmp_path / "b.jsonl")), tokenizer, 16)
 
 
 def test_its_info_notices_other_contents_and_another_tokenizer(tmp_path, tokenizer, settings):

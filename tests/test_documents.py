@@ -1,5 +1,6 @@
 """What is read: files of every kind, compressed or not, here or in a bucket; and what is wrong with one is said."""
 
+import csv
 import gzip
 import io
 import json
@@ -44,8 +45,14 @@ def parquet(rows: list[dict], **options) -> bytes:
 
 
 def as_bytes(suffix: str, rows: list[dict]) -> bytes:
-    if suffix == ".jsonl":
+    if suffix in (".jsonl", ".ndjson", ".jsonlines"):
         return "\n".join(map(json.dumps, rows)).encode()
+    if suffix in (".csv", ".tsv"):
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, list(rows[0]), dialect="excel" if suffix == ".csv" else "excel-tab")
+        writer.writeheader()
+        writer.writerows(rows)
+        return table.getvalue().encode()
     return json.dumps(rows, indent=1).encode() if suffix == ".json" else parquet(rows)
 
 
@@ -53,14 +60,214 @@ PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
 
 
 @pytest.mark.parametrize("compression", PACK)
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet"])
 def test_records_are_read_from_every_kind_of_file(suffix, compression, tmp_path):
     path = tmp_path / f"a{suffix}{compression}"
     path.write_bytes(PACK[compression](as_bytes(suffix, RECORDS)))
-    assert read(path) == read(str(path)) == TEXTS
+    assert read(path) == read(str(path)) == read(tmp_path) == TEXTS
+    if suffix in (".csv", ".tsv"):
+        exchanges = [{"instruction": "Hello, you", "output": 'Say "hi"\n\tto all'}] * 3
+        path.write_bytes(PACK[compression](as_bytes(suffix, exchanges)))
+        expected = ({"role": "user", "content": "Hello, you"}, {"role": "assistant", "content": 'Say "hi"\n\tto all'})
+        assert read(path) == [expected] * 3
+        return
     path.write_bytes(PACK[compression](as_bytes(suffix, [CHAT] * 3)))
     assert read(path) == [tuple(CHAT["messages"])] * 3
     assert peek(path) == "chat"
+
+
+@pytest.mark.parametrize("compression", ["", ".gz"])
+@pytest.mark.parametrize("options", [{}, {"lines": False}, {"batch_size": 1}, {"force_ascii": False}], ids=str)
+def test_json_that_datasets_writes_is_read_whatever_its_form(options, compression, tmp_path):
+    """One object a line by default, or an array with `lines=False`; both are called .json."""
+    path = tmp_path / f"a.json{compression}"
+    datasets.Dataset.from_list(RECORDS).to_json(path, **options)
+    assert read(path) == TEXTS
+    (file,) = find(path).files
+    assert file.where(2).endswith("record 2" if "lines" in options else "line 2")
+    datasets.Dataset.from_list([CHAT] * 3).to_json(path, **options)
+    assert read(path) == [tuple(CHAT["messages"])] * 3
+    (file,) = find(path).files
+    path.unlink()
+    assert file.where(2) == f"{path}, record 2"
+
+
+@pytest.mark.parametrize(
+    "options", [{"index": False}, {"index": True}, {"sep": "\t"}, {"lineterminator": "\r\n"}], ids=str
+)
+def test_tables_that_datasets_writes_are_read(options, tmp_path):
+    texts = ['a "quoted", text', "two\nlines", "tab\there", " space ", "'", "naïve 🎉", '"', "\r\n", "1"]
+    path = tmp_path / ("a.tsv" if "sep" in options else "a.csv")
+    datasets.Dataset.from_list([{"id": i, "text": text} for i, text in enumerate(texts)]).to_csv(path, **options)
+    assert read(path) == texts
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as Excel writes it
+    assert read(path) == texts
+
+
+def test_a_table_names_lines_and_a_blank_line_is_no_record(tmp_path):
+    (tmp_path / "a.csv").write_text('text,id\n"two\nlines",1\n\nlast,2\n')
+    documents = [document for _, document in find(tmp_path).documents(lambda n: None)]
+    assert [document.number for document in documents] == [2, 5]
+    assert [document.unread for document in documents] == [("id",)] * 2
+    assert csv.field_size_limit() == 131_072  # of everybody else in the process
+    (tmp_path / "a.csv").write_text("text\n" + "x" * 500_000)
+    assert read(tmp_path) == ["x" * 500_000]
+
+
+# which fields are read
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+def test_text_field_names_the_column_of_a_text(suffix, tmp_path):
+    rows = [{"content": text, "text": "no", "id": i} for i, text in enumerate(TEXTS)]
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(as_bytes(suffix, rows))
+    found = [document for _, document in find(path, text_field="content").documents(lambda n: None)]
+    assert ["".join(document.text) for document in found] == TEXTS
+    assert {document.unread for document in found} == {("text", "id")}
+    assert read(path) == ["no"] * 4
+    tokenizer, cache = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache"
+    named = tokenise(path, tokenizer, cache=cache, text_field="content")
+    assert tokenizer.decode(named.tokens) == "".join(f"{text}<|endoftext|>" for text in TEXTS if text)
+    assert tokenizer.decode(tokenise(path, tokenizer, cache=cache).tokens) == "no<|endoftext|>" * 4  # another key
+    assert named.unread == "fields that are not read: 'id' in 4 records, 'text' in 4 records"
+    with pytest.raises(jaxgpt.InputError, match=r"(record|line) \d: there is no field 'body', which text_field="):
+        peek(find(path, text_field="body"))
+
+
+def test_text_field_names_the_column_of_a_saved_data_set(tmp_path):
+    rows = datasets.Dataset.from_list([{"body": text, "id": i} for i, text in enumerate(TEXTS)])
+    rows.save_to_disk(tmp_path / "one")
+    found = [document for _, document in find(tmp_path / "one", text_field="body").documents(lambda n: None)]
+    assert ["".join(document.text) for document in found] == TEXTS
+    assert {document.unread for document in found} == {("id",)}
+
+
+@pytest.mark.parametrize(
+    ("record", "text_field", "message"),
+    [
+        ({"text": None}, None, "line 1: text is null: expected a string"),
+        ({"text": None, "id": 3}, None, "line 1: text is null: expected a string"),
+        ({"body": None}, "body", "line 1: 'body' is null: expected a string"),
+        ({"body": ["x"]}, "body", "line 1: 'body' must be a string, not list"),
+        ({"title": "x"}, "body", "line 1: there is no field 'body', which text_field= names; the fields are 'title'"),
+        ({**CHAT}, "body", "line 1: there is no field 'body', which text_field= names; the fields are 'messages'"),
+    ],
+)
+def test_a_record_without_its_text_is_named_with_the_true_cause(record, text_field, message, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    with pytest.raises(jaxgpt.InputError, match=message):
+        tokenise(tmp_path / "a.jsonl", jaxgpt.load_tokenizer("tiny"), cache=tmp_path / "c", text_field=text_field)
+
+
+def test_null_in_a_table_is_no_obstacle_to_a_conversation(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(parquet([{"text": None, **CHAT}] * 2))
+    assert read(tmp_path) == [tuple(CHAT["messages"])] * 2
+    (tmp_path / "a.parquet").write_bytes(parquet([{"text": "a", "messages": None}, {"text": None, **CHAT}]))
+    with pytest.raises(jaxgpt.InputError, match=r"a\.parquet, record 2: text is null: expected a string"):
+        read(tmp_path)
+
+
+def test_fields_that_are_not_read_are_counted_once_and_within_bounds(tmp_path, monkeypatch):
+    tokenizer = jaxgpt.load_tokenizer("tiny")
+    rows = [
+        {"text": "a", "id": 1, "url": None, "tags": []},
+        {"text": "b", "id": 2, "url": "x"},
+        {"text": "c", "a\nb": 0},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for _ in range(2):  # written, and read back from the cache
+        corpus = tokenise(tmp_path / "a.jsonl", tokenizer, cache=tmp_path / "cache")
+        assert corpus.unread == "fields that are not read: 'id' in 2 records, 'a\\nb' in 1 record, 'url' in 1 record"
+    many = [{"text": "a", f"field {i} {'x' * 1000}": 1} for i in range(200)]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, many)))
+    corpus = tokenise(tmp_path / "b.jsonl", tokenizer, cache=tmp_path / "cache")
+    assert corpus.unread.endswith("56 more, others")
+    assert len(corpus.unread) < 1000
+
+
+def test_records_that_are_read_as_one_text_are_said_to_be(tmp_path):
+    tokenizer, cache = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache"
+    content = as_bytes(".jsonl", RECORDS)
+    for name, data in (("part-00000", content), ("a.txt.gz", gzip.compress(b"\xef\xbb\xbf\n" + content))):
+        (tmp_path / name).write_bytes(data)
+        for _ in range(2):  # written, and read back from the cache
+            corpus = tokenise(tmp_path / name, tokenizer, cache=cache)
+            assert corpus.remarks == [
+                f"{tmp_path / name} is read as ONE TEXT, though its first line is a JSON object: name records .jsonl"
+            ]
+    for content in ("{ a set }\n", "[1]\n", '{"a": ' + "[" * 99_999, "text\n" + '{"text": "a"}'):
+        (tmp_path / "b.txt").write_text(content)
+        assert tokenise(tmp_path / "b.txt", tokenizer, cache=cache).remarks == []
+
+
+# bad records
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "n", "first"),
+    [
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"text": \n3\n{"text": null}\n{"text": "b"}',
+            3,
+            "line 2: not JSON: Expecting value",
+        ),
+        ("a.jsonl", '{"text": "a"}\n{"no": 1}\n{"text": "b"}', 1, "line 2: neither a text nor a conversation"),
+        ("a.json", '{"text": "a"}\n{"text": 3}\n{"text": "b"}', 1, "line 2: text must be a string, not int"),
+        ("a.json", '[{"text": "a"}, {"text": 3}, {"text": "b"}]', 1, "record 2: text must be a string, not int"),
+        ("a.csv", "text,id\na,1\nx\nx,2,3\nb,4\n", 2, "line 3: 1 fields, but the header has 2"),
+        (
+            "a.ndjson",
+            '[]\n{"text": "a"}\n{"text": "\\ud800"}\n{"text": "b"}',
+            2,
+            "line 1: expected an object, not list",
+        ),
+    ],
+)
+def test_bad_records_are_named_and_left_out_where_that_is_asked(name, content, n, first, tmp_path):
+    (tmp_path / name).write_text(content)
+    tokenizer, cache = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache"
+    with pytest.raises(jaxgpt.InputError, match=rf"{first}.* \(skip_bad_records=True leaves bad records out\)"):
+        tokenise(tmp_path / name, tokenizer, cache=cache)
+    for _ in range(2):  # written, and read back from the cache
+        corpus = tokenise(tmp_path / name, tokenizer, cache=cache, skip_bad_records=True)
+        assert tokenizer.decode(corpus.tokens) == "a<|endoftext|>b<|endoftext|>"
+        assert corpus.left_out.startswith(f"{n} bad record{'s are' if n > 1 else ' is'} left out")
+        assert first in corpus.left_out
+        assert corpus.remarks[-1] == corpus.left_out
+    assert peek(find(tmp_path / name, skip_bad_records=True)) == "text"
+    with pytest.raises(jaxgpt.InputError, match=first):  # the cache does not forget
+        tokenise(tmp_path / name, tokenizer, cache=cache)
+
+
+def test_bad_rows_of_data_sets_and_parquet_are_left_out_too(tmp_path):
+    rows = [{"text": "a"}, {"text": None}, {"text": "b"}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    (tmp_path / "a.parquet").write_bytes(parquet(rows))
+    tokenizer, cache = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache"
+    for source in (tmp_path / "saved", tmp_path / "a.parquet"):
+        with pytest.raises(jaxgpt.InputError, match="record 2: text is null: expected a string"):
+            tokenise(source, tokenizer, cache=cache)
+        corpus = tokenise(source, tokenizer, cache=cache, skip_bad_records=True)
+        assert tokenizer.decode(corpus.tokens) == "a<|endoftext|>b<|endoftext|>"
+        assert corpus.remarks == [f"1 bad record is left out: {source}, record 2: text is null: expected a string"]
+
+
+def test_what_is_damaged_as_a_file_is_never_left_out(tmp_path):
+    """After such a place nobody knows where the next record begins."""
+    tokenizer = jaxgpt.load_tokenizer("tiny")
+    for name, content, message in (
+        ("a.csv", 'text\na\n"b\nc\n', "line 3: not CSV: unexpected end of data"),
+        ("a.csv", 'text\na\n"b"c\n', "line 3: not CSV"),
+        ("a.json", '[{"text": "a"}, {"text": }]', "record 2: not JSON"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(jaxgpt.InputError, match=message):
+            tokenise(tmp_path / name, tokenizer, cache=tmp_path / "cache", skip_bad_records=True)
+    (tmp_path / "a.jsonl").write_text("x\n" * 9)
+    with pytest.raises(jaxgpt.InputError, match=r"a\.jsonl is empty: 9 bad records are left out"):
+        tokenise(tmp_path / "a.jsonl", tokenizer, cache=tmp_path / "cache", skip_bad_records=True)
 
 
 @pytest.mark.parametrize("compression", PACK)
@@ -111,6 +318,24 @@ BAD = {
     "a number": ("a.jsonl", b"3\n", r"line 1: expected an object, not int"),
     "NaN": ("a.jsonl", b'{"text": "a", "score": NaN}', "line 1: not JSON: NaN is not allowed"),
     "many digits": ("a.jsonl", b'{"text": "a", "score": ' + b"9" * 9999 + b"}", "line 1: not JSON: Exceeds the limit"),
+    "depth of a call": (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [{"a": '
+        + b"[" * 900
+        + b"]" * 900
+        + b"}]}]}",
+        r"line 1: (nested too deeply|a message has tool_calls, which|the tokenizer's chat template fails)",
+    ),
+    "depth of tools": (
+        "a.jsonl",
+        json.dumps({**CHAT, "tools": "[" * 100_000}).encode(),
+        "line 1: tools is a text, but not one of JSON",
+    ),
+    "half in a tool": (
+        "a.jsonl",
+        json.dumps({**CHAT, "tools": [{"name": "x"}]}).replace('"x"', '"\\ud800"').encode(),
+        "line 1: not valid Unicode: an unpaired surrogate",
+    ),
     "depth": ("a.jsonl", b'{"text":' + b"[" * 200_000, "line 1: nested too deeply"),
     "text is a number": ("a.jsonl", b'{"text": 3}', "line 1: text must be a string, not int"),
     "no text": ("a.jsonl", b'{"title": "x"}', "line 1: neither a text nor a conversation"),
@@ -123,11 +348,29 @@ BAD = {
         b'{"text": "a"}\n' + json.dumps(CHAT).encode(),
         r"line 2: a conversation after texts",
     ),
-    "lines called .json": (
-        "a.json",
-        b'{"text": "a"}\n{"text": "b"}',
-        r"does not begin with \[: .* name it \.jsonl",
+    "a number called .json": ("a.json", b"3", r"does not begin with \[ or \{: expected one array of objects, or one o"),
+    "lines called .json": ("a.json", b'{"text": "a"}\n{"text": ', r"a\.json, line 2: not JSON: Expecting value"),
+    "one object in .json": ("a.json", b'{\n  "text": "a"\n}', r"a\.json, line 1: not JSON: Expecting property name"),
+    "text is null": ("a.jsonl", b'{"text": null}', r"a\.jsonl, line 1: text is null: expected a string"),
+    "no text in a table": (
+        "a.csv",
+        b"title,body\na,b\n",
+        "line 2: neither a text nor a conversation: .*'body', 'title'",
     ),
+    "a column twice": ("a.csv", b"text,a,a\nx,1,2\n", r"a\.csv, line 1: the header has the column 'a' twice"),
+    "a field too many": ("a.csv", b"text\na\n\nb,c\n", r"a\.csv, line 4: 2 fields, but the header has 1"),
+    "an open quote": ("a.csv", b'text\na\n"b\n\nc\n', r"a\.csv, line 3: not CSV: unexpected end of data"),
+    "a quote inside": ("a.tsv", b'text\tid\n"a" b\t1\n', r"a\.tsv, line 2: not CSV: '\\t' expected after '\"'"),
+    "an old Mac's lines": ("a.csv", b"text\rab\r", r"a\.csv, line 1: not CSV: new-line character"),
+    "UTF-16 in a table": (
+        "a.csv",
+        "text\na\n".encode("utf-16"),
+        r"a\.csv, line 1: (not UTF-8 text|there is a zero byte)",
+    ),
+    "latin-1 in a table": ("a.csv", b"text\nab\ncaf\xe9\n", r"a\.csv, line 3: not UTF-8 text: byte 0xe9 at 3"),
+    "a zero byte in a table": ("a.csv", b"text\na\0b\n", r"a\.csv, line 2: there is a zero byte, as in no text"),
+    "only a header": ("a.csv", b"text,id\n", "a.csv is empty"),
+    "no header": ("a.csv", b"\n", "a.csv is empty"),
     "no comma": ("a.json", b'[{"text": "a"} {"text": "b"}]', "record 1: expected a comma or the end of the array"),
     "no end": ("a.json", b'[{"text": "a"}', "record 1: expected a comma or the end of the array"),
     "nothing after the comma": (
@@ -185,6 +428,14 @@ def test_a_bomb_takes_no_memory(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize("content", ['text\n"' + "x\n" * 9999, "text\n" + "x" * 9999, "text," + "," * 9999], ids=len)
+def test_a_table_of_one_endless_record_is_refused_before_it_is_in_memory(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST", 1000)
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(jaxgpt.InputError, match=r"a\.csv, line \d+: this record is longer than 0 MiB"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -200,10 +451,13 @@ def test_what_is_no_source_is_said(source, message):
         find(source)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.txt.gz", "a.jsonl.zst", "a.json.gz", "a.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["a.jsonl", "a.json", "a.csv", "a.tsv.gz", "a.parquet", "a.txt.gz", "a.jsonl.zst", "a.json.gz", "a.txt"],
+)
 def test_noise_gets_our_own_error(name, tmp_path):
     rng = random.Random(0)
-    suffix = next(s for s in (".jsonl", ".json", ".parquet", ".txt") if s in name)
+    suffix = next(s for s in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt") if s in name)
     whole = "naïve text\n".encode() * 50 if suffix == ".txt" else as_bytes(suffix, RECORDS)
     seed = PACK["." + name.rsplit(".", 1)[-1] if name.endswith(("gz", "zst")) else ""](whole)
     for i in range(300):

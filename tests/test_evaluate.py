@@ -89,6 +89,28 @@ def test_token_ids_have_no_bytes_and_conversations_are_refused(tmp_path, capsys)
         run(EvalCommand("tiny", str(tmp_path / "chat.jsonl")))
 
 
+def test_records_are_read_as_the_flags_say_and_what_is_not_read_is_named_beside_the_numbers(tmp_path):
+    (tmp_path / "a.json").write_text(
+        '{"body": "In the beginning", "id": 1}\n{"body": null}\n{"body": "was the word."}\n'
+    )
+    (tmp_path / "b.csv").write_text("body,id\nIn the beginning,1\nx\nwas the word.,2\n")
+    (tmp_path / "c.jsonl").write_text('{"text": "In the beginning"}\n{"text": "was the word."}\n')
+    expected = json.loads(call("jaxgpt", "eval", "tiny", f"--data={tmp_path}/c.jsonl", "--json").stdout)
+    for name, n in (("a.json", 1), ("b.csv", 2)):
+        flags = (f"--data={tmp_path}/{name}", "--text-field=body", f"--cache={tmp_path}/cache", "--json")
+        done = call("jaxgpt", "eval", "tiny", *flags, "--skip-bad-records")
+        assert json.loads(done.stdout) == expected
+        said = " ".join(done.stderr.split())
+        assert f"jaxgpt: fields that are not read: 'id' in {n} record" in said
+        assert f"jaxgpt: 1 bad record is left out: {tmp_path}/{name}, line {1 + n}: " in said
+        refused = call("jaxgpt", "eval", "tiny", *flags, check=False)
+        assert refused.returncode == 2
+        assert "(--skip-bad-records leaves bad records out)" in " ".join(refused.stderr.split())
+    (tmp_path / "c.jsonl").write_text('{"title": "x"}')
+    refused = call("jaxgpt", "eval", "tiny", f"--data={tmp_path}/c.jsonl", check=False).stderr
+    assert "; --text-field=NAME names the field of a text (--skip-bad-records" in " ".join(refused.split())
+
+
 @pytest.mark.parametrize(
     ("tokens", "settings", "message"),
     [

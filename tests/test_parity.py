@@ -35,6 +35,7 @@ FLAGS = [
 ]
 
 
+@pytest.mark.users_xla
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
 def test_logits_equal_transformers_over_the_whole_context(hf_folder, flags):
     folder, theirs = hf_folder(**flags)
@@ -57,6 +58,7 @@ def test_every_flag_matters(hf_folder, flags):
     assert (difference < 1e-5) == same
 
 
+@pytest.mark.users_xla
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_equal_torch(hf_folder, tied):
     folder, theirs = hf_folder(tie_word_embeddings=tied)
@@ -76,7 +78,7 @@ def test_gradients_equal_torch(hf_folder, tied):
         assert np.abs(np.asarray(grad) - expected[name]).max() <= 1e-4 * scale, name
 
 
-@pytest.mark.parametrize("lr", [1e-4, 1e-3])
+@pytest.mark.parametrize("lr", [1e-4, pytest.param(1e-3, marks=pytest.mark.users_xla)])
 def test_adamw_steps_equal_torch(hf_folder, lr):
     """At a fine-tuning rate with each side's own gradients; at ten times that with PyTorch's, three times in a row.
 
@@ -128,6 +130,7 @@ def test_outlier_dimensions_do_not_cancel_in_the_layer_norm(hf_folder):
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.users_xla
 def test_the_bundled_model_equals_transformers(bundled_pair):
     ours, theirs = bundled_pair
     tokens = random_tokens((2, 256), vocab=4096)

@@ -30,6 +30,7 @@ def row_of(lengths: list[int]) -> np.ndarray:
 ROWS = [[T], [5, 7, 1, T - 13], [1] * T, [-3, 20, T - 23], [20, -3, T - 23], [T - 9, -9], [-(T - 1), 1]]
 
 
+@pytest.mark.users_xla
 @pytest.mark.parametrize("lengths", ROWS, ids=str)
 def test_texts_in_one_row_have_the_logits_that_they_have_alone(model, lengths):
     row, tokens = row_of(lengths), random_tokens((1, T))
@@ -57,6 +58,7 @@ def test_padding_on_either_side_changes_no_logit(model, pad):
         assert np.abs(found - expected).max() <= 1e-5
 
 
+@pytest.mark.users_xla
 def test_no_gradient_crosses_from_one_text_to_another(model):
     row, tokens = jnp.asarray(row_of([10, -4, T - 14])), random_tokens((1, T))
     embedded = {}

@@ -203,11 +203,35 @@ def test_eval_data_is_what_is_evaluated_on_and_tokenizer_is_taken_from_where_it_
 # going on, and again
 
 
+def test_how_records_are_read_is_said_before_the_first_step_and_belongs_to_the_run(train, tmp_path):
+    words = "In the beginning was the word, and the word was long. " * 9
+    lines = [json.dumps({"content": words, "id": i}) for i in range(20)]
+    (tmp_path / "records.json").write_text("\n".join([*lines, '{"content": 3}']))
+    flags = (f"--data={tmp_path}/records.json", "--text-field=content", "--steps=1")
+    refused = train(*flags, check=False)[1]
+    assert "records.json, line 21: 'content' must be a string, not int (--skip-bad-records leaves" in " ".join(
+        refused.split()
+    )
+    out, said = train(*flags, "--skip-bad-records")
+    before = " ".join(said[: said.index("step 1/1")].split())
+    assert before.count("records fields that are not read: 'id' in 20 records") == 1
+    assert before.count("records 1 bad record is left out: ") == 1
+    assert "'content' must be a string, not int" in before
+    info = json.loads((out / "run.json").read_text())
+    assert info["data"]["notes"][0] == "fields that are not read: 'id' in 20 records"
+    with pytest.raises(jaxgpt.InputError, match="--text-field was content and is id"):
+        read_command(["--resume", str(out), "--text-field=id"])
+    with pytest.raises(jaxgpt.InputError, match="--skip-bad-records was True and is False"):
+        read_command(["--resume", str(out), "--no-skip-bad-records"])
+
+
 def test_config_repeats_a_run_and_flags_have_the_last_word(base, tmp_path):
     again, other = tmp_path / "again", tmp_path / "other"
     call("train", f"--config={base}/run.json", f"--out={again}")
     assert metrics(again) == metrics(base)
-    assert all(same(array, arrays(again, 4)[name]) for name, array in arrays(base, 4).items())
+    ours, theirs = arrays(again, 4), arrays(base, 4)
+    assert ours.keys() == theirs.keys()
+    assert all(same(array, theirs[name]) for name, array in ours.items())
     call("train", "--config", base / "run.json", f"--out={other}", "--steps=2")
     assert metrics(other)[-1]["step"] == 2
     assert json.loads((other / "run.json").read_text())["settings"]["freeze"] == "first1"
@@ -218,6 +242,7 @@ def test_every_setting_survives_the_way_through_run_json_and_flags():
         data="my data.txt", freeze="gradual:head@0,full@50%", untie_head=True, add_tokens="<|a|>,<|b|>",
         out=Path("runs/with space"), steps=7, lr_scale=(r"blocks\.1.*=2.0", "ln_f.*=0.5"), prompt="-x --lr=3",
         layer_lr_decay=0.9, dropout=0.0, track=("tensorboard",), cache=Path("c"), patience=2, remat=True,
+        text_field="the text", skip_bad_records=True,
     )  # fmt: skip
     for settings in (Settings(), odd):
         flags = as_flags(json.loads(json.dumps(to_json(settings))))

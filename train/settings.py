@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxgpt.commands import COMPILE_CACHE
 from jaxgpt.convert.command_line.flags import Flag, defaults_of, flag, flags_of, from_json, spelled, values_of
 from jaxgpt.convert.command_line.model_flags import ModelFlags
 from jaxgpt.convert.errors import InputError
@@ -70,8 +71,9 @@ class Settings(ModelFlags):
         "mean of the others.", metavar="TOKENS", group="model", default_text="none",
     )  # fmt: skip
     data: str | None = setting(
-        None, "What to train on: a file of text; .jsonl, .json or .parquet records with a text or a conversation "
-        "(messages; or instruction, input and output); nanoGPT's .bin. All but .bin may also be .gz or .zst. Or a "
+        None, "What to train on: a file of text; .jsonl, .json, .csv, .tsv or .parquet records with a text or a "
+        "conversation (messages; or instruction, input and output); a .bin of nanoGPT or llm.c. All but .bin may also "
+        "be .gz or .zst. Or a "
         "folder of such files, a data set that Hugging Face's datasets saved, hf:OWNER/NAME from its hub, or a URL "
         "such as gs://BUCKET/FILE.", metavar="PATH", group="data", is_common=True,
         brief="A text, .jsonl or .parquet, a folder, hf:OWNER/NAME, gs://…",
@@ -80,6 +82,14 @@ class Settings(ModelFlags):
     eval_data: str | None = setting(
         None, "What to evaluate on, in the same forms.", metavar="PATH", group="data",
         default_text="the validation split of --data, or else its last tenth, at most 65,536 tokens",
+    )  # fmt: skip
+    text_field: str | None = setting(
+        None, "The field or column of records that holds a text, in --data and --eval-data.", metavar="NAME",
+        group="data", default_text="text; a record without it holds a conversation",
+    )  # fmt: skip
+    skip_bad_records: bool = setting(
+        False, "Leave out records that can't be read, such as a line that is no JSON, and print how many. Without this "
+        "flag, the first is an error.", group="data",
     )  # fmt: skip
     rows: Literal["stream", "packed", "padded"] | None = setting(
         None, "What a sequence holds. stream: texts one after the other, cut anywhere. packed: as many whole texts as "
@@ -233,10 +243,7 @@ class Settings(ModelFlags):
         default_text="the largest fsdp that divides the model's width and leaves 32 columns of it or more per "
         "device; the other devices on data",
     )  # fmt: skip
-    compile_cache: bool = setting(
-        True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker.",
-        group="devices", may_change=True, is_per_process=True,
-    )  # fmt: skip
+    compile_cache: bool = setting(True, COMPILE_CACHE, group="devices", may_change=True, is_per_process=True)
     coordinator: str | None = setting(
         None, "Address of the coordinator, for several processes. auto: from the environment (TPU pods, Slurm, GKE, "
         "Open MPI). HOST:PORT: the address of process 0; needs --processes and --process too. All processes get the "

@@ -176,4 +176,5 @@ def first_words(prompt: str | None, tokenizer: Any, data: TrainingData) -> list[
         return encode_prompt(tokenizer, asked)
     corpus, begin = data.held_out.corpus, data.held_out.rows.begins(0)[0]
     assert corpus.counts is not None
-    return corpus.tokens[begin : begin + int(np.argmax(corpus.counts[begin:]))].tolist()
+    asked = corpus.tokens[begin : begin + int(np.argmax(corpus.counts[begin:]))].tolist()
+    return asked or encode_prompt(tokenizer, "The")  # nothing was asked where the assistant begins

@@ -5,3 +5,6 @@ MODEL = (
     "name such as gpt2"
 )
 """All that a MODEL may be."""
+
+COMPILE_CACHE = "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker."
+"""Help of the flag that all commands with programs have."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgpt.commands import MODEL
+from jaxgpt.commands import COMPILE_CACHE, MODEL
 from jaxgpt.convert.command_line.console import busy, terminal_width
 from jaxgpt.convert.command_line.flags import flag
 from jaxgpt.convert.command_line.help import Help
@@ -32,9 +32,7 @@ class CheckCommand(ModelFlags):
         "other languages, code, molecules …", metavar="FILE", default_text="English sentences",
     )  # fmt: skip
     json: bool = flag(False, "Print one JSON object instead of tables.")
-    compile_cache: bool = flag(
-        True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker."
-    )
+    compile_cache: bool = flag(True, COMPILE_CACHE)
 
 
 HELP = Help(

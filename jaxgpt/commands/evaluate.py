@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgpt.commands import MODEL
-from jaxgpt.convert.command_line.console import busy
+from jaxgpt.commands import COMPILE_CACHE, MODEL
+from jaxgpt.convert.command_line.console import busy, show
 from jaxgpt.convert.command_line.flags import flag
 from jaxgpt.convert.command_line.help import Help
 from jaxgpt.convert.command_line.model_flags import ModelFlags
@@ -21,10 +21,16 @@ class EvalCommand(ModelFlags):
 
     model: str = flag(help=f"The model: {MODEL}.", metavar="MODEL", is_positional=True)
     data: str = flag(
-        help="Texts: a file (.jsonl, .json, .parquet, token ids in a .bin, any other as text; .gz and .zst too), a "
-        "folder of them, a gs:// URL, or hf:OWNER/NAME[:SPLIT]. An end-of-text (EOS) token follows each text.",
+        help="Texts: a file (.jsonl, .json, .csv, .tsv, .parquet, token ids in a .bin, any other as text; .gz and .zst "
+        "too), a folder of them, a gs:// URL, or hf:OWNER/NAME[:SPLIT]. An end-of-text (EOS) token follows each text.",
         metavar="PATH",
     )  # fmt: skip
+    text_field: str | None = flag(
+        None, "The field or column of records that holds the text.", metavar="NAME", default_text="text"
+    )
+    skip_bad_records: bool = flag(
+        False, "Leave out records that can't be read, and print how many. Without this flag, the first is an error."
+    )
     cache: Path | None = flag(
         None, "The folder of the cache of tokenised texts.", metavar="PATH", default_text="~/.cache/jaxgpt/tokens"
     )
@@ -38,9 +44,7 @@ class EvalCommand(ModelFlags):
     )  # fmt: skip
     batch_size: int = flag(8, "Windows per batch.", metavar="N", low=1, high=10**6)
     json: bool = flag(False, "Print one JSON object instead of lines.")
-    compile_cache: bool = flag(
-        True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker."
-    )
+    compile_cache: bool = flag(True, COMPILE_CACHE)
 
 
 HELP = Help(
@@ -63,18 +67,21 @@ def run(command: EvalCommand) -> int:
     from jaxgpt.compile_cache import use_compile_cache
     from jaxgpt.convert.source import resolve
     from jaxgpt.data.corpus import tokenise
-    from jaxgpt.data.sources import find, peek
+    from jaxgpt.data.sources import check_text_field, find, peek
     from jaxgpt.sanity.verdict import finite
 
     use_compile_cache(command.compile_cache)
     with about("--data"):
-        source = find(command.data)
+        source = find(command.data, text_field=command.text_field, skip_bad_records=command.skip_bad_records)
+        check_text_field(command.text_field, source)
         if peek(source) == "chat":
             raise InputError(f"{source.name} holds conversations; eval reads plain texts only")
     path = resolve(command.model)
     tokenizer = jaxgpt.load_tokenizer(path)
     with about("--data"):
         corpus = tokenise(source, tokenizer, cache=command.cache, progress=True)
+    for remark in corpus.remarks:
+        show(f"jaxgpt: {remark}", sys.stderr)
     with busy(f"loading {command.model}"):
         model, _ = jaxgpt.vocab.match_tokenizer(jaxgpt.from_pretrained(path, **command.how_to_read), tokenizer)
     jaxgpt.tokenizer.check_vocabulary(tokenizer, model.config, corpus.tokens)

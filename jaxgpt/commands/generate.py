@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jaxgpt.commands import MODEL
+from jaxgpt.commands import COMPILE_CACHE, MODEL
 from jaxgpt.convert.command_line.console import busy
 from jaxgpt.convert.command_line.flags import flag
 from jaxgpt.convert.command_line.help import Help
@@ -69,10 +69,7 @@ class GenerateCommand(ModelFlags):
         group="sampling", low=1e-6, high=1e6,
     )  # fmt: skip
     seed: int = flag(0, "Seed of the sampling.", metavar="N", group="sampling", low=0, high=2**32 - 1)
-    compile_cache: bool = flag(
-        True, "Keep compiled programs in ~/.cache/jaxgpt/xla, at most 2 GB, so that the next start is quicker.",
-        group="sampling",
-    )  # fmt: skip
+    compile_cache: bool = flag(True, COMPILE_CACHE, group="sampling")
 
 
 HELP = Help(

@@ -1,8 +1,8 @@
-"""A source in tokens: mapped into memory from a cache on disk, or from nanoGPT's files as they are."""
+"""A source in tokens: mapped into memory from a cache on disk, or from files of token ids as they are."""
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from jaxgpt.data.documents import Source
 from jaxgpt.data.sources import find
 from jaxgpt.data.streams import is_remote
 from jaxgpt.data.token_files import VERSION, default_cache, find_or_write
+from jaxgpt.data.token_ids import token_format
 from jaxgpt.data.tokenise import ReadingProgress, write_tokens
 from jaxgpt.tokenizer import fingerprint, vocabulary_size
 
@@ -44,6 +45,17 @@ class Corpus:
     """For each file, the number of documents up to its end."""
     all_turns: Int[np.ndarray, " turns"]
     turn_ends: Int[np.ndarray, " documents"]
+    unread: str = ""
+    """Which fields of records are not read, each with the number of records that have it; empty if none."""
+    left_out: str = ""
+    """How many bad records are left out, and why the first; empty if none."""
+    as_text: str = ""
+    """Which file is read as a text though it seems to hold records; empty if none."""
+
+    @property
+    def remarks(self) -> list[str]:
+        """What of the source is not in the tokens, in lines for a person."""
+        return [text for text in (self.unread, self.left_out, self.as_text) if text]
 
     def turns(self, document: int) -> Int[np.ndarray, " turns"]:
         """Return the positions in `tokens` at which a conversation may be cut: after each message of the assistant."""
@@ -61,7 +73,13 @@ class Corpus:
 
 
 def tokenise(
-    source: str | Path | Source, tokenizer: Any, *, cache: Path | None = None, progress: bool = False
+    source: str | Path | Source,
+    tokenizer: Any,
+    *,
+    cache: Path | None = None,
+    progress: bool = False,
+    text_field: str | None = None,
+    skip_bad_records: bool = False,
 ) -> Corpus:
     """Return the tokens of a source, from the cache if it has them.
 
@@ -69,11 +87,14 @@ def tokenise(
         source: see `jaxgpt.data.sources.find`.
         cache: the folder of the cache; by default `jaxgpt/tokens` in $XDG_CACHE_HOME or ~/.cache.
         progress: a bar on standard error.
+        text_field: see `find`, as for `skip_bad_records`; a `Source` that is given has its own.
+        skip_bad_records: leave out records that can't be read.
 
     Raises:
         InputError: the source is empty or can't be read, or the cache can't be written.
     """
-    found, digest = find(source), fingerprint(tokenizer)
+    found = find(source, text_field=text_field, skip_bad_records=skip_bad_records)
+    digest = fingerprint(tokenizer)
     cache = (default_cache() if cache is None else Path(cache)).expanduser()
     held_out = None
     if found.held_out is not None:
@@ -91,7 +112,8 @@ def _tokenise(
     if source.files[0].format == "bin":
         return _token_ids(source, digest, tokenizer_digest, held_out)
     dtype = "<u2" if vocabulary_size(tokenizer) <= 2**16 else "<u4"
-    settings = {"end": tokenizer.eos_token_id, "dtype": dtype}
+    reading = asdict(source.files[0].reading)
+    settings = {"end": tokenizer.eos_token_id, "dtype": dtype, **reading}
     key = hashlib.sha256(json.dumps([VERSION, digest, tokenizer_digest, settings]).encode()).hexdigest()
 
     def write(writer: Any) -> dict[str, Any]:
@@ -119,34 +141,61 @@ def _tokenise(
         file_ends=tuple(np.cumsum([file["documents"] for file in meta["files"]]).tolist()),
         all_turns=arrays.get("turns", np.empty(0, np.int64)),
         turn_ends=arrays.get("turn_ends", np.empty(0, np.int64)),
+        unread=_describe_unread(meta["unread"]),
+        left_out=_describe_bad(source, meta["n_bad"], meta["first_bad"]),
+        as_text=_describe_as_text(source, meta["as_text"]),
     )
 
 
+def _describe_unread(counts: dict[str, int]) -> str:
+    """Return which fields are not read, the most frequent first."""
+    names = sorted(filter(None, counts), key=lambda name: (-counts[name], name))
+    shown = [f"{name!r} in {counts[name]:,} record{'s' * (counts[name] != 1)}" for name in names[:8]]
+    more = [f"{len(names) - 8:,} more"] if len(names) > 8 else []
+    more += ["others"] if "" in counts else []
+    return f"fields that are not read: {', '.join(shown + more)}" if names else ""
+
+
+def _describe_bad(source: Source, n: int, first: list[Any] | None) -> str:
+    """Return how many bad records are left out, and which is the first."""
+    if first is None:
+        return ""
+    file, number, problem = first
+    count = f"{n:,} bad records are" if n > 1 else "1 bad record is"
+    return f"{count} left out{'; the first' if n > 1 else ''}: {source.files[file].where(number)}: {problem}"
+
+
+def _describe_as_text(source: Source, file: int | None) -> str:
+    """Return which file is read as a text though it seems to hold records."""
+    if file is None:
+        return ""
+    return f"{source.files[file].name} is read as ONE TEXT, though its first line is a JSON object: name records .jsonl"
+
+
 def _token_ids(source: Source, digest: str, tokenizer_digest: str, held_out: Corpus | None) -> Corpus:
-    """Map nanoGPT's token ids, as they are on disk."""
+    """Map token ids of nanoGPT or llm.c, as they are on disk."""
     file = source.files[0]
     if is_remote(file.path):
         raise InputError(
             f"{file.name}: a .bin file is mapped into memory, so it must be on this machine: copy it first"
         )
-    if not file.size or file.size % 2:
-        n_bytes = f"{file.size:,} bytes, an odd number" if file.size else "0 bytes"
-        raise InputError(f"{file.name} has {n_bytes}; a .bin holds token ids of two bytes each")
-    tokens, none = np.memmap(file.path, "<u2", mode="r"), np.empty(0, np.int64)
-    ends, numbers = np.asarray([len(tokens)]), np.zeros(1, np.int64)
+    dtype, offset = token_format(file.name, file.path, file.size)
+    if offset:
+        digest = hashlib.sha256(json.dumps([digest, "llm.c"]).encode()).hexdigest()
+    tokens, none = np.memmap(file.path, dtype, mode="r", offset=offset), np.empty(0, np.int64)
     return Corpus(
-        source.name,
-        "text",
-        tokens,
-        ends,
-        None,
-        digest,
-        tokenizer_digest,
-        held_out,
-        0,
-        source,
-        numbers,
-        (1,),
-        none,
-        none,
+        name=source.name,
+        kind="text",
+        tokens=tokens,
+        ends=np.asarray([len(tokens)]),
+        counts=None,
+        digest=digest,
+        tokenizer_digest=tokenizer_digest,
+        held_out=held_out,
+        n_bytes=0,
+        source=source,
+        numbers=np.zeros(1, np.int64),
+        file_ends=(1,),
+        all_turns=none,
+        turn_ends=none,
     )

@@ -1,29 +1,61 @@
 """Documents: the texts and conversations of a file."""
 
+import contextlib
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, BinaryIO, Literal
 
-from jaxgpt.chat import Message, messages_of
+from jaxgpt.chat import Message
 from jaxgpt.convert.errors import InputError
 from jaxgpt.data import streams
-from jaxgpt.data.records import read_array, read_lines, read_parquet, read_text
+from jaxgpt.data.conversations import conversation_of, filled_fields, listed
+from jaxgpt.data.records import (
+    UNREAD,
+    Records,
+    begins_with_object,
+    read_array,
+    read_lines,
+    read_parquet,
+    read_table,
+    read_text,
+)
 from jaxgpt.data.streams import Advance, readable
 
 NOUNS = {"text": "text", "chat": "conversation"}
 """The kinds of documents in words."""
 
 
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+"""What stands between the fields of a table in text, by its format."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How records are read."""
+
+    text_field: str | None = None
+    """The field of a text; by default `text`, or else a record holds a conversation."""
+    skip_bad_records: bool = False
+    """True if a record that can't be read is left out, and not an error."""
+
+
 @dataclass(frozen=True)
 class Document:
-    """A text, in parts that can be read once and in order, or a conversation."""
+    """A text, in parts that can be read once and in order, a conversation, or a bad record that is left out."""
 
     number: int
     """Number of the record or line in its file, from 1; 0: the file is the document."""
     text: Iterable[str] = ()
     chat: tuple[Message, ...] | None = None
+    tools: tuple[Any, ...] = ()
+    """The tools that the assistant may call in a conversation."""
+    unread: tuple[str, ...] = ()
+    """Fields of the record that hold something, and are not read."""
+    problem: str = ""
+    """Why the record is left out."""
 
     @property
     def kind(self) -> Literal["text", "chat"]:
@@ -37,9 +69,10 @@ class File:
 
     name: str
     format: str
-    """text, jsonl, json, parquet, or bin: token ids."""
+    """text, jsonl, json (an array, or lines), csv, tsv, parquet, or bin: token ids."""
     compression: str
     path: Any
+    reading: Reading = Reading()
 
     @cached_property
     def size(self) -> int:
@@ -51,13 +84,26 @@ class File:
         """A value that changes when the file does, most likely."""
         return streams.stamp(self.path)
 
+    @cached_property
+    def is_lines(self) -> bool:
+        """True if it has one JSON object a line; of a .json the first sign tells, when first asked."""
+        if self.format != "json":
+            return self.format == "jsonl"
+        with readable(self.path), streams.open_stream(self.path, self.compression) as stream:
+            return begins_with_object(stream)
+
     def sha256(self, advance: Advance) -> str:
         """Return the SHA-256 of its bytes, as they are stored."""
         return streams.sha256_of(self.path, advance)
 
     def where(self, number: int) -> str:
         """Return the name of one of its documents in messages."""
-        return f"{self.name}, {'line' if self.format == 'jsonl' else 'record'} {number:,}" if number else self.name
+        if not number:
+            return self.name
+        with contextlib.suppress(InputError):  # a file that is gone has no lines any more
+            if self.format in DELIMITERS or self.is_lines:
+                return f"{self.name}, line {number:,}"
+        return f"{self.name}, record {number:,}"
 
     def documents(self, advance: Advance) -> Iterator[Document]:
         """Read what the file holds, in order; empty records too.
@@ -68,14 +114,19 @@ class File:
         with readable(self.path):
             if self.format == "parquet":
                 with streams.open_seekable(self.path, self.compression) as file:
-                    yield from as_documents(self, read_parquet(self.name, file, self.size, advance))
+                    field = self.reading.text_field or "text"
+                    yield from as_documents(self, read_parquet(self.name, file, self.size, advance, field))
                 return
             with streams.open_stream(self.path, self.compression, advance) as stream:
                 if self.format == "text":
                     yield Document(0, self._text(stream))
                 else:
-                    read = read_lines if self.format == "jsonl" else read_array
-                    yield from as_documents(self, read(self.name, stream))
+                    yield from as_documents(self, self._records(stream))
+
+    def _records(self, stream: BinaryIO) -> Records:
+        if self.format in DELIMITERS:
+            return read_table(self.name, stream, DELIMITERS[self.format])
+        return (read_lines if self.is_lines else read_array)(self.name, stream)
 
     def _text(self, stream: BinaryIO) -> Iterator[str]:
         with readable(self.path):  # it is read when `documents` has handed it out
@@ -91,6 +142,7 @@ class Texts:
     format: str = "texts"
     compression: str = ""
     stamp: Any = None
+    reading: Reading = Reading()
 
     @property
     def size(self) -> int:
@@ -135,7 +187,8 @@ class Source:
         if first in ("bin", "text"):
             return "tokens" if first == "bin" else "text"
         for _, document in self.documents(lambda n: None):
-            return document.kind
+            if not document.problem:
+                return document.kind
         raise InputError(f"{self.name} is empty")
 
     def documents(self, advance: Advance) -> Iterator[tuple[int, Document]]:
@@ -147,6 +200,9 @@ class Source:
         kind = None
         for i, file in enumerate(self.files):
             for document in file.documents(advance):
+                if document.problem:
+                    yield i, document
+                    continue
                 if kind not in (None, document.kind):
                     raise InputError(
                         f"{file.where(document.number)}: a {NOUNS[document.kind]} after {NOUNS[kind]}s: "
@@ -156,22 +212,62 @@ class Source:
                 yield i, document
 
 
-def as_documents(file: Any, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Document]:
+def as_documents(file: Any, records: Records) -> Iterator[Document]:
     """Turn records into texts, or into conversations where they have no text.
 
     Raises:
-        InputError: a record is neither.
+        InputError: a record is neither, and `file.reading` does not say that it is left out.
     """
+    reading: Reading = file.reading
     for number, record in records:
         try:
-            text = record.get("text")
-            if text is not None and not isinstance(text, str):
-                raise InputError(f"text must be a string, not {type(text).__name__}")
-            document = Document(number, (), messages_of(record)) if text is None else Document(number, (text,))
-            for part in document.text or (message["content"] for message in document.chat or ()):
-                part.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{file.where(number)}: not valid Unicode: an unpaired surrogate") from None
+            if isinstance(record, InputError):
+                raise record
+            document = _document(number, record, reading)
         except InputError as error:
-            raise InputError(f"{file.where(number)}: {error}") from None
+            if not reading.skip_bad_records:
+                raise bad_record(file.where(number), error) from None
+            document = Document(number, problem=str(error))
         yield document
+
+
+def bad_record(where: str, error: InputError) -> InputError:
+    """Return the error of a bad record that is not left out."""
+    return InputError(f"{where}: {error} (skip_bad_records=True leaves bad records out)")
+
+
+def _document(number: int, record: dict[str, Any], reading: Reading) -> Document:
+    """Return the text of a record, or its conversation.
+
+    Raises:
+        InputError: it has neither.
+    """
+    field = reading.text_field or "text"
+    text = record.get(field)
+    if text is None and reading.text_field is not None:
+        if field in record:
+            raise InputError(f"{field!r} is null: expected a string")
+        raise InputError(f"there is no field {field!r}, which text_field= names; the fields are {listed(record)}")
+    if text is None:
+        found = conversation_of({name: value for name, value in record.items() if value is not UNREAD})
+        for message in found.messages:
+            _check_unicode(message.get("content", ""))
+        if found.tools or any(len(message) > 2 for message in found.messages):
+            try:
+                _check_unicode(json.dumps([found.messages, found.tools], ensure_ascii=False, default=str))
+            except RecursionError:
+                raise InputError("nested too deeply") from None
+        return Document(number, (), found.messages, found.tools, found.unread)
+    if not isinstance(text, str):
+        name = field if reading.text_field is None else repr(field)
+        raise InputError(f"{name} must be a string, not {type(text).__name__}")
+    _check_unicode(text)
+    return Document(number, (text,), unread=filled_fields(record, (field,)))
+
+
+def _check_unicode(text: str) -> None:
+    """Refuse half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("not valid Unicode: an unpaired surrogate") from None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxgpt.convert.errors import InputError
-from jaxgpt.data.documents import Document, Source, as_documents
-from jaxgpt.data.records import ROWS, Records, text_column
+from jaxgpt.data.documents import Document, Reading, Source, as_documents
+from jaxgpt.data.records import ROWS, text_column, unread_columns
 from jaxgpt.data.streams import Advance, readable
 
 HELD_OUT = ("validation", "valid", "val", "dev", "test")
@@ -22,6 +22,7 @@ class Split:
 
     name: str
     dataset: Any
+    reading: Reading = Reading()
     format: str = "rows"
     compression: str = ""
     stamp: Any = None
@@ -45,35 +46,36 @@ class Split:
 
     def documents(self, advance: Advance) -> Iterator[Document]:
         """Read its rows."""
+        others = unread_columns(self.dataset.features.arrow_schema, self._columns)
         with readable(self.name):
-            yield from as_documents(self, self._rows(advance))
+            yield from as_documents(self, ((number, record | others) for number, record in self._rows(advance)))
 
-    def _rows(self, advance: Advance) -> Records:
+    @property
+    def _columns(self) -> list[str] | None:
+        return text_column(self.dataset.features.arrow_schema, self.reading.text_field or "text")
+
+    def _rows(self, advance: Advance) -> Iterator[tuple[int, dict[str, Any]]]:
         number, each = 0, self.size // max(len(self.dataset), 1)
-        for table in self._tables():
+        dataset = self.dataset.select_columns(self._columns) if self._columns else self.dataset
+        for table in dataset.with_format("arrow").iter(ROWS):
             for record in table.to_pylist():
                 number += 1
                 yield number, record
             advance(each * table.num_rows)
 
-    def _tables(self) -> Iterator[Any]:
-        columns = text_column(self.dataset.features.arrow_schema)
-        dataset = self.dataset.select_columns(columns) if columns else self.dataset
-        return dataset.with_format("arrow").iter(ROWS)
 
-
-def find_saved(folder: Any) -> Source:
+def find_saved(folder: Any, reading: Reading) -> Source:
     """Open what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     datasets = _package(str(folder))
     try:
-        return _source(str(folder), datasets.load_from_disk(str(folder)))
+        return _source(str(folder), datasets.load_from_disk(str(folder)), reading)
     except InputError:
         raise
     except Exception as error:  # JSON, Arrow and the file system fail in their own ways
         raise InputError(f"{folder} can't be read as a saved data set: {_cause(error)}") from None
 
 
-def find_on_hub(source: str) -> Source:
+def find_on_hub(source: str, reading: Reading) -> Source:
     """Open `hf:OWNER/NAME` or `hf:OWNER/NAME:SPLIT`.
 
     Raises:
@@ -84,23 +86,23 @@ def find_on_hub(source: str) -> Source:
         raise InputError(f"{source} is not of the form hf:OWNER/NAME or hf:OWNER/NAME:SPLIT")
     datasets, (name, split) = _package(source), match.groups()
     try:
-        return _source(source, datasets.load_dataset(name, split=split))
+        return _source(source, datasets.load_dataset(name, split=split), reading)
     except InputError:
         raise
     except Exception as error:  # the network, the hub and every format of its files fail in their own ways
         raise InputError(f"{source} can't be read: {_cause(error)}") from None
 
 
-def _source(name: str, loaded: Any) -> Source:
+def _source(name: str, loaded: Any, reading: Reading) -> Source:
     if not isinstance(loaded, dict):
-        return Source(name, (Split(name, loaded),))
+        return Source(name, (Split(name, loaded, reading),))
     if "train" not in loaded:
         raise InputError(
             f"{name} has no split train; its splits are {', '.join(loaded) or 'none'}. Name one with :SPLIT"
         )
     held_out = next((split for split in HELD_OUT if split in loaded), None)
-    rest = held_out and Source(f"{name}:{held_out}", (Split(f"{name}:{held_out}", loaded[held_out]),))
-    return Source(name, (Split(f"{name}:train", loaded["train"]),), rest or None)
+    rest = held_out and Source(f"{name}:{held_out}", (Split(f"{name}:{held_out}", loaded[held_out], reading),))
+    return Source(name, (Split(f"{name}:train", loaded["train"], reading),), rest or None)
 
 
 def _package(source: str) -> Any:

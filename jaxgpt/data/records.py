@@ -1,8 +1,10 @@
-"""Records and texts out of streams: lines of JSON, an array of it, Parquet, and plain UTF-8."""
+"""Records and texts out of streams: lines of JSON, an array of it, tables, and plain UTF-8."""
 
 import codecs
+import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -17,8 +19,12 @@ ROWS = 128
 
 WHITESPACE = re.compile(r"[ \t\r\n]*")
 
-Records = Iterator[tuple[int, dict[str, Any]]]
-"""Records with their numbers from 1; of lines of JSON, those of the lines."""
+UNREAD: Any = object()
+"""The value of a column that holds something and is not read."""
+
+Records = Iterator[tuple[int, dict[str, Any] | InputError]]
+"""Records with their numbers from 1, where a file has lines those of the lines; or why one can't be read, where the
+next one can."""
 
 
 def read_text(name: str, stream: BinaryIO) -> Iterator[str]:
@@ -49,13 +55,22 @@ def read_lines(name: str, stream: BinaryIO) -> Records:
     number = 0
     while line := stream.readline(LONGEST + 1):
         number += 1
-        where = f"{name}, line {number:,}"
         if len(line) > LONGEST:
-            raise InputError(f"{where}: this record is longer than {LONGEST // 2**20} MiB")
+            raise InputError(f"{name}, line {number:,}: this record is longer than {LONGEST // 2**20} MiB")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
-            yield number, _object(where, line)
+            yield number, _object(line)
+
+
+def begins_with_object(stream: BinaryIO) -> bool:
+    """Return whether JSON begins with an object, as lines do, and not with an array."""
+    chunk = stream.read(CHUNK).removeprefix(codecs.BOM_UTF8)
+    while chunk:
+        if first := chunk.lstrip()[:1]:
+            return first == b"{"
+        chunk = stream.read(CHUNK)
+    return False
 
 
 def read_array(name: str, stream: BinaryIO) -> Records:
@@ -63,9 +78,7 @@ def read_array(name: str, stream: BinaryIO) -> Records:
     decoder, signs, number = json.JSONDecoder(parse_constant=_no_number), _Signs(read_text(name, stream)), 0
     signs.skip("\ufeff")
     if not signs.skip("["):
-        raise InputError(
-            f"{name} does not begin with [: expected one array of objects; if it has one object a line, name it .jsonl"
-        )
+        raise InputError(f"{name} does not begin with [ or {{: expected one array of objects, or one object a line")
     while not (number == 0 and signs.skip("]")):
         number += 1
         where = f"{name}, record {number:,}"
@@ -89,8 +102,42 @@ def read_array(name: str, stream: BinaryIO) -> Records:
         raise InputError(f"{name}: unexpected text after the array")
 
 
-def read_parquet(name: str, file: BinaryIO, size: int, advance: Advance) -> Records:
-    """Read the rows of a Parquet file.
+def read_table(name: str, stream: BinaryIO, delimiter: str) -> Records:
+    """Read the rows of a table in text (CSV, TSV) by the names in its first row; blank lines are skipped.
+
+    Raises:
+        InputError: it is not UTF-8 or not CSV, or the first row names a column twice.
+    """
+    lines = _Lines(name, stream)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    header: list[str] = []
+    while True:
+        number, lines.size = lines.number + 1, 0
+        limit = csv.field_size_limit(LONGEST)  # of the whole process
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            reason = str(error).replace("\t", r"\t")
+            raise InputError(f"{name}, line {number:,}: not CSV: {reason}") from None
+        finally:
+            csv.field_size_limit(limit)
+        if row is None:
+            return
+        if not row:
+            continue
+        if not header:
+            header = row
+            column, n = Counter(header).most_common(1)[0]
+            if n > 1:
+                raise InputError(f"{name}, line {number:,}: the header has the column {column[:60]!r} twice")
+        elif len(row) == len(header):
+            yield number, dict(zip(header, row, strict=True))
+        else:
+            yield number, InputError(f"{len(row)} fields, but the header has {len(header)}")
+
+
+def read_parquet(name: str, file: BinaryIO, size: int, advance: Advance, field: str = "text") -> Records:
+    """Read the rows of a Parquet file; if it has the field of a text, the values of no other are read.
 
     `advance` is told parts of `size`, in proportion to the rows that are read.
 
@@ -103,12 +150,12 @@ def read_parquet(name: str, file: BinaryIO, size: int, advance: Advance) -> Reco
         raise InputError(f"{name}: Parquet needs pip install 'jaxgpt[datasets]'") from None
     try:
         table = pyarrow.parquet.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
-        rows, columns = table.metadata.num_rows, text_column(table.schema_arrow)
-        number = 0
+        rows, columns = table.metadata.num_rows, text_column(table.schema_arrow, field)
+        others, number = unread_columns(table.schema_arrow, columns), 0
         for batch in table.iter_batches(ROWS, columns=columns, use_threads=False):
             for record in batch.to_pylist():
                 number += 1
-                yield number, record
+                yield number, record | others
             advance(size * batch.num_rows // max(rows, 1))
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
         if isinstance(error, InputError):
@@ -116,22 +163,26 @@ def read_parquet(name: str, file: BinaryIO, size: int, advance: Advance) -> Reco
         raise InputError(f"{name} can't be read as Parquet ({str(error).splitlines()[0]})") from None
 
 
-def text_column(schema: Any) -> list[str] | None:
-    """Return the column `text` alone, where there is one: the other columns say nothing about a text."""
-    kind = str(schema.field("text").type) if "text" in schema.names else ""
-    return ["text"] if kind in ("string", "large_string", "string_view") else None
+def text_column(schema: Any, field: str = "text") -> list[str] | None:
+    """Return the column of a text alone, where there is one: the other columns say nothing about a text."""
+    kind = str(schema.field(field).type) if schema.names.count(field) == 1 else ""
+    return [field] if kind in ("string", "large_string", "string_view") else None
 
 
-def _object(where: str, line: bytes) -> dict[str, Any]:
+def unread_columns(schema: Any, columns: list[str] | None) -> dict[str, Any]:
+    """Return the columns beside those that are read, as fields whose value is unknown."""
+    return {} if columns is None else {name: UNREAD for name in schema.names if name not in columns}
+
+
+def _object(line: bytes) -> dict[str, Any] | InputError:
+    """Return the object of a line, or why there is none."""
     try:
         record = json.loads(line.decode("utf-8"), parse_constant=_no_number)
     except RecursionError:
-        raise InputError(f"{where}: nested too deeply") from None
+        return InputError("nested too deeply")
     except ValueError as error:
-        raise InputError(f"{where}: {_what(error)}") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: expected an object, not {type(record).__name__}")
-    return record
+        return InputError(_what(error))
+    return record if isinstance(record, dict) else InputError(f"expected an object, not {type(record).__name__}")
 
 
 def _what(error: ValueError, begin: int = 0) -> str:
@@ -144,6 +195,33 @@ def _what(error: ValueError, begin: int = 0) -> str:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is not allowed")
+
+
+class _Lines:
+    """The lines of a text with their ends; `size` counts the bytes since it was last set to 0."""
+
+    def __init__(self, name: str, stream: BinaryIO):
+        self._name, self._stream, self.number, self.size = name, stream, 0, 0
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._stream.readline(LONGEST + 1)
+        if not line:
+            raise StopIteration
+        self.number, self.size = self.number + 1, self.size + len(line)
+        where = f"{self._name}, line {self.number:,}"
+        if self.size > LONGEST:
+            raise InputError(f"{where}: this record is longer than {LONGEST // 2**20} MiB")
+        if b"\0" in line:
+            raise InputError(f"{where}: there is a zero byte, as in no text")
+        if self.number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        try:
+            return line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where}: {_what(error)}") from None
 
 
 class _Signs:

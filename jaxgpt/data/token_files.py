@@ -15,7 +15,9 @@ import numpy as np
 from jaxgpt.convert.disk import write_json
 from jaxgpt.convert.errors import InputError
 
-VERSION = 1
+VERSION = 2
+"""Changes where the same files get other tokens, or an entry has other files."""
+
 DAY = 24 * 60 * 60
 DTYPES = {"tokens": "", "ends": "<i8", "records": "<i8", "counts": "|u1", "turns": "<i8", "turn_ends": "<i8"}
 """Type of each file of an entry; that of the tokens depends on the vocabulary."""
@@ -92,6 +94,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         arrays = {name: _map(path / f"{name}.bin", DTYPES[name] or meta["dtype"]) for name in meta["lengths"]}
         if any(len(array) != meta["lengths"][name] for name, array in arrays.items()) or len(arrays["tokens"]) == 0:
             return None
+        _check_remarks(meta)
         if meta["kind"] == "chat" and not {"counts", "turns", "turn_ends"} <= set(arrays):
             return None
         return (meta, arrays) if arrays["ends"][-1] == len(arrays["tokens"]) else None
@@ -113,6 +116,18 @@ def find_or_write(cache: Path, key: str, dtype: str, write: Callable[[Writer], d
         finally:
             writer.close()
     raise InputError(f"tokens written to {cache} are missing afterwards: name another folder with cache=FOLDER")
+
+
+def _check_remarks(meta: dict[str, Any]) -> None:
+    """Raise a ValueError where what an entry says of unread fields and bad records is damaged."""
+    unread, first = meta["unread"], meta["first_bad"]
+    counts = {**unread, "": meta["n_bad"]}.values()
+    is_place = isinstance(first, list) and [type(item) for item in first] == [int, int, str]
+    if not all(type(n) is int and n >= 0 for n in counts) or not (is_place or (first is None and not meta["n_bad"])):
+        raise ValueError("remarks")
+    files = [first[0] if first is not None else 0, 0 if meta["as_text"] is None else meta["as_text"]]
+    if not all(type(i) is int and 0 <= i < len(meta["files"]) for i in files):
+        raise ValueError("remarks")
 
 
 def _map(path: Path, dtype: str) -> np.ndarray:

@@ -1,23 +1,28 @@
 """Documents to tokens: pieces of text on all cores, and conversations, into the files of a cache."""
 
+import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
 from jaxgpt.chat import encode_chats
 from jaxgpt.convert.errors import InputError
-from jaxgpt.data.documents import Document, Source
+from jaxgpt.data.documents import Document, Source, bad_record
 from jaxgpt.data.pieces import Cutter, encoders
 from jaxgpt.data.token_files import Writer
 
 BATCH, MOST = 2**21, 4096
 """Characters that are encoded at once, at least, and pieces, at most."""
+
+NAMES, LETTERS = 64, 60
+"""Names of unread fields that are counted, and letters of each that are kept, at most."""
 
 LONG = 2.0
 """Seconds after which work is announced where no bar can be seen, and its end too."""
@@ -69,6 +74,32 @@ class _Item:
     number: int
     text: str | None = None
     chat: Any = None
+    tools: tuple[Any, ...] = ()
+
+
+@dataclass
+class Remarks:
+    """What of a source is not in its tokens."""
+
+    unread: Counter[str] = field(default_factory=Counter)
+    """How many records have each field that is not read; fields beyond the first few under an empty name."""
+    n_bad: int = 0
+    """Bad records that are left out."""
+    first_bad: tuple[int, int, str] | None = None
+    """The first of them: index of its file, number, and why."""
+    as_text: int | None = None
+    """Index of the first file that is read as a text, and begins with a line that is a record."""
+
+    def count_unread(self, fields: Iterable[str]) -> None:
+        """Count the fields of one record."""
+        for name in {name[:LETTERS] for name in fields}:
+            self.unread[name if name in self.unread or len(self.unread) < NAMES else ""] += 1
+
+    def leave_out(self, file: int, number: int, problem: str) -> None:
+        """Count a bad record."""
+        self.n_bad += 1
+        here = (file, number, problem[:1000])
+        self.first_bad = here if self.first_bad is None else min(self.first_bad, here)
 
 
 def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool) -> dict[str, Any]:
@@ -78,7 +109,7 @@ def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool)
         InputError: there is no text, or it can't be read.
     """
     end = tokenizer.eos_token_id
-    kind, n_bytes, tokens, turns = "text", 0, 0, 0
+    kind, n_bytes, tokens, turns, remarks = "text", 0, 0, 0, Remarks()
     documents = [0] * len(source.files)
     for name in ("tokens", "ends", "records"):
         writer.append(name, [])
@@ -89,11 +120,16 @@ def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool)
         documents[item.file] += 1
 
     with ReadingProgress(source, "tokenising", progress) as bar:
-        for batch, encoded in _encoded(source, tokenizer, bar):
+        for batch, encoded in _encoded(source, tokenizer, bar, remarks):
             for item, found in zip(batch, encoded, strict=True):
-                if item.chat is not None:
+                if isinstance(found, InputError):
+                    if not source.files[item.file].reading.skip_bad_records:
+                        raise bad_record(source.files[item.file].where(item.number), found)
+                    remarks.leave_out(item.file, item.number, str(found))
+                elif item.chat is not None:
                     kind = "chat"
-                    n_bytes += sum(len(message["content"].encode()) for message in item.chat)
+                    n_bytes += sum(len(message.get("content", "").encode()) for message in item.chat)
+                    remarks.count_unread(found.unread)
                     writer.append("tokens", found.ids)
                     writer.append("counts", found.counts)
                     writer.append("turns", [tokens + turn for turn in found.turns])
@@ -109,25 +145,36 @@ def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool)
                     tokens += end is not None
                     finish(item)
         if not tokens:
-            raise InputError(f"{source.name} is empty")
+            left_out = f": {remarks.n_bad:,} bad records are left out" if remarks.n_bad else ""
+            raise InputError(f"{source.name} is empty{left_out}")
         bar.summary(sum(documents), tokens)
     files = [{"name": file.name, "documents": n} for file, n in zip(source.files, documents, strict=True)]
-    return {"kind": kind, "bytes": n_bytes, "files": files}
+    return {
+        "kind": kind,
+        "bytes": n_bytes,
+        "files": files,
+        "unread": dict(remarks.unread),
+        "n_bad": remarks.n_bad,
+        "first_bad": remarks.first_bad,
+        "as_text": remarks.as_text,
+    }
 
 
-def _encoded(source: Source, tokenizer: Any, bar: ReadingProgress) -> Iterator[tuple[list[_Item], list[Any]]]:
+def _encoded(
+    source: Source, tokenizer: Any, bar: ReadingProgress, remarks: Remarks
+) -> Iterator[tuple[list[_Item], list[Any]]]:
     """Return batches and their tokens; the next batch is read and cut while one is encoded."""
     encode, encode_all = encoders(tokenizer)
 
     def work(batch: list[_Item]) -> list[Any]:
         if batch[0].chat is not None:
-            return _chats(source, tokenizer, batch)
+            return _chats(tokenizer, batch)
         ids = iter(encode_all([item.text for item in batch if item.text is not None]))
         return [next(ids) if item.text is not None else None for item in batch]
 
     waiting: tuple[list[_Item], Future] | None = None
     with ThreadPoolExecutor(1) as pool:
-        for batch in _batches(_items(source, Cutter(encode), bar)):
+        for batch in _batches(_items(source, Cutter(encode), bar, remarks)):
             coming = batch, pool.submit(work, batch)
             if waiting is not None:
                 yield waiting[0], waiting[1].result()
@@ -136,17 +183,32 @@ def _encoded(source: Source, tokenizer: Any, bar: ReadingProgress) -> Iterator[t
             yield waiting[0], waiting[1].result()
 
 
-def _items(source: Source, cutter: Cutter, bar: ReadingProgress) -> Iterator[_Item]:
+def _items(source: Source, cutter: Cutter, bar: ReadingProgress, remarks: Remarks) -> Iterator[_Item]:
     for file, document in source.documents(bar.update):
+        if document.problem:
+            remarks.leave_out(file, document.number, document.problem)
+            continue
+        remarks.count_unread(document.unread)
         if document.chat is not None:
-            yield _Item(file, document.number, chat=document.chat)
+            yield _Item(file, document.number, chat=document.chat, tools=document.tools)
             continue
         pieces = 0
         for piece in cutter.pieces(document.text, _where(source, file, document)):
+            if not pieces and not document.number and remarks.as_text is None and _is_record(piece):
+                remarks.as_text = file
             pieces += 1
             yield _Item(file, document.number, text=piece)
         if pieces:
             yield _Item(file, document.number)
+
+
+def _is_record(text: str) -> bool:
+    """Return whether the first line of a text is a JSON object."""
+    line = text.lstrip("\ufeff \t\r\n").partition("\n")[0]
+    try:
+        return line.startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
@@ -154,7 +216,7 @@ def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
     size = 0
     for item in items:
         batch.append(item)
-        size += len(item.text or "") + sum(len(message["content"]) for message in item.chat or ())
+        size += _size(item)
         if size >= BATCH or len(batch) >= MOST:
             yield batch
             batch, size = [], 0
@@ -162,17 +224,34 @@ def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
         yield batch
 
 
-def _chats(source: Source, tokenizer: Any, batch: list[_Item]) -> list[Any]:
+def _size(item: _Item) -> int:
+    """Return about how many characters an item holds, to bound what is in memory."""
+    if item.chat is None:
+        return len(item.text or "")
+    size = sum(len(message.get("content", "")) for message in item.chat)
+    others = [message for message in item.chat if len(message) > 2]
+    if not others and not item.tools:
+        return size
     try:
-        return encode_chats(tokenizer, [item.chat for item in batch])
-    except InputError:
-        for item in batch:  # which of them is it
-            try:
-                encode_chats(tokenizer, [item.chat])
-            except InputError as error:
-                where = source.files[item.file].where(item.number)
-                raise InputError(f"{where}: {error}") from None
-        raise
+        return size + len(json.dumps([others, item.tools], default=str))
+    except RecursionError:  # the template will not get far, either
+        return BATCH
+
+
+def _chats(tokenizer: Any, batch: list[_Item]) -> list[Any]:
+    """Return each conversation in tokens, or why it can't be encoded."""
+    try:
+        return encode_chats(tokenizer, [item.chat for item in batch], [item.tools for item in batch])
+    except InputError as error:
+        if len(batch) == 1:
+            return [error]
+    found: list[Any] = []
+    for item in batch:  # which of them is it
+        try:
+            found += encode_chats(tokenizer, [item.chat], [item.tools])
+        except InputError as error:
+            found.append(error)
+    return found
 
 
 def _where(source: Source, file: int, document: Document) -> str:

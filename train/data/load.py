@@ -1,6 +1,6 @@
 """From sources to rows: tokenise, hold a part out, and make rows of the rest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from jaxgpt.convert.errors import InputError, about
 from jaxgpt.data.corpus import Corpus, tokenise
 from jaxgpt.data.documents import Source, Texts
-from jaxgpt.data.sources import find
+from jaxgpt.data.sources import check_text_field, find
 from jaxgpt.train.data.packing import make_pieces, pack
 from jaxgpt.train.data.rows import Packed, Rows, Windows
 from jaxgpt.train.run.run_json import DataInfo
@@ -53,6 +53,13 @@ class TrainingData:
     def name(self) -> str:
         return self.train.corpus.name
 
+    @property
+    def remarks(self) -> list[str]:
+        """What of the records is not in the tokens: unread fields, bad records; each once."""
+        held_out = self.held_out.corpus
+        others = [] if held_out is self.train.corpus else [f"held out: {text}" for text in held_out.remarks]
+        return [*self.train.corpus.remarks, *others]
+
 
 def find_sources(settings: Settings) -> Sources:
     """Find what --data and --eval-data name; without --data, the language reference that comes with Python.
@@ -67,11 +74,17 @@ def find_sources(settings: Settings) -> Sources:
         train = Source(name, (Texts(name, [topics[topic] for topic in sorted(topics)]),))
     else:
         with about("--data"):
-            train = find(settings.data)
-    if settings.eval_data is None:
-        return Sources(train)
-    with about("--eval-data"):
-        return Sources(train, find(settings.eval_data))
+            train = _find(settings.data, settings)
+    held_out = None
+    if settings.eval_data is not None:
+        with about("--eval-data"):
+            held_out = _find(settings.eval_data, settings)
+    check_text_field(settings.text_field, train, held_out)
+    return Sources(train, held_out)
+
+
+def _find(source: str, settings: Settings) -> Source:
+    return find(source, text_field=settings.text_field, skip_bad_records=settings.skip_bad_records)
 
 
 def load_data(settings: Settings, tokenizer: Any, context: int, sources: Sources | None = None) -> TrainingData:
@@ -110,7 +123,8 @@ def load_data(settings: Settings, tokenizer: Any, context: int, sources: Sources
         rows=len(train.rows),
         notes=list(train.notes),
     )
-    return TrainingData(train, evaluation, info)
+    data = TrainingData(train, evaluation, info)
+    return replace(data, info=replace(info, notes=[*data.remarks, *info.notes]))
 
 
 def _check_rows(part: DataPart, what: str, flag: str, context: int) -> None:
@@ -164,8 +178,8 @@ def _packed(corpus: Corpus, begin: int, end: int, settings: Settings, context: i
             notes.append(f"{pieces.cut:,} of {last - first:,} conversations are cut after a turn, to fit the context")
         if pieces.left_out:
             notes.append(
-                f"{pieces.left_out:,} of {last - first:,} conversations are LEFT OUT: their first turn alone is longer "
-                f"than the context of {context}"
+                f"{pieces.left_out:,} of {last - first:,} conversations are LEFT OUT: their first turn that counts "
+                f"ends beyond the context of {context}"
             )
     if rows:
         what = "conversations" if corpus.kind == "chat" else "documents"

@@ -18,7 +18,7 @@ class Pieces:
     cut: int = 0
     """Conversations that lost their last turns."""
     left_out: int = 0
-    """Conversations whose first turn alone is too long, or texts of a single token."""
+    """Conversations whose first turn that counts ends too late, or texts of a single token."""
 
     @property
     def lengths(self) -> Int[np.ndarray, " n"]:

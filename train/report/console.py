@@ -31,6 +31,7 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
         f"ln(V) = {uniform:.3f}: {_verdict(loss, uniform, inputs.is_chat)}",
         _training(inputs),
         spec.plan.describe(params, config),
+        *(f"records     {note}" for note in data.remarks),
         *(f"rows        {note}" for note in data.train.notes),
     ]
     if inputs.added:
