@@ -21,7 +21,7 @@ def tiny(cut):
 def pieces_of(tokenizer, prompt: str, follows: str, stop=(), size: int = 1):
     """What is given when the tokens of `follows` come `size` at a time."""
     head, ids = tokenizer(prompt)["input_ids"], tokenizer(follows)["input_ids"]
-    text = Text(tokenizer, np.asarray(head), stop, tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+    text = Text(tokenizer, np.asarray(head), stop, [tokenizer.convert_tokens_to_ids("<|endoftext|>")])
     return [*(text.add(np.asarray(ids[i : i + size])) for i in range(0, len(ids), size)), text.rest()], text
 
 
