@@ -4,6 +4,7 @@ import collections
 import re
 import reprlib
 import sys
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -117,9 +118,9 @@ def call(function: str, arguments: tuple) -> Any:
         case "collections.defaultdict":
             return {}
         case "builtins.set":
-            return set(*(expect(items, list) for items in arguments))
+            return {plain_key(item) for items in arguments for item in expect(items, list)}
         case "builtins.frozenset":
-            return frozenset(*(expect(items, list) for items in arguments))
+            return frozenset(plain_key(item) for items in arguments for item in expect(items, list))
         case "builtins.bytearray":
             return bytearray(_encoded(*arguments) if arguments else b"")
         case "builtins.complex":
@@ -150,8 +151,18 @@ def call(function: str, arguments: tuple) -> Any:
     )
 
 
+def plain_key(key: Any) -> Any:
+    """Return a key of a dict, or an element of a set, and refuse one that is a container.
+
+    To hash a tuple takes as long as it is deep and wide, which a short pickle can make a million, or 2^34.
+    """
+    return expect(key, str | bytes | int | float | complex | NoneType)
+
+
 def _pairs(pairs: Any) -> dict:
-    return dict(expect(pairs, list | dict))
+    if isinstance(pairs, dict):
+        return dict(pairs)
+    return {plain_key(key): value for key, value in (expect(pair, tuple | list) for pair in expect(pairs, list))}
 
 
 def _encoded(text: Any, encoding: Any = "latin1") -> bytes:

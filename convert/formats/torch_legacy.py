@@ -5,6 +5,7 @@ storage is the count of its elements, in 8 bytes, and the elements. Tensors are 
 """
 
 import mmap
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ def read(path: Path) -> Any:
         version, at = _run(data, at)
         machine, begin = _run(data, at)
         if (magic, version) != (MAGIC, VERSION):
-            raise InputError(f"version {version!r} of PyTorch's format before 1.6 is not supported, only {VERSION}")
+            raise InputError(
+                f"version {reprlib.repr(version)} of PyTorch's format before 1.6 is not supported, only {VERSION}"
+            )
         if not isinstance(machine, dict) or machine.get("little_endian") is not True:
             raise InputError("saved on a big-endian machine, which is not supported")
         stated: dict[str, tuple[np.dtype, int]] = {}
@@ -76,7 +79,9 @@ def _recorder(stated: dict[str, tuple[np.dtype, int]], n_bytes: int) -> Storage:
 
     def find(key: str, dtype: np.dtype, count: Any) -> np.ndarray:
         if type(count) is not int or not 0 <= count * dtype.itemsize <= n_bytes:
-            raise InputError(f"storage {key} of {count!r} {dtype} is more than the file's {n_bytes:,} bytes: truncated")
+            raise InputError(
+                f"storage {key} of {reprlib.repr(count)} {dtype} is more than the file's {n_bytes:,} bytes: truncated"
+            )
         if stated.setdefault(key, (dtype, count)) != (dtype, count):
             raise InputError(f"storage {key} is of two sizes")
         return np.broadcast_to(np.zeros(1, dtype), (count,))

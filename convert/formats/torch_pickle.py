@@ -17,10 +17,10 @@ import ml_dtypes
 import numpy as np
 
 from jaxgpt.convert.errors import InputError
-from jaxgpt.convert.formats.pickle_names import Attributes, Name, NumpyType, call, expect, resolve
+from jaxgpt.convert.formats.pickle_names import Attributes, Name, NumpyType, call, expect, plain_key, resolve
 
-MAX_PICKLE = 100_000_000
-"""Most bytes of a pickle; that of a GPT-2 has about ten kilobytes."""
+MAX_PICKLE, MAX_OPCODES = 100_000_000, 500_000
+"""Most bytes and opcodes of a pickle; that of a GPT-2 has ten kilobytes, with moments 150,000 opcodes."""
 
 STORAGES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -55,10 +55,12 @@ class PickleMachine:
 
     def run(self, program: Any) -> Any:
         """Return what a program makes: bytes, or a reader, which is left behind the program's end."""
-        for opcode, argument, _ in pickletools.genops(program):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
             if opcode.name == "STOP":
                 (result,) = self._stack
                 return result
+            if count == MAX_OPCODES:
+                raise InputError(f"its pickle has more than {MAX_OPCODES:,} opcodes")
             self._step(opcode.name, argument)
         raise InputError("its pickle has no end")
 
@@ -80,10 +82,10 @@ class PickleMachine:
             case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_SET":
                 stack.append({"DICT": dict, "LIST": list, "TUPLE": tuple, "SET": set}[name.removeprefix("EMPTY_")]())
             case "FROZENSET":
-                stack.append(frozenset(self._above_mark()))
+                stack.append(frozenset(map(plain_key, self._above_mark())))
             case "ADDITEMS":
                 items = self._above_mark()
-                expect(stack[-1], set).update(items)
+                expect(stack[-1], set).update(map(plain_key, items))
             case "TUPLE":
                 stack.append(tuple(self._above_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
@@ -94,7 +96,7 @@ class PickleMachine:
                 expect(stack[-1], list).extend(items)
             case "SETITEM" | "SETITEMS":
                 items = self._pop(2) if name == "SETITEM" else self._above_mark()
-                expect(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+                expect(stack[-1], dict).update(zip(map(plain_key, items[::2]), items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
                 self._memo[len(self._memo) if name == "MEMOIZE" else argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -145,7 +147,7 @@ class PickleMachine:
         if is_storage and dtype is not None and self._find_storage is not None:
             found = self._find_storage(key, dtype, count)
         if found is None:
-            raise InputError(f"its pickle names an invalid storage: {persistent_id!r}"[:300])
+            raise InputError(f"its pickle names an invalid storage: {reprlib.repr(persistent_id)}")
         if not view or view[0] is None:
             return found
         (_, begin, size), *_ = view  # of a storage that shows a part of another, before PyTorch 1.6
@@ -190,7 +192,8 @@ def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple) -> n
     expect(storage, np.ndarray)
     numbers = [offset, *expect(shape, tuple), *expect(strides, tuple)]
     if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or len(shape) != len(strides) or len(shape) > 8:
-        raise InputError(f"invalid tensor: shape {shape!r} and strides {strides!r} at {offset!r}")
+        parts = (reprlib.repr(part) for part in (shape, strides, offset))
+        raise InputError("invalid tensor: shape {} and strides {} at {}".format(*parts))
     if math.prod(max(n, 1) for n in shape) >= 2**48:
         raise InputError(f"invalid tensor: shape {shape!r} is too large")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))

@@ -6,6 +6,7 @@ Tensors are views of the mapped file; `convert.formats.torch_pickle` reads and w
 import contextlib
 import mmap
 import os
+import reprlib
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -91,7 +92,9 @@ def _storages(data: mmap.mmap, members: Mapping[str, zipfile.ZipInfo]) -> Storag
             raise InputError(f"member {info.filename} has no header")
         begin += 30 + sum(struct.unpack("<HH", local[26:30]))
         if type(count) is not int or not 0 <= count * dtype.itemsize <= info.file_size:
-            raise InputError(f"storage {key} has {info.file_size:,} bytes, which are not {count!r} of {dtype}")
+            raise InputError(
+                f"storage {key} has {info.file_size:,} bytes, which are not {reprlib.repr(count)} of {dtype}"
+            )
         if begin + info.file_size > len(data):
             raise InputError(f"storage {key} is beyond the end of the file: truncated")
         return np.frombuffer(data, dtype, count, begin) if count else np.empty(0, dtype)
