@@ -13,6 +13,7 @@ from jaxgpt.convert.config import GPTConfig, is_nested_deep
 from jaxgpt.convert.dialect import Tensors
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import flax_msgpack, llmc, safetensors, torch_legacy, torch_zip
+from jaxgpt.convert.formats.pickle_names import Attributes
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -43,6 +44,8 @@ class Contents:
     generation_json: dict[str, Any] | None = None
     """Its settings of generation, where they are beside the config."""
     model_args: dict[str, Any] | None = None
+    is_build_nanogpt: bool = False
+    """Whether these are a config object as build-nanogpt saves it, which has no `bias`."""
     """nanoGPT's config, where the file has one."""
 
 
@@ -81,9 +84,15 @@ def _open_weights(weights: Path) -> Contents:
         tensors, config = llmc.read(weights)
         return Contents("llm.c", tensors, config=config)
     name, tree = _read_torch(weights)
-    model_args = tree.get("model_args") if isinstance(tree, dict) else None
     tensors = _find_state_dict(weights, tree)
-    return Contents(name, tensors, model_args=model_args if isinstance(model_args, dict) else None)
+    if not isinstance(tree, dict):
+        return Contents(name, tensors)
+    model_args, beside = tree.get("model_args"), tree.get("config")
+    if isinstance(model_args, dict):
+        return Contents(name, tensors, model_args=model_args)
+    if isinstance(beside, Attributes) and {"block_size", "n_head"} <= beside.keys():
+        return Contents(name, tensors, model_args=dict(beside), is_build_nanogpt="bias" not in beside)
+    return Contents(name, tensors)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jaxgpt.convert.dialects.hf_config import (
 )
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.dialects.lesson import LESSON
-from jaxgpt.convert.dialects.linear import MINGPT, NANOGPT, UNKNOWN_LINEAR
+from jaxgpt.convert.dialects.linear import BUILD_NANOGPT, MINGPT, NANOGPT, UNKNOWN_LINEAR
 from jaxgpt.convert.dialects.llmc import LLMC
 from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
 from jaxgpt.convert.dialects.own import read_dialect
@@ -89,7 +89,7 @@ def recognise(
     found, reason = (given, "it was given") if given is not None else _dialect_by_names(contents, tensors)
     if contents.config is not None:
         config = contents.config
-    elif contents.config_json is not None and found is not NANOGPT:  # nanoGPT's own model_args are in the file
+    elif contents.config_json is not None and found not in (NANOGPT, BUILD_NANOGPT):  # theirs is in the file
         config = config_from_hf(contents.config_json, contents.generation_json)
         if unread := unread_fields(contents.config_json):
             notes.append(
@@ -193,6 +193,8 @@ def _dialect_by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, st
         return HF, f"c_attn is (in, out), {rows} x {columns}: Conv1D"
     if rows == 3 * columns and columns == norm.shape[0]:
         linear = f"c_attn is (out, in), {rows} x {columns}: nn.Linear"
+        if contents.is_build_nanogpt:
+            return BUILD_NANOGPT, f"it has build-nanogpt's config, and {linear}"
         if contents.model_args is not None:
             return NANOGPT, f"it has nanoGPT's model_args, and {linear}"
         if any(HF.bare(name) == "h.0.attn.bias" for name in tensors):

@@ -111,7 +111,7 @@ def call(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess:
 
 LONG = (
     "distributed settings generate train house compile_only check kills gradual lm_eval mesh chat_training tracking "
-    "freeze signals parity plots vocab cache convert report hub"
+    "lock output freeze signals parity plots vocab cache convert report hub tokenizer_files check_languages"
 ).split()
 
 

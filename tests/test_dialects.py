@@ -2,7 +2,7 @@
 
 import json
 import struct
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ml_dtypes
@@ -321,3 +321,40 @@ def write_llmc(path: Path, model, version: int) -> None:
         for array in tensors:
             file.write(np.ascontiguousarray(array).astype(dtype).tobytes())
     assert struct.unpack("<i", path.read_bytes()[:4]) == (20240326,)
+
+
+@dataclass
+class GPTConfig:
+    """As in build-nanogpt, and pickled in whole beside the model."""
+
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+
+
+@dataclass
+class GPTConfigWithBias(GPTConfig):
+    """As of those who keep nanoGPT's fields."""
+
+    bias: bool = True
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "activation"),
+    [(GPTConfig, "build-nanogpt", tanh_gelu), (GPTConfigWithBias, "nanogpt", F.gelu)],
+)
+def test_a_config_object_beside_the_model(tmp_path, config, name, activation):
+    model = HuggingFaceNames(tied=True, activation=activation)
+    sizes = (DIMS["n_positions"], DIMS["vocab_size"], DIMS["n_layer"], N, DIMS["n_embd"])
+    tree = {"model": model.state_dict(), "config": config(*sizes), "step": 5, "val_loss": 3.0}
+    torch.save(tree, tmp_path / "model_00005.pt")
+    assert_same_logits(tmp_path / "model_00005.pt", logits_of(model))
+    checkpoint = convert.read(tmp_path / "model_00005.pt")
+    assert checkpoint.dialect.name == name
+    assert any("the activation is not stated in the file" in note for note in checkpoint.notes)
+    wrong = {**tree, "config": config(sizes[0] + 1, *sizes[1:])}
+    torch.save(wrong, tmp_path / "wrong.pt")
+    with pytest.raises(convert.InputError, match="says block_size = 42, the tensors 41"):
+        convert.read(tmp_path / "wrong.pt")

@@ -1,5 +1,7 @@
 """Hugging Face's names with `nn.Linear`, which stores kernels as (out, in): nanoGPT, minGPT and their descendants."""
 
+from dataclasses import replace
+
 from jaxgpt.convert.dialect import Dialect, Row
 
 ROWS = (
@@ -31,6 +33,13 @@ NANOGPT = Dialect(
     fixed={"layer_norm_epsilon": 1e-5},
     assumed={"activation_function": "gelu"},  # nn.GELU(), the exact form
     writes_tied_head=True,
+)
+
+BUILD_NANOGPT = replace(
+    NANOGPT,
+    name="build-nanogpt",
+    title="Karpathy's build-nanogpt",
+    assumed={"activation_function": "gelu_new"},  # nn.GELU(approximate="tanh")
 )
 
 MINGPT = Dialect(
