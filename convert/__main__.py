@@ -49,10 +49,11 @@ class ConvertCommand(ModelFlags):
         "shards.", metavar="SIZE",
     )  # fmt: skip
     propose: Path | None = flag(
-        None, "Draft a table of names and layouts of SRC into this file, for --dialect, where no dialect describes it. "
-        "What names and shapes don't decide is left open as ?.", metavar="my.toml", default_text="no draft",
+        None, "If no dialect fits SRC: write a draft of its table of names and layouts to this file, to complete and "
+        "give as --dialect. What names and shapes don't decide is left open as ?.",
+        metavar="my.toml", default_text="no draft",
     )  # fmt: skip
-    force: bool = flag(False, "Replace DST if it exists and holds a checkpoint.")
+    force: bool = flag(False, "Replace DST if it holds a checkpoint, or the draft of --propose.")
 
 
 HELP = Help(

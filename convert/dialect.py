@@ -95,7 +95,7 @@ class Dialect:
         if prefixed and others:
             raise InputError(
                 f"some names begin with {self.prefix!r} ({prefixed[0]}) and some do not ({others[0]}): "
-                "two models in one file?"
+                "two models in one file? Save the state dict of one of them alone"
             )
         return {self.bare(name): array for name, array in tensors.items()}
 

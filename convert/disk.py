@@ -33,7 +33,9 @@ def check_free(path: Path, replaceable: tuple[str, ...], force: bool) -> None:
     if path.is_file():
         return
     if others := [file.name for file in path.iterdir() if not any(file.match(name) for name in replaceable)]:
-        raise InputError(f"{path} holds other files ({others[0]}): it is not replaced, even with force=True")
+        raise InputError(
+            f"{path} holds other files ({others[0]}): it is not replaced, even with force=True; choose another name"
+        )
 
 
 def check_space(path: Path, needed_bytes: int) -> None:

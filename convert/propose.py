@@ -102,7 +102,7 @@ def _place_embeddings(rest: list[Kind], D: int, take: Any) -> None:
     for what, kinds in (("token", tokens), ("position", positions)):
         if len(kinds) != 1:
             listed = ", ".join(f"{kind.name} {kind.shape}" for kind in kinds or tables) or "none"
-            raise InputError(f"there is not one {what} embedding of width {D}, but: {listed}")
+            raise InputError(f"expected exactly one {what} embedding of width {D}, found: {listed}")
     (tok,), (pos,) = tokens, positions
     take("tok_emb.embedding", tok, "V D -> V D")
     take("pos_emb.embedding", pos, "T D -> T D" if len(pos.shape) == 2 else "1 T D -> T D")

@@ -81,8 +81,8 @@ def recognise(
     if unwrapped.heads and not drop_heads:
         shown, what = next(iter(unwrapped.heads.items()))
         raise InputError(
-            f"{shown} is {what}, which no language model has: drop_heads=True takes the language model out of the "
-            "checkpoint, and leaves such heads behind"
+            f"{shown} is {what}, which no language model has: drop_heads=True reads the language model alone, and "
+            "ignores such heads"
         )
     if left_out := [*unwrapped.heads, *unwrapped.left_out]:
         notes.append(f"left out, as no part of the language model: {_listed(left_out)}")
@@ -230,7 +230,7 @@ def _config_by_shapes(
     if stated["n_head"] is None:
         raise InputError(
             f"the tensors' shapes don't determine the number of heads, and a wrong number silently gives wrong output: "
-            f"give n_head=, a divisor of {D}; what jaxgpt convert writes as orbax, hf or nanogpt states it"
+            f"give n_head=, a divisor of {D}; checkpoints that jaxgpt convert wrote as orbax, hf or nanogpt contain it"
         )
     if stated["activation_function"] is None:
         raise InputError(

@@ -445,7 +445,7 @@ def test_other_heads_are_named_and_left_behind_when_told(folder, caplog, name, w
     done = call("convert", folder, check=False)
     assert done.returncode == 2
     assert name in done.stderr
-    assert "--drop-heads takes the language model out of the checkpoint" in done.stderr
+    assert "--drop-heads reads the language model alone" in done.stderr
     text = call("convert", folder, "--drop-heads").stdout
     assert f"note        left out, as no part of the language model: {wrapper}{shown}" in text or shown in text
     with caplog.at_level(logging.WARNING):

@@ -243,7 +243,7 @@ def test_a_prompt_without_tokens_is_refused(tmp_path):
     leaves_out = Tokenizer(models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
     for name, tokenizer, said in (
         ("refuses", tokenizer_of({"</s>": 2}, eos_token="</s>"), "the tokenizer can't encode 'é'"),
-        ("leaves out", PreTrainedTokenizerFast(tokenizer_object=leaves_out, eos_token="</s>"), "'é' has no tokens"),
+        ("leaves out", PreTrainedTokenizerFast(tokenizer_object=leaves_out, eos_token="</s>"), "'é' gives no tokens"),
     ):
         folder = folder_of(tmp_path / name, tokenizer, bos_token_id=2, eos_token_id=2)
         refused = call("jaxgpt", "generate", folder, "--prompt=é", check=False)

@@ -182,7 +182,7 @@ def test_a_table_without_biases_or_a_head_is_one(tmp_path):
         ('"{i}.a"', '"a"', "must be in both names or in none"),
         ('"{i}.a"', '"{i}.b"', "twice in rows"),
         ('["ln_f.scale", "n", "D -> D"],', "", "no row for ln_f.scale"),
-        ("ln_f.scale", "ln_g.scale", "is not a parameter of ours"),
+        ("ln_f.scale", "ln_g.scale", "is not a parameter name of jaxgpt"),
         ('"D -> D"],\n]', '"D -> D", "maybe"],\n]', "a row is"),
         ("rows = [", "rows = 3\nmore = [", "unknown keys: more"),
         ("rows = [", "rows = [", None),
@@ -191,7 +191,7 @@ def test_a_table_without_biases_or_a_head_is_one(tmp_path):
         ("\n]", '\n]\nbuffers = [["m", "T; T"]]', "a buffer is"),
         ("\n]", "\n]\nrows = []", "Cannot overwrite"),
         ('"p"', "[" * 3000, "that can be read: maximum"),
-        ('"p"', '["p", "q"]', "begins with C"),
+        ('"p"', '["p", "q"]', "must begin with C"),
         ('"n", "D -> D"],', '"n", "D -> D"], ["ln_f.bias", "nb", "D -> D"],', "no row for blocks"),
         (GOOD, "x" * 1_000_001, "more than 1,000,000 bytes"),
         (GOOD, "\udc80", "that can be read: 'utf-8'"),
@@ -212,8 +212,8 @@ def test_a_table_that_is_wrong_is_refused(tmp_path, old, new, message):
     [
         ({"a.weight": (3, 4)}, "no names with the number of a block"),
         ({"h.0.x": (3, 4), "h.1.x": (3, 4)}, "no LayerNorm"),
-        ({"h.0.ln_1.weight": (4,), "h.0.b": (4,), "wte.weight": (9, 4)}, "not one position embedding"),
-        ({"h.0.ln_1.weight": (4,), "a": (9, 4), "b": (9, 4), "pos": (5, 4)}, "not one token embedding"),
+        ({"h.0.ln_1.weight": (4,), "h.0.b": (4,), "wte.weight": (9, 4)}, "expected exactly one position embedding"),
+        ({"h.0.ln_1.weight": (4,), "a": (9, 4), "b": (9, 4), "pos": (5, 4)}, "expected exactly one token embedding"),
     ],
 )
 def test_what_is_no_gpt_gets_no_draft(tensors, message):

@@ -105,7 +105,10 @@ def check_processes_agree(what: Mapping[str, Any]) -> None:
     others = [f"{name} is {own[name]} here and {theirs[name]} there" for name in own if own[name] != theirs[name]]
     if bool(any_process(bool(others))):
         differs = f"differs from process 0: {'; '.join(others)}" if others else "another process differs"
-        raise InputError(f"process {jax.process_index()}: {differs}; all processes need the same flags and data")
+        raise InputError(
+            f"process {jax.process_index()}: {differs}; all processes need the same data, and the same flags but for "
+            "--process"
+        )
 
 
 def agree_on_step(step: int | None) -> int | None:

@@ -113,12 +113,14 @@ class Settings(ModelFlags):
         default_text="~/.cache/jaxgpt/tokens", may_change=True, is_per_process=True,
     )  # fmt: skip
     freeze: str = setting(
-        "full", "Which part trains. full: everything. firstN: all but the embeddings and the first N blocks. lastN: "
-        "the last N blocks, ln_f and an untied head. head, embeddings, regex:PATTERN: only these. gradual: a third of "
-        "the steps each for the head, then also the last quarter of the blocks and ln_f, then everything; or phases as "
-        "STRATEGY@START, with START in steps, percent or epochs, as in gradual:head@0,last3@40%,full@2ep.",
+        "full", "What trains; the rest is frozen. full: everything. firstN: all but the embeddings and the first N "
+        "blocks. lastN: the last N blocks, ln_f and an untied head. head, embeddings, regex:PATTERN: only these. "
+        "gradual: three phases, each a third of the steps: the head; then also the last quarter of the blocks and "
+        "ln_f; then everything. Or phases as STRATEGY@START, with START in steps, percent or epochs, as in "
+        "gradual:head@0,last3@40%,full@2ep.",
         metavar="STRATEGY", group="freeze", is_common=True,
-        brief="What trains: full, firstN (all but the first N blocks), lastN, head, embeddings, regex:PATTERN, gradual",
+        brief="What trains, the rest is frozen: full, firstN (all but embeddings and the first N blocks), lastN, head, "
+        "embeddings, regex:PATTERN, gradual",
     )  # fmt: skip
     layer_lr_decay: float = setting(
         1.0, "Multiply the learning rate by FACTOR for each block further from the output. Embeddings, and a head tied "
@@ -192,7 +194,7 @@ class Settings(ModelFlags):
         is_repeated=False, may_stand_alone=True, brief="Resume a run where it stopped, with its own settings",
     )  # fmt: skip
     resume_anyway: bool = setting(
-        False, "Resume also where data, tokenizer or settings differ from those of the run.",
+        False, "Resume even if data, tokenizer or settings differ from those of the run. It stands for --resume.",
         group="run", may_change=True, is_repeated=False,
     )  # fmt: skip
     force: bool = setting(
@@ -247,7 +249,7 @@ class Settings(ModelFlags):
     coordinator: str | None = setting(
         None, "Address of the coordinator, for several processes. auto: from the environment (TPU pods, Slurm, GKE, "
         "Open MPI). HOST:PORT: the address of process 0; needs --processes and --process too. All processes get the "
-        "same flags, data and folder.",
+        "same data and folder, and the same flags but for --process.",
         metavar="HOST:PORT", group="processes", may_change=True, is_repeated=False, is_per_process=True,
         default_text="auto if the environment says that there are several processes, else one process",
     )  # fmt: skip

@@ -24,7 +24,7 @@ class ModelFlags:
         metavar="NAME", group="model",
     )  # fmt: skip
     drop_heads: bool = flag(
-        False, "Leave other heads of a checkpoint behind, such as a classifier's or a value head.", group="model"
+        False, "Ignore other heads in the checkpoint, such as a classifier or a value head.", group="model"
     )
 
     @property

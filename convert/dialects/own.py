@@ -60,7 +60,7 @@ def _dialect(name: str, table: dict[str, Any]) -> Dialect:
         raise InputError(f"unknown keys: {', '.join(sorted(unknown))}")
     title, prefix = (table.get(key, "") for key in ("title", "prefix"))
     if not isinstance(title, str) or not isinstance(prefix, str):
-        raise InputError("title and prefix must be texts")
+        raise InputError("title and prefix must be strings")
     rows = tuple(_row(row) for row in _list(table.get("rows"), "rows"))
     ours = [row.ours for row in rows]
     needed = {row.ours for row in JAXGPT.rows if row.ours != HEAD and not row.ours.endswith(".bias")}
@@ -93,10 +93,12 @@ def _row(row: Any) -> Row:
     ours, theirs, layout = row[:3]
     known = {one.ours: one for one in JAXGPT.rows}
     if ours not in known:
-        raise InputError(f"{str(ours)[:MOST_LETTERS]!r} is not a parameter of ours; they are {', '.join(known)}")
+        raise InputError(
+            f"{str(ours)[:MOST_LETTERS]!r} is not a parameter name of jaxgpt; these are {', '.join(known)}"
+        )
     names = theirs if isinstance(theirs, list) else [theirs]
     if not names or not all(isinstance(name, str) and 0 < len(name) <= MOST_LETTERS for name in names):
-        raise InputError(f"{ours}: their name must be a text, or a list of texts")
+        raise InputError(f"{ours}: their name must be a string, or a list of strings")
     if undecided := [text for text in (*names, layout) if isinstance(text, str) and "?" in text]:
         raise InputError(f"{ours}: {undecided[0]!r} is undecided: replace it")
     if not all(("{i}" in name) == ("{i}" in ours) for name in names):
@@ -109,7 +111,7 @@ def _row(row: Any) -> Row:
     if sorted(re.findall("[A-Z]", sides[0])) != sorted(re.findall("[A-Z]", sides[1])):
         raise InputError(f"{ours}: both sides of {layout!r} must have the same letters")
     if isinstance(theirs, list) and sides[0].split()[0] != "C":
-        raise InputError(f"{ours}: of several tensors the layout begins with C, which counts them, not {layout!r}")
+        raise InputError(f"{ours}: with several tensors the layout must begin with C, their number, not {layout!r}")
     if isinstance(theirs, list) and len(theirs) != 3:
         raise InputError(f"{ours}: query, key and value are three tensors, not {len(theirs)}")
     return Row(ours, tuple(theirs) if isinstance(theirs, list) else theirs, layout, may_lack=len(row) == 4)

@@ -146,8 +146,7 @@ def call(function: str, arguments: tuple) -> Any:
         case _ if function in PATHS:
             return "/".join(expect(part, str) for part in arguments)
     raise InputError(
-        f"its pickle calls {str(function)[:200]!r}: it names {str(function)[:200]}, which no state dict needs to call: "
-        "refused, and nothing was called"
+        f"its pickle calls {str(function)[:200]}, which no state dict needs to call: refused, and nothing was called"
     )
 
 

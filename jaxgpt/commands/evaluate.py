@@ -75,7 +75,10 @@ def run(command: EvalCommand) -> int:
         source = find(command.data, text_field=command.text_field, skip_bad_records=command.skip_bad_records)
         check_text_field(command.text_field, source)
         if peek(source) == "chat":
-            raise InputError(f"{source.name} holds conversations; eval reads plain texts only")
+            raise InputError(
+                f"{source.name} holds conversations; eval reads plain texts only: for conversations, see the "
+                "evaluations of jaxgpt train"
+            )
     path = resolve(command.model)
     tokenizer = jaxgpt.load_tokenizer(path)
     with about("--data"):

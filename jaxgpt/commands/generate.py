@@ -170,7 +170,7 @@ def prompt_ids(tokenizer: Any, text: str) -> list[int]:
 
     ids = encode_prompt(tokenizer, text)
     if not ids:
-        raise InputError(f"--prompt={text!r} has no tokens to this tokenizer")
+        raise InputError(f"--prompt={text!r} gives no tokens with this tokenizer")
     return ids
 
 

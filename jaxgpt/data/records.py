@@ -215,7 +215,7 @@ class _Lines:
         if self.size > LONGEST:
             raise InputError(f"{where}: this record is longer than {LONGEST // 2**20} MiB")
         if b"\0" in line:
-            raise InputError(f"{where}: there is a zero byte, as in no text")
+            raise InputError(f"{where}: it contains a zero byte, so it is not text")
         if self.number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         try:
