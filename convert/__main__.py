@@ -37,9 +37,9 @@ class ConvertCommand(ModelFlags):
     )
     to: str = flag(
         "orbax", "The form of DST. orbax: a folder for JAX. hf: a Hugging Face folder (config.json and safetensors). "
-        "nanogpt: nanoGPT's ckpt.pt. lesson: for the small GPT of the lesson that jaxgpt grew from, a .pt file with a "
-        "plain state dict whose keys begin with tok_emb, pos_emb, blocks, ln_f, lm_head. my.toml: a .pt file by a "
-        "table of your own.", metavar="FORM",
+        "nanogpt: nanoGPT's ckpt.pt. lesson: a .pt file with a plain state dict whose keys begin with tok_emb, "
+        "pos_emb, blocks, ln_f, lm_head, as of the small GPT that jaxgpt began with. my.toml: a .pt file by a table of "
+        "your own.", metavar="FORM",
     )  # fmt: skip
     dtype: Literal["float32", "float16", "bfloat16"] | None = flag(
         None, "The type of the numbers in DST.", default_text="that of SRC"
@@ -49,9 +49,8 @@ class ConvertCommand(ModelFlags):
         "shards.", metavar="SIZE",
     )  # fmt: skip
     propose: Path | None = flag(
-        None, "If no dialect fits SRC: write a draft of its table of names and layouts to this file, to complete and "
-        "give as --dialect. What names and shapes don't decide is left open as ?.",
-        metavar="my.toml", default_text="no draft",
+        None, "Where no dialect fits SRC: draft a table of its names and layouts into this file, for --dialect. What "
+        "names and shapes don't decide is left open as ?.", metavar="my.toml", default_text="no draft",
     )  # fmt: skip
     force: bool = flag(False, "Replace DST if it holds a checkpoint, or the draft of --propose.")
 

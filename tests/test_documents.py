@@ -365,10 +365,10 @@ BAD = {
     "UTF-16 in a table": (
         "a.csv",
         "text\na\n".encode("utf-16"),
-        r"a\.csv, line 1: (not UTF-8 text|there is a zero byte)",
+        r"a\.csv, line 1: (not UTF-8 text|it contains a zero byte)",
     ),
     "latin-1 in a table": ("a.csv", b"text\nab\ncaf\xe9\n", r"a\.csv, line 3: not UTF-8 text: byte 0xe9 at 3"),
-    "a zero byte in a table": ("a.csv", b"text\na\0b\n", r"a\.csv, line 2: there is a zero byte, as in no text"),
+    "a zero byte in a table": ("a.csv", b"text\na\0b\n", r"a\.csv, line 2: it contains a zero byte, so it is not text"),
     "only a header": ("a.csv", b"text,id\n", "a.csv is empty"),
     "no header": ("a.csv", b"\n", "a.csv is empty"),
     "no comma": ("a.json", b'[{"text": "a"} {"text": "b"}]', "record 1: expected a comma or the end of the array"),

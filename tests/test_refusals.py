@@ -338,9 +338,9 @@ CASES = {
     "calls eval": (saved(lambda: {"a": Call(eval, f"__import__('os').system('{TOUCH}')")}), "names __builtin__.eval"),
     "calls exec": (saved(lambda: {"a": Call(exec, "x = 1")}), "names __builtin__.exec"),
     "calls getattr": (saved(lambda: {"a": Call(getattr, "x", "upper")}), "names __builtin__.getattr"),
-    "imports by name": (program(b"cevil.module\nload\n)R"), "names evil.module.load"),
+    "imports by name": (program(b"cevil.module\nload\n)R"), "calls evil.module.load, which no state"),
     "calls by stack": (program(b"\x8c\x02os\x8c\x06system\x93\x8c\x05touch\x85R"), "names os.system"),
-    "calls a tensor's class": (program(b"ctorch\nFloatStorage\n)R"), "calls 'torch.FloatStorage'"),
+    "calls a tensor's class": (program(b"ctorch\nFloatStorage\n)R"), "calls torch.FloatStorage"),
     "makes an object": (program(b"ccollections\nOrderedDict\n)\x81"), "NEWOBJ"),
     "an old instance": (program(b"(cos\nsystem\nS'touch'\no"), "names os.system"),
     "an INST": (program(b"(S'touch'\nios\nsystem\n"), "which no state dict needs"),
@@ -405,7 +405,7 @@ CASES = {
     "before PyTorch 1.6, a module's source": (
         old_program(b"(X\6\0\0\0modulecmodel\nGPT\nNNtQ", []), "holds a module in whole"
     ),
-    "a class of another package, called": (program(b"cmodel\nGPTConfig\n)R"), "names model.GPTConfig, which no state"),
+    "a class of another package, called": (program(b"cmodel\nGPTConfig\n)R"), "calls model.GPTConfig, which no state"),
     "a class with arguments": (program(b"cmodel\nGPTConfig\nK\1\x85\x81"), "makes 'model.GPTConfig' by NEWOBJ"),
     "an instance of a shell": (program(b"csubprocess\nPopen\n)\x81"), "names subprocess.Popen"),
     "an attribute of the machine": (program(b"cbuiltins\nopen\n)\x81"), "names builtins.open"),
@@ -454,7 +454,7 @@ CASES = {
     "a classifier": (
         tensors(lambda s: s.update({"score.weight": torch.ones(2, 36)})), "score.weight (2, 36) is the head of a seq"
     ),
-    "a value head": (tensors(lambda s: s.update({"v_head.summary.weight": torch.ones(1, 36)})), "--drop-heads takes"),
+    "a value head": (tensors(lambda s: s.update({"v_head.summary.weight": torch.ones(1, 36)})), "--drop-heads reads"),
     "two choices": (
         tensors(lambda s: s.update({"multiple_choice_head.summary.weight": torch.ones(1, 36)})), "GPT2DoubleHeadsModel"
     ),
