@@ -34,7 +34,7 @@ class Checkpoint:
     buffers: dict[str, Shape]
     """Tensors of the file that are not parameters, such as masks: name -> shape."""
     notes: tuple[str, ...] = ()
-    """What was left out, ignored or assumed, a sentence each."""
+    """A sentence for each thing that was left out, ignored or assumed."""
 
 
 def read(

@@ -45,7 +45,7 @@ class Contents:
     """Its settings of generation, where they are beside the config."""
     model_args: dict[str, Any] | None = None
     is_build_nanogpt: bool = False
-    """Whether these are a config object as build-nanogpt saves it, which has no `bias`."""
+    """True if these are a config object as build-nanogpt saves it, which has no `bias`."""
     """nanoGPT's config, where the file has one."""
 
 

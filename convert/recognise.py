@@ -57,7 +57,7 @@ class Recognised:
     """Tensors by the dialect's names, without wrappers."""
     config: GPTConfig
     notes: tuple[str, ...] = ()
-    """What was left out, ignored or assumed, a sentence each."""
+    """A sentence for each thing that was left out, ignored or assumed."""
 
 
 def recognise(

@@ -22,7 +22,7 @@ COMMANDS = {
 """Where each command is, and what it does. Its module is imported when it is called."""
 
 HARNESS = ": the evaluation harness is python -m jaxgpt.lm_eval; for loss and perplexity, jaxgpt eval"
-"""What is said of a command `lm_eval`, which is none."""
+"""The message for `jaxgpt lm_eval`, which is no command."""
 
 HELP = """usage: jaxgpt COMMAND …
 

@@ -92,17 +92,6 @@ def save(model: GPT, path: str | Path, *, tokenizer: Any = None, force: bool = F
     save_pretrained(model, path, dialect="orbax", tokenizer=tokenizer, force=force)
 
 
-def load(
-    path: str | Path,
-    *,
-    dialect: str | None = None,
-    n_head: int | None = None,
-    activation: str | None = None,
-    drop_heads: bool = False,
-    mesh: Mesh | None = None,
-    param_dtype=None,
-    dtype=None,
-) -> GPT:
-    """Read what `save` wrote, or any other checkpoint: the same as `from_pretrained`."""
-    told: dict[str, Any] = {"dialect": dialect, "n_head": n_head, "activation": activation, "drop_heads": drop_heads}
-    return from_pretrained(path, **told, mesh=mesh, param_dtype=param_dtype, dtype=dtype)
+def load(path: str | Path, **how: Any) -> GPT:
+    """Read what `save` wrote, or any other checkpoint: `from_pretrained`, with the same arguments."""
+    return from_pretrained(path, **how)

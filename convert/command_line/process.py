@@ -1,4 +1,4 @@
-"""What the process of every command does first."""
+"""The set-up of a process that runs a command."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""What Flax's `serialization.to_bytes` writes, such as transformers' `flax_model.msgpack`: nested dicts of arrays.
+"""The format of Flax's `serialization.to_bytes`, such as transformers' `flax_model.msgpack`: nested dicts of arrays.
 
 https://github.com/msgpack/msgpack/blob/master/spec.md. An array is an extension of type 1, which holds its shape, the
 name of its type, and its bytes in row-major order. Arrays are views of the mapped file; nothing else is in such a file

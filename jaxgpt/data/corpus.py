@@ -54,7 +54,7 @@ class Corpus:
 
     @property
     def remarks(self) -> list[str]:
-        """What of the source is not in the tokens, in lines for a person."""
+        """The parts of the source that are not in the tokens, in lines for a person."""
         return [text for text in (self.unread, self.left_out, self.as_text) if text]
 
     def turns(self, document: int) -> Int[np.ndarray, " turns"]:

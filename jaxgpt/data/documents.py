@@ -29,7 +29,7 @@ NOUNS = {"text": "text", "chat": "conversation"}
 
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
-"""What stands between the fields of a table in text, by its format."""
+"""The character between the fields of a table in text, by its format."""
 
 
 @dataclass(frozen=True)

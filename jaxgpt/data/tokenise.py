@@ -79,7 +79,7 @@ class _Item:
 
 @dataclass
 class Remarks:
-    """What of a source is not in its tokens."""
+    """The parts of a source that are not in its tokens."""
 
     unread: Counter[str] = field(default_factory=Counter)
     """How many records have each field that is not read; fields beyond the first few under an empty name."""

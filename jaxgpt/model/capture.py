@@ -66,7 +66,7 @@ class ForwardContext:
     """Number of the text in its row that each token belongs to; None: each row is one text."""
     captures: Capture | None = None
     block: str = ""
-    """What names of captured values begin with in a block."""
+    """The beginning of the names of captured values in a block."""
     remat: bool = False
     """Drop what a block computed, and compute it again in the backward pass."""
 

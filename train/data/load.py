@@ -55,7 +55,7 @@ class TrainingData:
 
     @property
     def remarks(self) -> list[str]:
-        """What of the records is not in the tokens: unread fields, bad records; each once."""
+        """The parts of the records that are not in the tokens: unread fields, bad records; each once."""
         held_out = self.held_out.corpus
         others = [] if held_out is self.train.corpus else [f"held out: {text}" for text in held_out.remarks]
         return [*self.train.corpus.remarks, *others]
