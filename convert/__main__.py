@@ -123,6 +123,9 @@ def describe(checkpoint: Checkpoint, width: int | None = None) -> str:
     head = dialect.row(HEAD).names[0]
     rows = [("theirs", "shape", "dtype", "layout", "ours")]
     for row in dialect.expand(config):
+        if row.may_lack and row.names[0] not in theirs:
+            rows.append(("not there", "", "", "zeros", row.ours))
+            continue
         for name in row.names:
             array = checkpoint.tensors[theirs[name if name in theirs else head]]
             shape = "x".join(map(str, array.shape))

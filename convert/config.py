@@ -46,6 +46,8 @@ class GPTConfig:
     """Linear layers and LayerNorms have biases (nanoGPT's may have none)."""
     tie_word_embeddings: bool = True
     """The output head is the token embedding itself."""
+    head_bias: bool = False
+    """An output head of its own has a bias (that of Karpathy's lecture; GPT-2's has none)."""
     embd_pdrop: float = 0.0
     """Dropout probability after the embeddings, in training only."""
     attn_pdrop: float = 0.0
@@ -71,7 +73,7 @@ class GPTConfig:
             self._require(name, _is_number, "a probability in [0, 1)", lambda v: 0 <= v < 1)
         for name in (
             "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings",
-            "bias",
+            "bias", "head_bias",
         ):  # fmt: skip
             self._require(name, lambda v: isinstance(v, bool), "true or false")
         self._require("bos_token_id", lambda v: v is None or _is_int(v), "a token id or null", lambda v: not v or v > 0)
@@ -82,6 +84,8 @@ class GPTConfig:
         self._require("carried", _is_carried, "empty, or a JSON object of JSON objects")
         self._require("activation_function", lambda v: v in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
         self._require("n_layer", _is_int, f"at most {MAX_LAYERS:,}", lambda v: v <= MAX_LAYERS)
+        if self.head_bias and self.tie_word_embeddings:
+            raise InputError("config: head_bias needs a head of its own, tie_word_embeddings false")
         if self.n_embd % self.n_head:
             raise InputError(f"config: n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
         n_block = self.n_embd * (4 * self.n_embd + 2 * self.n_inner)  # parameters of its matrices

@@ -6,19 +6,20 @@ from typing import Any
 
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
-from jaxgpt.convert.layout import Shape, shape_of
+from jaxgpt.convert.layout import Shape, axes_of, shape_of
 
 Tensors = Mapping[str, Any]
 """Names to arrays: NumPy views of a memory-mapped file, or anything with `shape`, `dtype` and `__array__`."""
 
-EMBEDDING, HEAD = "tok_emb.embedding", "lm_head.kernel"
+EMBEDDING, HEAD, HEAD_BIAS = "tok_emb.embedding", "lm_head.kernel", "lm_head.bias"
 
 
 @dataclass(frozen=True)
 class Row:
     """One kind of parameter: our name, their name, and the layout `"theirs -> ours"`; `{i}` is the block's number.
 
-    If several of their tensors make one of ours, `theirs` is a tuple, and the layout's first letter counts them.
+    If several of their tensors make one of ours, the layout's first axis counts them: `theirs` is a tuple, or has the
+    number of an attention head in it, `{j}`, or both, as in `(C N) H D -> D C N H`.
     """
 
     ours: str
@@ -29,25 +30,30 @@ class Row:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of their tensors."""
+        """Names of their tensors, with `{j}` once for all heads."""
         return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
 
     @property
     def left(self) -> str:
         """Layout of each of their tensors."""
         left = self.layout.split(" -> ")[0]
-        return left if isinstance(self.theirs, str) else left.split(" ", 1)[1]
+        return " ".join(axes_of(left)[1:]) if self.is_several else left
 
     @property
     def right(self) -> str:
         """Layout of our parameter."""
         return self.layout.split(" -> ")[1]
 
-    def at(self, i: int) -> "Row":
-        """Return the row of block i."""
+    @property
+    def is_several(self) -> bool:
+        """Several of their tensors make one of ours."""
+        return not isinstance(self.theirs, str) or "{j}" in self.theirs
+
+    def at(self, i: int, n_head: int = 1) -> "Row":
+        """Return the row of block i, with the names of all heads."""
         names = tuple(name.replace("{i}", str(i)) for name in self.names)
-        theirs = names[0] if isinstance(self.theirs, str) else names
-        return Row(self.ours.replace("{i}", str(i)), theirs, self.layout, self.may_lack)
+        names = tuple(name.replace("{j}", str(j)) for name in names for j in range(n_head if "{j}" in name else 1))
+        return Row(self.ours.replace("{i}", str(i)), names if self.is_several else names[0], self.layout, self.may_lack)
 
 
 @dataclass(frozen=True)
@@ -68,15 +74,18 @@ class Dialect:
     """Config fields that are as in this family's own code unless it is told otherwise: its files do not state them."""
     writes_tied_head: bool = False
     """A tied head is written twice, as in the state dict of a module that shares one parameter."""
+    caution: str = ""
+    """What else this family's files do not state, and how it is read, in a sentence."""
 
     def expand(self, config: GPTConfig) -> Iterator[Row]:
         """Yield one row for each parameter of a model, in the order of the network."""
-        rows = [row for row in self.rows if config.bias or not row.ours.endswith(".bias")]
+        heads = {HEAD: not config.tie_word_embeddings, HEAD_BIAS: config.head_bias}
+        rows = [row for row in self.rows if heads.get(row.ours, config.bias or not row.ours.endswith(".bias"))]
         blocks = [row for row in rows if "{i}" in row.ours]
         for row in rows:
             if row is blocks[0]:
-                yield from (block.at(i) for i in range(config.n_layer) for block in blocks)
-            elif row not in blocks and not (row.ours == HEAD and config.tie_word_embeddings):
+                yield from (block.at(i, config.n_head) for i in range(config.n_layer) for block in blocks)
+            elif row not in blocks:
                 yield row
 
     def row(self, ours: str) -> Row:
@@ -89,9 +98,9 @@ class Dialect:
 
     def bare_names(self, tensors: Tensors) -> dict[str, Any]:
         """Return the tensors by the table's names; a prefix that all but the head have is removed, once."""
-        (head,) = self.row(HEAD).names
+        head = [name for row in self.rows if row.ours in (HEAD, HEAD_BIAS) for name in row.names]
         prefixed = [name for name in tensors if self.prefix and name.startswith(self.prefix)]
-        others = [name for name in tensors if name not in prefixed and name != head]
+        others = [name for name in tensors if name not in prefixed and name not in head]
         if prefixed and others:
             raise InputError(
                 f"some names begin with {self.prefix!r} ({prefixed[0]}) and some do not ({others[0]}): "
@@ -101,7 +110,12 @@ class Dialect:
 
     def buffers_in(self, tensors: Tensors, config: GPTConfig) -> dict[str, Shape]:
         """Find the tensors that are not parameters, by name and shape, since a bias may have the same name."""
-        candidates = [(name.replace("{i}", str(i)), side) for name, side in self.buffers for i in range(config.n_layer)]
+        candidates = [
+            (one, side)
+            for name, side in self.buffers
+            for i in range(config.n_layer)
+            for one in Row("", name, side).at(i, config.n_head).names
+        ]
         found = {name: tuple(tensors[name].shape) for name, side in candidates if name in tensors}
         return {
             name: found[name]

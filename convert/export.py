@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxgpt.convert.checkpoint import Checkpoint, open_checkpoint
 from jaxgpt.convert.config import GPTConfig
-from jaxgpt.convert.dialect import Dialect, Tensors
+from jaxgpt.convert.dialect import HEAD_BIAS, Dialect, Tensors
 from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.dialects.lesson import LESSON
@@ -125,6 +125,8 @@ def model_args(config: GPTConfig) -> dict[str, Any]:
 
 def _check_representable(dialect: Dialect, config: GPTConfig) -> None:
     """Refuse a model that the readers of such a file would compute differently."""
+    if config.head_bias and all(row.ours != HEAD_BIAS for row in dialect.rows):
+        raise InputError(f"{dialect.title} can't represent this model: its output head has a bias")
     if dialect in (HF, JAXGPT):
         return
     gpt2 = GPTConfig()

@@ -26,7 +26,7 @@ class LazyArray:
 
 def shape_of(side: str, dims: dict[str, int]) -> Shape:
     """Compute the shape of one side of a layout: `"D (C N H)"` with GPT-2's dimensions is `(768, 2304)`."""
-    return tuple(math.prod(dims.get(d) or int(d) for d in axis.strip("()").split()) for axis in _axes(side))
+    return tuple(math.prod(dims.get(d) or int(d) for d in axis.strip("()").split()) for axis in axes_of(side))
 
 
 def relayout(array: Any, layout: str, dims: dict[str, int]) -> np.ndarray | LazyArray:
@@ -46,5 +46,6 @@ def swap(layout: str) -> str:
     return f"{right} -> {left}"
 
 
-def _axes(side: str) -> list[str]:
+def axes_of(side: str) -> list[str]:
+    """Return the axes of one side of a layout: `"D (C N H)"` has `D` and `(C N H)`."""
     return re.findall(r"\([^)]*\)|\S+", side)

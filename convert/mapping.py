@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.convert.config import GPTConfig
-from jaxgpt.convert.dialect import EMBEDDING, HEAD, Dialect, Tensors, problem_list
+from jaxgpt.convert.dialect import EMBEDDING, HEAD, HEAD_BIAS, Dialect, Tensors, problem_list
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.layout import LazyArray, relayout, shape_of, swap
 
@@ -48,7 +48,7 @@ def to_theirs(dialect: Dialect, params: Tensors, config: GPTConfig) -> dict[str,
     check_params(params, config, dialect)
     tensors = {}
     for row in dialect.expand(config):
-        prefix = "" if row.ours == HEAD else dialect.prefix
+        prefix = "" if row.ours in (HEAD, HEAD_BIAS) else dialect.prefix
         array = relayout(params[row.ours], swap(row.layout), config.dims)
         if isinstance(row.theirs, str):
             tensors[prefix + row.theirs] = array

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jaxgpt.convert.dialect import HEAD, HEAD_BIAS
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.layout import Shape
@@ -38,7 +39,7 @@ class Kind:
     """Tensors of one name but for the number of their block."""
 
     name: str
-    """With `{i}` for the number of the block."""
+    """With `{i}` for the number of the block, and `{j}` for that of an attention head."""
     shape: Shape
 
     @property
@@ -86,6 +87,8 @@ def _kinds(tensors: Mapping[str, Any]) -> list[Kind]:
     found: dict[str, Kind] = {}
     for name, array in tensors.items():
         general = re.sub(rf"^{re.escape(prefix)}\.\d+\.", lambda _: f"{prefix}.{{i}}.", name)
+        if "{i}" in general:  # a module for each head
+            general = re.sub(r"\b(heads?)\.\d+\.", r"\1.{j}.", general)
         found.setdefault(general, Kind(general, tuple(array.shape)))
     if not any(len(kind.shape) == 1 for kind in found.values() if "{i}" in kind.name):
         raise InputError(f"the blocks {prefix}.N have no LayerNorm: not a GPT?")
@@ -107,7 +110,8 @@ def _place_embeddings(rest: list[Kind], D: int, take: Any) -> None:
     take("tok_emb.embedding", tok, "V D -> V D")
     take("pos_emb.embedding", pos, "T D -> T D" if len(pos.shape) == 2 else "1 T D -> T D")
     for head in heads[:1]:
-        take("lm_head.kernel", head, "V D -> D V")
+        take(HEAD, head, "V D -> D V")
+        _take_bias(rest, head, HEAD_BIAS, "V -> V", take)
 
 
 def _place_blocks(blocks: list[Kind], D: int, take: Any) -> bool | None:
@@ -129,10 +133,19 @@ def _place_blocks(blocks: list[Kind], D: int, take: Any) -> bool | None:
     joint = next((kind for kind in wide if 3 * D in kind.shape and _is_called(kind, "blocks.{i}.attn.c_attn")), None)
     square = [kind for kind in kernels if kind.shape == (D, D)]
     apart = [next((kind for kind in square if set(kind.words) & {*words}), None) for words in QKV]
+    heads = [kind for kind in wide if "{j}" in kind.words]
+    by_head = [next((kind for kind in heads if set(kind.words) & {*words}), None) for words in QKV]
     undecided = f"square: nn.Linear has {{}} and Conv1D {{}}; the others here are {'nn.Linear' if linear else 'Conv1D'}"
     if joint is not None:
         take("blocks.{i}.attn.c_attn.kernel", joint, "(C N H) D -> D C N H" if linear else "D (C N H) -> D C N H")
         _take_bias(blocks, joint, "blocks.{i}.attn.c_attn.bias", "(C N H) -> C N H", take)
+    elif None not in by_head:
+        parts = [kind for kind in by_head if kind is not None]
+        layout = "(C N) H D -> D C N H" if parts[0].shape[1] == D else "(C N) D H -> D C N H"
+        take("blocks.{i}.attn.c_attn.kernel", parts, layout)
+        biases = [_bias_of(blocks, kind) for kind in parts]
+        if None not in biases:
+            take("blocks.{i}.attn.c_attn.bias", biases, "(C N) H -> C N H")
     elif None not in apart:
         parts = [kind for kind in apart if kind is not None]
         note = undecided.format("'C (N H) D -> D C N H'", "'C D (N H) -> D C N H'")
@@ -178,7 +191,9 @@ def _written(rows: dict[str, Any], left: dict[str, Kind], linear: bool | None, t
         if row.ours in rows:
             theirs, layout, note = rows[row.ours]
             lines.append(f"    [{_text(row.ours)}, {_text(theirs)}, {_text(layout)}],{f'  # {note}' if note else ''}")
-        elif row.ours == "lm_head.kernel":
+        elif row.ours == HEAD_BIAS:
+            continue
+        elif row.ours == HEAD:
             lines.append("    # no head found: it is tied to the token embedding")
         elif row.ours.endswith(".bias"):
             if has_bias:
@@ -196,7 +211,7 @@ def _written(rows: dict[str, Any], left: dict[str, Kind], linear: bool | None, t
     lines += [
         "[fixed]",
         'activation_function = "?"  # gelu_new is the tanh form, gelu the exact one; relu, silu, tanh',
-        'n_head = "?"  # no shape tells',
+        *(() if any("{j}" in kind for kind in map(str, rows.values())) else ('n_head = "?"  # no shape tells',)),
         "layer_norm_epsilon = 1e-5",
     ]
     return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxgpt.convert.config import ACTIVATIONS, GPTConfig
 from jaxgpt.convert.contents import Contents
-from jaxgpt.convert.dialect import EMBEDDING, Dialect, Tensors
+from jaxgpt.convert.dialect import EMBEDDING, HEAD_BIAS, Dialect, Row, Tensors
 from jaxgpt.convert.dialects import DIALECTS
 from jaxgpt.convert.dialects.flax import FLAX
 from jaxgpt.convert.dialects.hf import DIALOGPT, HF
@@ -19,6 +19,7 @@ from jaxgpt.convert.dialects.hf_config import (
     unread_fields,
 )
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
+from jaxgpt.convert.dialects.lecture import LECTURE
 from jaxgpt.convert.dialects.lesson import LESSON
 from jaxgpt.convert.dialects.linear import BUILD_NANOGPT, MINGPT, NANOGPT, UNKNOWN_LINEAR
 from jaxgpt.convert.dialects.llmc import LLMC
@@ -28,7 +29,7 @@ from jaxgpt.convert.dialects.raschka import RASCHKA
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.unwrap import Unwrapped, unwrap
 
-FORMS = {"gelu": "the exact form", "gelu_new": "the tanh form"}
+FORMS = {"gelu": "gelu (the exact form)", "gelu_new": "gelu_new (the tanh form)"}
 """Activations that files leave to the reader, in words."""
 
 ACTIVATION_NAMES = ("activation_function", "activation", "activation_fn", "act", "act_fn", "hidden_act", "nonlinearity")
@@ -102,9 +103,11 @@ def recognise(
         if told is None and found.assumed:
             assumed = config.activation_function
             notes.append(
-                f"the activation is not stated in the file: {assumed} ({FORMS[assumed]}) is assumed, as in the code of "
-                f"{found.title}; if the model was trained with another, give activation="
+                f"the activation is not stated in the file: {FORMS.get(assumed, assumed)} is assumed, as in the code "
+                f"of {found.title}; if the model was trained with another, give activation="
             )
+        if found.caution:
+            notes.append(found.caution)
     if n_head not in (None, config.n_head):
         raise InputError(f"n_head={n_head} contradicts the checkpoint, which says {config.n_head}")
     if activation not in (None, config.activation_function):
@@ -177,6 +180,8 @@ def _dialect_by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, st
         return FLAX, "its names are Flax's: kernel, scale and embedding"
     if "trf_blocks.0.att.W_query.weight" in names:
         return RASCHKA, "its names are trf_blocks, att.W_query and out_head"
+    if "blocks.0.sa.heads.0.key.weight" in names:
+        return LECTURE, "each head has a query, key and value of its own"
     if "blocks.0.mlp.fc1.weight" in names:
         return LESSON, "its names are tok_emb, blocks, fc1 and fc2"
     kernel = next((tensors[name] for name in tensors if HF.bare(name) == "h.0.attn.c_attn.weight"), None)
@@ -220,6 +225,9 @@ def _config_by_shapes(
     if activation is not None:
         stated["activation_function"] = activation
     bias = dialect.row("ln_f.bias").names[0] in tensors
+    head_bias = any(name in tensors for row in dialect.rows if row.ours == HEAD_BIAS for name in row.names)
+    stated |= {"head_bias": head_bias, "tie_word_embeddings": not head_bias}
+    counted = _count_heads(dialect.row("blocks.{i}.attn.c_attn.kernel"), tensors, n_layer)
     if model_args:
         stated["n_head"] = model_args.get("n_head", n_head)
         bias = model_args.get("bias", True)
@@ -227,6 +235,8 @@ def _config_by_shapes(
             if name in model_args and model_args[name] != size:
                 raise InputError(f"model_args says {name} = {model_args[name]!r}, the tensors {size}")
         stated |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), model_args.get("dropout", 0.0))
+    if counted is not None:
+        stated["n_head"] = counted
     if stated["n_head"] is None:
         raise InputError(
             f"the tensors' shapes don't determine the number of heads, and a wrong number silently gives wrong output: "
@@ -238,6 +248,17 @@ def _config_by_shapes(
             "gelu_new is GPT-2's tanh form, gelu the exact one"
         )
     return GPTConfig(vocab_size=V, n_positions=T, n_embd=D, n_layer=n_layer, n_inner=F, bias=bias, **stated)
+
+
+def _count_heads(row: Row, tensors: Tensors, n_layer: int) -> int | None:
+    """Count the heads that have tensors of their own, in the first block; None, if one tensor holds all of them."""
+    if "{j}" not in row.names[0]:
+        return None
+    pattern = re.compile(re.escape(row.names[0]).replace(r"\{i\}", "0").replace(r"\{j\}", r"\d+"))
+    n_heads = sum(bool(pattern.fullmatch(name)) for name in tensors)
+    if n_heads * n_layer > len(tensors):
+        raise InputError(f"{n_heads} heads in the first of {n_layer} blocks, but only {len(tensors)} tensors")
+    return n_heads
 
 
 def _axis_sizes(tensors: Tensors, name: str, side: str, letters: str) -> list[int]:

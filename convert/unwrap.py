@@ -17,7 +17,10 @@ WRAPPERS = frozenset(
 """Parts of a name that torch.compile, FSDP, activation checkpointing, Lightning's Fabric, fairscale, Opacus, and
 DataParallel or DeepSpeed add, around the whole model or any module in it."""
 
-POSITIONS = re.compile(r"(?P<outer>(?:[^.]+\.)*)(wpe\.weight|wpe\.embedding|pos_emb(\.weight|\.embedding)?)")
+POSITIONS = re.compile(
+    r"(?P<outer>(?:[^.]+\.)*)"
+    r"(wpe\.weight|wpe\.embedding|position_embedding_table\.weight|pos_emb(\.weight|\.embedding)?)"
+)
 """A tensor that each language model here has once: what stands before it is the model's place in the file."""
 
 BODY = "transformer."

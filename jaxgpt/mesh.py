@@ -27,11 +27,17 @@ RULES: Rules[P] = (
     (r"blocks\.\d+\.mlp\.fc1\.bias", P("tensor")),
     (r"blocks\.\d+\.mlp\.fc2\.kernel", P("tensor", "fsdp")),
     (r"lm_head\.kernel", P("fsdp", "tensor")),
+    (r"lm_head\.bias", P("tensor")),
     (r".*\.(bias|scale)", P()),
 )
 """Matrices are split over `fsdp` along the width D; heads, the MLP's hidden layer and the vocabulary over `tensor`."""
 
-WHOLE_VOCABULARY: Rules[P] = ((r"tok_emb\.embedding", P(None, "fsdp")), (r"lm_head\.kernel", P("fsdp", None)), *RULES)
+WHOLE_VOCABULARY: Rules[P] = (
+    (r"tok_emb\.embedding", P(None, "fsdp")),
+    (r"lm_head\.kernel", P("fsdp", None)),
+    (r"lm_head\.bias", P()),
+    *RULES,
+)
 """The same rules for a vocabulary that `tensor` does not divide, until it is padded."""
 
 ROWS = ("data", "fsdp")

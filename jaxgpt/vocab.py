@@ -1,7 +1,7 @@
 """Another vocabulary for a trained model: more tokens, rows that are padding, a head of its own."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from numbers import Integral
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxgpt.convert.config import GPTConfig
-from jaxgpt.convert.dialect import EMBEDDING, HEAD
+from jaxgpt.convert.dialect import EMBEDDING, HEAD, HEAD_BIAS
 from jaxgpt.convert.errors import InputError
 from jaxgpt.mesh import shardings
 from jaxgpt.model.gpt import GPT, abstract
@@ -59,12 +59,8 @@ def resize_vocab(
     resized = replace(config, vocab_size=rows, n_padding=rows - size)
     if resized == config:
         return model
-    params, keys = named_params(model), jax.random.split(jax.random.key(int(seed)))
-    sizes = {"old": config.n_tokens, "size": size, "rows": rows, "init": init}
-    params[EMBEDDING] = _resized(params[EMBEDDING], keys[0], **sizes)
-    if HEAD in params:
-        params[HEAD] = _resized(params[HEAD].T, keys[1], **sizes).T
-    return rebuilt(model, resized, params)
+    resize = partial(_resized, old=config.n_tokens, size=size, rows=rows, init=init)
+    return rebuilt(model, resized, _map_tables(resize, named_params(model), jax.random.key(int(seed))))
 
 
 def row_multiple(mesh: Mesh) -> int:
@@ -85,11 +81,8 @@ def pad_vocab(model: GPT, mesh: Mesh) -> GPT:
 def fill_padding(params: Mapping[str, Array], config: GPTConfig) -> dict[str, Array]:
     """Return the parameters with rows of padding as `resize_vocab` makes them, with the same shardings."""
     tokens = config.n_tokens
-    fill = partial(_resized, key=jax.random.key(0), old=tokens, size=tokens, rows=config.vocab_size, init="mean")
-    filled = dict(params)
-    filled[EMBEDDING] = fill(params[EMBEDDING])
-    if HEAD in params:
-        filled[HEAD] = fill(params[HEAD].T).T
+    fill = partial(_resized, old=tokens, size=tokens, rows=config.vocab_size, init="mean")
+    filled = _map_tables(fill, params, jax.random.key(0))
     return {name: jax.device_put(array, params[name].sharding) for name, array in filled.items()}
 
 
@@ -138,6 +131,17 @@ def rebuilt(model: GPT, config: GPTConfig, params: dict[str, Array]) -> GPT:
     """Return the model with another config and the parameters for that."""
     dtypes = {"dtype": model.dtype, "param_dtype": params[EMBEDDING].dtype}
     return with_params(abstract(config, **dtypes), params)
+
+
+def _map_tables(resize: Callable, params: Mapping[str, Array], key: Array) -> dict[str, Array]:
+    """Resize every parameter that has a row, a column or a number for each token."""
+    keys, resized = jax.random.split(key), dict(params)
+    resized[EMBEDDING] = resize(params[EMBEDDING], keys[0])
+    if HEAD in params:
+        resized[HEAD] = resize(params[HEAD].T, keys[1]).T
+    if HEAD_BIAS in params:
+        resized[HEAD_BIAS] = resize(params[HEAD_BIAS][:, None], jax.random.fold_in(keys[1], 1))[:, 0]
+    return resized
 
 
 @partial(jax.jit, static_argnames=("old", "size", "rows", "init"))

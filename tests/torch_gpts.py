@@ -147,3 +147,51 @@ def randomise(model: nn.Module) -> None:
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.normal_(1 if p.ndim == 1 and name.endswith("weight") else 0, 0.15 if p.ndim > 1 else 0.2)
+
+
+class LectureHead(nn.Module):
+    def __init__(self, bias: bool, size_in_scale: int):
+        super().__init__()
+        self.key, self.query, self.value = (nn.Linear(D, D // N, bias) for _ in range(3))
+        self.register_buffer("tril", torch.tril(torch.ones(T, T)))
+        self.size_in_scale = size_in_scale
+
+    def forward(self, x):
+        t = x.shape[1]
+        scores = self.query(x) @ self.key(x).transpose(-2, -1) * self.size_in_scale**-0.5
+        return F.softmax(scores.masked_fill(self.tril[:t, :t] == 0, float("-inf")), -1) @ self.value(x)
+
+
+class LectureAttention(nn.Module):
+    def __init__(self, *told):
+        super().__init__()
+        self.heads, self.proj = nn.ModuleList([LectureHead(*told) for _ in range(N)]), nn.Linear(D, D)
+
+    def forward(self, x):
+        return self.proj(torch.cat([head(x) for head in self.heads], -1))
+
+
+class LectureBlock(nn.Module):
+    def __init__(self, *told):
+        super().__init__()
+        self.sa, self.ffwd, self.ln1, self.ln2 = LectureAttention(*told), nn.Module(), Norm(), Norm()
+        self.ffwd.net = nn.Sequential(nn.Linear(D, 4 * D), nn.ReLU(), nn.Linear(4 * D, D), nn.Dropout(0))
+
+    def forward(self, x):
+        x = x + self.sa(self.ln1(x))
+        return x + self.ffwd.net(self.ln2(x))
+
+
+class Lecture(nn.Module):
+    """Karpathy's `gpt.py`; its attention scores were at first divided by sqrt(D)."""
+
+    def __init__(self, bias: bool = False, size_in_scale: int = D // N):
+        super().__init__()
+        self.token_embedding_table, self.position_embedding_table = nn.Embedding(V, D), nn.Embedding(T, D)
+        self.blocks = nn.Sequential(*(LectureBlock(bias, size_in_scale) for _ in range(L)))
+        self.ln_f, self.lm_head = Norm(), nn.Linear(D, V)
+        randomise(self)
+
+    def forward(self, tokens):
+        x = self.token_embedding_table(tokens) + self.position_embedding_table(torch.arange(tokens.shape[1]))
+        return self.lm_head(self.ln_f(self.blocks(x)))

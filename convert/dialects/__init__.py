@@ -3,6 +3,7 @@
 from jaxgpt.convert.dialects.flax import FLAX
 from jaxgpt.convert.dialects.hf import DIALOGPT, HF
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
+from jaxgpt.convert.dialects.lecture import LECTURE
 from jaxgpt.convert.dialects.lesson import LESSON
 from jaxgpt.convert.dialects.linear import BUILD_NANOGPT, MINGPT, NANOGPT, UNKNOWN_LINEAR
 from jaxgpt.convert.dialects.llmc import LLMC
@@ -10,7 +11,8 @@ from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
 from jaxgpt.convert.dialects.raschka import RASCHKA
 
 ALL = (
-    HF, DIALOGPT, NANOGPT, BUILD_NANOGPT, MINGPT, UNKNOWN_LINEAR, LESSON, OLD_MINGPT, RASCHKA, LLMC, FLAX, JAXGPT,
+    HF, DIALOGPT, NANOGPT, BUILD_NANOGPT, MINGPT, UNKNOWN_LINEAR, LESSON, OLD_MINGPT, RASCHKA, LECTURE, LLMC, FLAX,
+    JAXGPT,
 )  # fmt: skip
 
 DIALECTS = {dialect.name: dialect for dialect in ALL}

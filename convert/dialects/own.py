@@ -4,6 +4,7 @@ title = "the GPT of my course"
 rows = [
     ["tok_emb.embedding", "embed.weight", "V D -> V D"],
     ["blocks.{i}.attn.c_attn.bias", ["h.{i}.q.bias", "h.{i}.k.bias", "h.{i}.v.bias"], "C (N H) -> C N H"],
+    ["blocks.{i}.attn.c_proj.kernel", "h.{i}.heads.{j}.out.weight", "N D H -> N H D"],
     …
 ]
 buffers = [["layers.{i}.mask", "T T"]]
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.convert.config import GPTConfig
-from jaxgpt.convert.dialect import HEAD, Dialect, Row
+from jaxgpt.convert.dialect import HEAD, HEAD_BIAS, Dialect, Row
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.layout import axes_of
 
 MOST_BYTES, MOST_LETTERS = 1_000_000, 300
 """Bytes of a file, and letters of a name in it."""
@@ -66,7 +68,7 @@ def _dialect(name: str, table: dict[str, Any]) -> Dialect:
     needed = {row.ours for row in JAXGPT.rows if row.ours != HEAD and not row.ours.endswith(".bias")}
     if missing := needed - set(ours):
         raise InputError(f"no row for {', '.join(sorted(missing))}")
-    biases = {row.ours for row in JAXGPT.rows if row.ours.endswith(".bias")}
+    biases = {row.ours for row in JAXGPT.rows if row.ours.endswith(".bias") and row.ours != HEAD_BIAS}
     if biases & {*ours} and (missing := biases - {*ours}):
         raise InputError(f'no row for {", ".join(sorted(missing))}; those that are zero are marked "may lack"')
     theirs = [name for row in rows for name in row.names]
@@ -110,8 +112,17 @@ def _row(row: Any) -> Row:
         raise InputError(f"{ours}: its layout must end in '-> {known[ours].right}', not '-> {sides[1]}'")
     if sorted(re.findall("[A-Z]", sides[0])) != sorted(re.findall("[A-Z]", sides[1])):
         raise InputError(f"{ours}: both sides of {layout!r} must have the same letters")
-    if isinstance(theirs, list) and sides[0].split()[0] != "C":
-        raise InputError(f"{ours}: with several tensors the layout must begin with C, their number, not {layout!r}")
+    by_head = {"{j}" in name for name in names}
+    if len(by_head) > 1 or (True in by_head and "N" not in sides[1]):
+        raise InputError(
+            f"{ours}: {{j}}, the number of a head, must be in all its names, and only where there are heads"
+        )
+    several = {(True, False): "C", (False, True): "N", (True, True): "(C N)"}
+    first = several.get((isinstance(theirs, list), True in by_head))
+    if first is not None and axes_of(sides[0])[0] != first:
+        raise InputError(
+            f"{ours}: with several tensors the layout must begin with {first}, which counts them, not {layout!r}"
+        )
     if isinstance(theirs, list) and len(theirs) != 3:
         raise InputError(f"{ours}: query, key and value are three tensors, not {len(theirs)}")
     return Row(ours, tuple(theirs) if isinstance(theirs, list) else theirs, layout, may_lack=len(row) == 4)

@@ -119,7 +119,7 @@ class GPT(nnx.Module):
         self.ln_f = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         if not config.tie_word_embeddings:
             linear = partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-            self.lm_head = linear(config.n_embd, config.vocab_size, use_bias=False)
+            self.lm_head = linear(config.n_embd, config.vocab_size, use_bias=config.head_bias)
 
     @overload
     def __call__(
@@ -194,6 +194,8 @@ class GPT(nnx.Module):
         rows = x.astype(self.dtype).reshape(-1, self.config.n_embd)
         head = self.tok_emb.embedding[...].T if self.config.tie_word_embeddings else self.lm_head.kernel[...]
         logits = jnp.matmul(rows, head.astype(rows.dtype), preferred_element_type=jnp.float32)
+        if self.config.head_bias and (bias := self.lm_head.bias) is not None:
+            logits = logits + bias[...].astype(jnp.float32)[None]
         return constrain(logits.reshape(*x.shape[:2], -1), None, "tensor")
 
 

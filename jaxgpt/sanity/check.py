@@ -98,7 +98,7 @@ def expected_counts(config: GPTConfig) -> dict[str, int]:
     block = 2 * norm + attention + D * F + b * F + F * D + b * D
     counts = {"tok_emb": V * D, "pos_emb": T * D}
     counts |= {f"blocks.{i}": block for i in range(config.n_layer)} | {"ln_f": norm}
-    return counts if config.tie_word_embeddings else counts | {"lm_head": V * D}
+    return counts if config.tie_word_embeddings else counts | {"lm_head": V * D + config.head_bias * V}
 
 
 def check_counts(model: GPT, reference: Reference | None = None) -> Check:
