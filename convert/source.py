@@ -12,6 +12,9 @@ VOCABULARIES = (
 )  # fmt: skip
 """Files that hold a vocabulary: there is a tokenizer where one of them is. `meta.pkl` is nanoGPT's, of characters."""
 
+SENTENCEPIECE = {"spiece.model", "sentencepiece.bpe.model", "tokenizer.model"}
+"""Those of the package sentencepiece."""
+
 SIDECARS = (
     *VOCABULARIES, "tokenizer_config.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json",

@@ -14,7 +14,7 @@ from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.contents import read_json
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats.torch_pickle import read_pickle
-from jaxgpt.convert.source import VOCABULARIES, resolve, tokenizer_files
+from jaxgpt.convert.source import SENTENCEPIECE, VOCABULARIES, resolve, tokenizer_files
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_END = 50256
@@ -39,6 +39,11 @@ def load_tokenizer(source: str | Path) -> Any:
         return character_tokenizer(files["meta.pkl"])
     from transformers import AutoTokenizer
 
+    if not files.keys() & {*VOCABULARIES} - SENTENCEPIECE and not _class_named(folder):
+        raise InputError(  # transformers would take it for GPT-2's, and give other ids
+            f"{folder}: {next(iter(files))} alone does not say how it is read: name the tokenizer_class that it was "
+            "made for in tokenizer_config.json, such as T5Tokenizer, LlamaTokenizer or XLMRobertaTokenizer"
+        )
     # a vocab.txt is BERT's, unless a class is named; transformers would make an empty tokenizer of it
     bert = "vocab.txt" in files and not files.keys() & {"tokenizer.json", "vocab.json"} and not _class_named(folder)
     kind = {"tokenizer_type": "bert"} if bert else {}

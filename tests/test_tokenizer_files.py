@@ -8,6 +8,7 @@ from pathlib import Path
 
 import forked
 import pytest
+import sentencepiece
 from conftest import TINY, call, random_hf
 from transformers import AutoTokenizer
 
@@ -84,6 +85,50 @@ def test_added_tokens_and_special_tokens_in_either_form(tmp_path, form):
         if place == folder:
             call("convert", folder, tmp_path / "hf", "--to=hf")
     assert tokenizer_files(tmp_path / "hf").keys() == tokenizer_files(folder).keys()
+
+
+# sentencepiece's models
+
+PIECES = {  # the file that each class has its vocabulary in, and how that was trained
+    "T5Tokenizer": ("spiece.model", "unigram"),
+    "LlamaTokenizer": ("tokenizer.model", "bpe"),
+    "XLMRobertaTokenizer": ("sentencepiece.bpe.model", "unigram"),
+}
+
+
+def pieces_in(folder: Path, kind: str, *, named: bool = True) -> Path:
+    name, algorithm = PIECES[kind]
+    folder.mkdir()
+    (folder / "text").write_text("\n".join(f"the cat number {i} sat on mat {i * 7 % 13} and slept" for i in range(200)))
+    told = {"vocab_size": 60, "model_type": algorithm, "minloglevel": 2, "hard_vocab_limit": False}
+    sentencepiece.SentencePieceTrainer.train(input=str(folder / "text"), model_prefix=str(folder / "made"), **told)
+    (folder / "made.model").rename(folder / name)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    if named:
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_sentencepiece_s_vocabularies_are_read_and_travel(tmp_path, kind):
+    folder, text = pieces_in(tmp_path / "pieces", kind), "the cat slept on number 7"
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert jaxgpt.load_tokenizer(folder)(text)["input_ids"] == theirs(text)["input_ids"]
+    model_in(tmp_path / "model", len(theirs))
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).rename(folder / name)
+    call("convert", folder, tmp_path / "orbax", "--to=orbax")
+    call("convert", tmp_path / "orbax", tmp_path / "hf", "--to=hf")
+    assert (tmp_path / "hf" / PIECES[kind][0]).read_bytes() == (folder / PIECES[kind][0]).read_bytes()
+    assert jaxgpt.load_tokenizer(tmp_path / "hf")(text)["input_ids"] == theirs(text)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_a_vocabulary_of_an_unknown_class_is_refused(tmp_path, kind):
+    """transformers takes it for GPT-2's own tokenizer, without a word, and its ids are other ones."""
+    folder = pieces_in(tmp_path / "pieces", kind, named=False)
+    with pytest.raises(jaxgpt.InputError, match=rf"{PIECES[kind][0]} alone does not say how it is read: name the"):
+        jaxgpt.load_tokenizer(folder)
 
 
 # nanoGPT's characters

@@ -77,7 +77,9 @@ def make(dialect: str, folder: Path) -> tuple[Path, np.ndarray]:
             return file, logits_of(model)
         case "build-nanogpt":
             model = HuggingFaceNames(tied=True, activation=tanh_gelu)
-            torch.save({"model": model.state_dict(), "config": GPTConfig(41, 97, 2, 3, 36), "step": 5, "val_loss": 1.5}, file)
+            torch.save(
+                {"model": model.state_dict(), "config": GPTConfig(41, 97, 2, 3, 36), "step": 5, "val_loss": 1.5}, file
+            )
             return file, logits_of(model)
         case "mingpt":
             return saved(HuggingFaceNames(tied=False, activation=tanh_gelu, masks=True), file)
