@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxgpt.convert.adapter import LoRA
 from jaxgpt.convert.errors import InputError
 
 ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "tanh")
@@ -58,6 +59,10 @@ class GPTConfig:
     """Id that begins a text, kept for export."""
     eos_token_id: int | tuple[int, ...] | None = None
     """Id that ends a text (`<|endoftext|>`), or several, of which the first is written in training."""
+    lora: LoRA | None = None
+    """Low-rank adapters beside the kernels of some linear layers."""
+    n_new_tokens: int = 0
+    """S, tokens at the end of the vocabulary whose rows are parameters of their own, which can train alone."""
     carried: str = field(default="", repr=False)
     """JSON text: what a Hugging Face folder says beside these fields, for its export. By the name of the file, the
     fields of `config.json` that compute nothing here, and all of `generation_config.json`."""
@@ -65,9 +70,12 @@ class GPTConfig:
     def __post_init__(self):
         if isinstance(ends := self.eos_token_id, (list, tuple)):  # a list where it comes from JSON
             object.__setattr__(self, "eos_token_id", tuple(ends) if len(ends) > 1 else ends[0] if ends else None)
+        if isinstance(self.lora, dict):  # where it comes from JSON
+            object.__setattr__(self, "lora", _lora(self.lora))
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
             self._require(name, _is_int, "an integer from 1 to 2^31", lambda v: 1 <= v <= 2**31)
         self._require("n_padding", _is_int, "an integer from 0 to below vocab_size", lambda v: 0 <= v < self.vocab_size)
+        self._require("n_new_tokens", _is_int, "an integer from 0 to the tokens", lambda v: 0 <= v < self.n_tokens)
         self._require("layer_norm_epsilon", _is_number, "a number in [0, 1)", lambda v: 0 <= v < 1)
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
             self._require(name, _is_number, "a probability in [0, 1)", lambda v: 0 <= v < 1)
@@ -84,6 +92,12 @@ class GPTConfig:
         self._require("carried", _is_carried, "empty, or a JSON object of JSON objects")
         self._require("activation_function", lambda v: v in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
         self._require("n_layer", _is_int, f"at most {MAX_LAYERS:,}", lambda v: v <= MAX_LAYERS)
+        if not isinstance(self.lora, LoRA | None):
+            raise InputError("config: lora must be an adapter or null")
+        for module in self.lora.modules if self.lora else ():
+            layer = int(module.split(".")[1]) if module.startswith("blocks.") else 0
+            if layer >= self.n_layer or (module == "lm_head" and self.tie_word_embeddings):
+                raise InputError(f"config: lora: the model has no layer {module} of its own")
         if self.head_bias and self.tie_word_embeddings:
             raise InputError("config: head_bias needs a head of its own, tie_word_embeddings false")
         if self.n_embd % self.n_head:
@@ -120,7 +134,16 @@ class GPTConfig:
             "H": self.n_embd // self.n_head,
             "F": self.n_inner,
             "C": 3,
+            "R": self.lora.r if self.lora else 0,
+            "S": self.n_new_tokens,
         }
+
+
+def _lora(fields: dict[str, Any]) -> LoRA:
+    try:
+        return LoRA(**fields)
+    except TypeError as error:
+        raise InputError(f"config: lora: {error}") from None
 
 
 def _is_int(value) -> bool:

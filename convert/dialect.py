@@ -1,6 +1,6 @@
 """Dialects: how a family of checkpoints names and lays out its tensors, as one table for both directions."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,12 +79,13 @@ class Dialect:
 
     def expand(self, config: GPTConfig) -> Iterator[Row]:
         """Yield one row for each parameter of a model, in the order of the network."""
-        heads = {HEAD: not config.tie_word_embeddings, HEAD_BIAS: config.head_bias}
-        rows = [row for row in self.rows if heads.get(row.ours, config.bias or not row.ours.endswith(".bias"))]
+        is_there = _presence(config)
+        rows = [row for row in self.rows if "{i}" in row.ours or is_there(row.ours)]
         blocks = [row for row in rows if "{i}" in row.ours]
         for row in rows:
             if row is blocks[0]:
-                yield from (block.at(i, config.n_head) for i in range(config.n_layer) for block in blocks)
+                of_blocks = (block.at(i, config.n_head) for i in range(config.n_layer) for block in blocks)
+                yield from (block for block in of_blocks if is_there(block.ours))
             elif row not in blocks:
                 yield row
 
@@ -122,6 +123,24 @@ class Dialect:
             for name, side in candidates
             if name in found and _has_layout(found[name], side, config.dims)
         }
+
+
+def _presence(config: GPTConfig) -> Callable[[str], bool]:
+    """Return a function that tells whether a model of this config has a parameter of ours."""
+    adapted = {*config.lora.modules} if config.lora else set()
+    heads = {HEAD: not config.tie_word_embeddings, HEAD_BIAS: config.head_bias}
+
+    def is_there(name: str) -> bool:
+        module, _, kind = name.rpartition(".")
+        if name in heads:
+            return heads[name]
+        if kind.startswith("lora_"):
+            return module in adapted and (kind != "lora_m" or (config.lora is not None and config.lora.dora))
+        if kind == "new":
+            return config.n_new_tokens > 0 and (module == "tok_emb" or not config.tie_word_embeddings)
+        return config.bias or kind != "bias"
+
+    return is_there
 
 
 def _has_layout(shape: Shape, side: str, dims: dict[str, int]) -> bool:

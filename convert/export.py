@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgpt.convert.adapter import merged
 from jaxgpt.convert.checkpoint import Checkpoint, open_checkpoint
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialect import HEAD_BIAS, Dialect, Tensors
@@ -81,6 +82,8 @@ def write(
     shard_bytes = parse_size(shard_size)
     cast_to = np.dtype(dtype) if dtype else None
     check_params(params, config, JAXGPT)
+    if to != "orbax":
+        params, config = merged(params, config.lora, config.n_tokens), replace(config, lora=None, n_new_tokens=0)
     if to == "hf" and not config.bias:
         params, config = with_zero_biases(params, config)
     _check_representable(dialect, config)

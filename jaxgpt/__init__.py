@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxgpt import freeze
+    from jaxgpt.adapter import add_lora, merge_lora
     from jaxgpt.convert import GPTConfig, InputError
     from jaxgpt.evaluation.perplexity import evaluate
     from jaxgpt.generation.generate import generate
@@ -24,6 +25,7 @@ __all__ = [
     "GPT",
     "GPTConfig",
     "InputError",
+    "add_lora",
     "check",
     "count_params",
     "evaluate",
@@ -33,6 +35,7 @@ __all__ = [
     "load",
     "load_tokenizer",
     "make_mesh",
+    "merge_lora",
     "named_params",
     "next_token_loss",
     "resize_vocab",
@@ -46,6 +49,7 @@ _MODULES = {
     "GPT": "model.gpt",
     "GPTConfig": "convert",
     "InputError": "convert",
+    "add_lora": "adapter",
     "check": "sanity.check",
     "count_params": "params",
     "evaluate": "evaluation.perplexity",
@@ -54,6 +58,7 @@ _MODULES = {
     "load": "pretrained",
     "load_tokenizer": "tokenizer",
     "make_mesh": "mesh",
+    "merge_lora": "adapter",
     "named_params": "params",
     "next_token_loss": "loss",
     "resize_vocab": "vocab",

@@ -28,7 +28,7 @@ RULES: Rules[P] = (
     (r"blocks\.\d+\.mlp\.fc2\.kernel", P("tensor", "fsdp")),
     (r"lm_head\.kernel", P("fsdp", "tensor")),
     (r"lm_head\.bias", P("tensor")),
-    (r".*\.(bias|scale)", P()),
+    (r".*\.(bias|scale|new|lora_[abm])", P()),
 )
 """Matrices are split over `fsdp` along the width D; heads, the MLP's hidden layer and the vocabulary over `tensor`."""
 

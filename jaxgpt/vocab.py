@@ -50,6 +50,8 @@ def resize_vocab(
         raise InputError(f"pad_multiple must be an integer from 1 to 2^31, not {pad_multiple!r}")
     if not _is_int(seed) or not 0 <= seed < 2**32:
         raise InputError(f"seed must be an integer from 0 to 2^32 - 1, not {seed!r}")
+    if config.lora is not None or config.n_new_tokens:
+        raise InputError("a model with adapters can't be resized: jaxgpt.merge_lora(model) puts them into its weights")
     if size < config.n_tokens:
         raise InputError(
             f"the model has {config.n_tokens:,} tokens; resizing to {size:,} would delete trained rows "
@@ -122,6 +124,8 @@ def untie_head(model: GPT) -> GPT:
     """Give the model an output head of its own, at first a copy of the token embedding; an untied one stays."""
     if not model.config.tie_word_embeddings:
         return model
+    if model.config.n_new_tokens:
+        raise InputError("rows of new tokens are apart from the head: jaxgpt.merge_lora(model) puts them into it")
     params = named_params(model)
     params[HEAD] = params[EMBEDDING].T  # in JAX a copy, not a view
     return rebuilt(model, replace(model.config, tie_word_embeddings=False), params)

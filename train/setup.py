@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 import jaxgpt
 from jaxgpt import convert
+from jaxgpt.adapter import add_lora, merge_lora, separate_new_tokens
 from jaxgpt.chat import prepare_chat, render
 from jaxgpt.convert.command_line.console import busy
 from jaxgpt.convert.disk import check_space
@@ -17,6 +18,7 @@ from jaxgpt.convert.errors import InputError, about
 from jaxgpt.convert.source import resolve
 from jaxgpt.data.documents import Source
 from jaxgpt.data.sources import peek
+from jaxgpt.freeze.strategies import lora_of, names_new_tokens
 from jaxgpt.mesh import make_mesh, shardings
 from jaxgpt.params import count_params, module_shares, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, check_vocabulary, encode_prompt
@@ -147,6 +149,11 @@ def load_model(
     """Return the model that training starts from, its tokenizer, the tokens new to both, and what ends a text."""
     with about("--mesh"):
         model = jaxgpt.from_pretrained(checkpoint, mesh=mesh, dtype=settings.dtype)
+    with about("--freeze"):
+        lora, config = lora_of(settings.freeze, model.config), model.config
+    keeps = lora is not None and config.lora is not None and (lora == config.lora or "lora:" not in settings.freeze)
+    if (config.lora and not keeps) or config.n_new_tokens:
+        model = merge_lora(model)
     tokenizer = jaxgpt.load_tokenizer(checkpoint.path if settings.tokenizer is None else settings.tokenizer)
     model, ends = match_tokenizer(model, tokenizer)
     if (p := settings.dropout) is not None:
@@ -163,6 +170,12 @@ def load_model(
             added += prepare_chat(tokenizer)
     if added:
         model = jaxgpt.resize_vocab(model, tokenizer, pad_multiple=row_multiple(mesh), seed=settings.seed)
+    if lora is not None and model.config.lora is None:
+        model = add_lora(model, lora, seed=settings.seed)
+    if names_new_tokens(settings.freeze):
+        if not added:
+            raise InputError("--freeze: no tokens were added to the model, so that none are new: give --add-tokens")
+        model = separate_new_tokens(model, len(added))
     params = named_params(model)
     return with_params(model, jax.device_put(params, shardings(params, mesh))), tokenizer, added, ends
 

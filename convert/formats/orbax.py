@@ -24,7 +24,7 @@ from jaxgpt.convert.layout import LazyArray
 CHUNK_BYTES = 2**26
 """Largest piece of an array that is written, and has to be read, at once."""
 
-NEWER_FIELDS = frozenset({"n_padding", "carried"})
+NEWER_FIELDS = frozenset({"n_padding", "carried", "head_bias", "lora", "n_new_tokens"})
 """Fields that older checkpoints lack; they are at their defaults."""
 
 

@@ -1,7 +1,10 @@
 """The grammar of freezing strategies, and the plans that they stand for."""
 
 import re
+from dataclasses import replace
+from typing import Any
 
+from jaxgpt.convert.adapter import LoRA
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.errors import InputError, did_you_mean
@@ -14,16 +17,43 @@ GRAMMAR = r"""A freezing strategy is one of
   lastN           only the last N blocks, ln_f and an untied head train, as in last3
   head            only the head trains; a tied head is the token embedding
   embeddings      only the token and position embeddings train
+  biases          only biases train; norms: only LayerNorms
   regex:PATTERN   only parameters whose whole name matches train, as in regex:blocks\.\d+\.mlp\..*
+  lora            low-rank adapters train, beside the frozen model: rank 8, on each block's q, k and v
+  lora:r=16,alpha=32,on=attn+mlp,dropout=0.05,rslora,dora
+                  the same with options (alpha is 2 r by default); on: qkv, attn, mlp, head, all, or a pattern over
+                  names of layers, as in on=blocks\.[01]\.mlp\.fc1
+  new-tokens      only the rows of tokens that were added train
+  A+B             what A or B trains, as in lora+new-tokens
   gradual         thaws from the top: head, the last quarter of the blocks, everything; a third of the steps each
   gradual:A@0,B@200,C@60%
                   A trains from the start, B as well after 200 steps, C as well after 60 % of all steps (2ep: after two
                   epochs)"""
 
-NAMES = ("full", "head", "embeddings", "gradual")
+NAMES = ("full", "head", "embeddings", "biases", "norms", "lora", "new-tokens", "gradual")
 """Strategies without a number or a pattern."""
 
-EMBEDDINGS = r"(tok_emb|pos_emb)\..*"
+EMBEDDINGS, LORA, NEW = r"(tok_emb|pos_emb)\..*", r".*\.lora_[abm]", r"(tok_emb|lm_head)\.new"
+
+SIMPLE = {
+    "embeddings": EMBEDDINGS,
+    "biases": r".*\.bias",
+    "norms": r"(.*\.)?ln_[12f]\..*",
+    "lora": LORA,
+    "new-tokens": NEW,
+}
+"""Strategies that are one pattern over names."""
+
+LORA_ON = {
+    "qkv": r"blocks\.\d+\.attn\.c_attn",
+    "attn": r"blocks\.\d+\.attn\..*",
+    "mlp": r"blocks\.\d+\.mlp\..*",
+    "head": "lm_head",
+    "all": r"blocks\..*",
+}
+"""Layers that may have an adapter, by the words of `on=`."""
+
+LORA_OPTIONS = ("r", "alpha", "on", "dropout", "rslora", "dora")
 
 
 def parse(text: str, config: GPTConfig, steps: int | None = None, *, epoch_steps: float | None = None) -> Plan:
@@ -36,6 +66,7 @@ def parse(text: str, config: GPTConfig, steps: int | None = None, *, epoch_steps
     Raises:
         InputError: an unknown strategy (the grammar is in the message), or a phase that has no effect.
     """
+    config = with_lora(text, config)
     names = [row.ours for row in JAXGPT.expand(config)]
     phases: list[Phase] = []
     for name, after in split_phases(text, config):
@@ -94,6 +125,119 @@ def start_of(text: str, after: str, steps: int | None, epoch_steps: float | None
 
 def rules(text: str, name: str, config: GPTConfig) -> Rules[bool]:
     """Return what a strategy thaws, as rules over parameter names."""
+    parts = split_parts(name)
+    if len(parts) > 1:
+        patterns = (_as_pattern(rules(text, part, config)) for part in parts)
+        return (f"(?:{'|'.join(patterns)})", True), (".*", False)
+    if name == "full":
+        return ((".*", True),)
+    if name.startswith("lora:"):
+        return (LORA, True), (".*", False)
+    if name == "new-tokens" and not config.n_new_tokens:
+        raise InputError(f"strategy {text!r}: no tokens were added to the model (add_tokens=), so that none are new")
+    if name in SIMPLE:
+        return (SIMPLE[name], True), (".*", False)
+    return (LORA, False), *_rules_over_blocks(text, name, config)
+
+
+def split_parts(name: str) -> list[str]:
+    """Return the strategies that are joined by `+`; a pattern, and what an adapter is `on`, may have one of its own."""
+    parts: list[str] = []
+    for word in name.split("+"):
+        last = parts[-1] if parts else ""
+        is_strategy = word in {*NAMES} - {"head"} or re.fullmatch(r"(first|last)\d+|regex:.*", word)
+        if last.startswith("regex:") or (last.startswith("lora:") and "on=" in last and not is_strategy):
+            parts[-1] += f"+{word}"
+        else:
+            parts.append(word)
+    return parts
+
+
+def _as_pattern(of: Rules[bool]) -> str:
+    """Return one pattern that matches the names for which the rules say true."""
+    pattern = "(?!)"
+    for one, thaws in reversed(of):
+        pattern = f"(?:{one}|{pattern})" if thaws else rf"(?!(?:{one})\Z)(?:{pattern})"
+    return pattern
+
+
+def with_lora(text: str, config: GPTConfig) -> GPTConfig:
+    """Return the config with the adapters that a strategy names, unless the model has them.
+
+    Raises:
+        InputError: it has other ones.
+    """
+    lora = lora_of(text, config)
+    if lora is None or config.lora == lora or (config.lora is not None and "lora:" not in text):
+        return config
+    if config.lora is not None:
+        raise InputError(
+            f"strategy {text!r}: the model has other adapters, of rank {config.lora.r}: `lora` trains those"
+        )
+    return replace(config, lora=lora)
+
+
+def lora_of(text: str, config: GPTConfig) -> LoRA | None:
+    """Return the adapter that a strategy names, if it does.
+
+    Raises:
+        InputError: it names several, or one that does not fit the model.
+    """
+    parts = {part for name, _ in split_phases(text, config) for part in split_parts(name)}
+    found = sorted(part for part in parts if part == "lora" or part.startswith("lora:"))
+    if not found:
+        return None
+    if len(found) > 1:
+        raise InputError(f"strategy {text!r}: {found[0]} and {found[1]}: a model has one kind of adapter")
+    try:
+        return _parse_lora(found[0].removeprefix("lora").removeprefix(":"), config)
+    except InputError as error:
+        raise InputError(f"strategy {text!r}: {error}") from None
+
+
+def names_new_tokens(text: str) -> bool:
+    """Tell whether a strategy names the rows of new tokens."""
+    return re.search(r"(^|[:,+])new-tokens($|[@+])", text) is not None
+
+
+def _parse_lora(options: str, config: GPTConfig) -> LoRA:
+    told: dict[str, Any] = {}
+    on = "qkv"
+    for option in filter(None, re.split(r",(?=(?:r|alpha|on|dropout)=|(?:rslora|dora)(?:,|$))", options)):
+        name, is_given, value = option.partition("=")
+        if name in told or (name == "on" and "on" in told):
+            raise InputError(f"{name} is given twice")
+        if name in ("rslora", "dora") and not is_given:
+            told[name] = True
+        elif name == "on" and is_given:
+            on = value
+        elif name in ("r", "alpha", "dropout") and is_given:
+            try:
+                told[name] = int(value) if name == "r" else float(value)
+            except ValueError:
+                raise InputError(f"lora: {name} must be a number, not {value!r}") from None
+        else:
+            raise InputError(f"lora: unknown option {option!r}{did_you_mean(name, LORA_OPTIONS)}\n{GRAMMAR}")
+    told.setdefault("alpha", 2.0 * told.get("r", 8))
+    layers = [row.ours.removesuffix(".kernel") for row in JAXGPT.expand(config) if row.ours.endswith(".kernel")]
+    words = on.split("+") if {*on.split("+")} <= LORA_ON.keys() else [on]
+    modules = {name for word in words for name in match_names(LORA_ON.get(word, word), layers)}
+    if not modules:
+        tied = "; a tied head has none of its own" if on == "head" else ""
+        raise InputError(f"lora: on={on} is no layer of the model{tied}; these are called, for example, {layers[0]}")
+    return LoRA(**told, modules=tuple(name for name in layers if name in modules))
+
+
+def match_names(pattern: str, names: list[str]) -> list[str]:
+    """Return the names that a pattern matches as a whole."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"lora: on={pattern} is neither a word nor a regular expression ({error})") from None
+    return [name for name in names if compiled.fullmatch(name)]
+
+
+def _rules_over_blocks(text: str, name: str, config: GPTConfig) -> Rules[bool]:
     rest = ((".*", False),)
     if found := re.fullmatch(r"(first|last)(\d{1,6})", name):
         kind, n, L = found[1], int(found[2]), config.n_layer
@@ -102,12 +246,8 @@ def rules(text: str, name: str, config: GPTConfig) -> Rules[bool]:
         if kind == "first":
             return (EMBEDDINGS, False), (_blocks(range(n)), False), (".*", True)
         return (_blocks(range(L - n, L)), True), (r"(ln_f|lm_head)\..*", True), *rest
-    if name == "full":
-        return ((".*", True),)
     if name == "head":
         return (r"tok_emb\..*" if config.tie_word_embeddings else r"lm_head\..*", True), *rest
-    if name == "embeddings":
-        return (EMBEDDINGS, True), *rest
     if not name.startswith("regex:"):
         which = "" if name == text else f"{name!r}: "
         raise InputError(f"strategy {text!r}: {which}unknown strategy{_alike(name, config)}\n{GRAMMAR}")

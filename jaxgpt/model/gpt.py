@@ -22,7 +22,7 @@ from jaxgpt.model.attention import attend, attention
 from jaxgpt.model.cache import Cache
 from jaxgpt.model.capture import NO_CONTEXT, ForwardContext, make_capture
 from jaxgpt.model.dropout import Keys, dropout
-from jaxgpt.model.layers import embed, layer_norm, make_linear
+from jaxgpt.model.layers import Embed, embed, layer_norm, make_linear, new_rows
 from jaxgpt.model.segments import positions
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -39,9 +39,12 @@ class Attention(nnx.Module):
 
     def __init__(self, config: GPTConfig, layer: int, *, rngs: nnx.Rngs, dtype, param_dtype):
         dims = config.dims
-        linear = partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        self.c_attn = linear(dims["D"], (dims["C"], dims["N"], dims["H"]))
-        self.c_proj = linear((dims["N"], dims["H"]), dims["D"], residual=True)
+        linear, at = (
+            partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype),
+            f"blocks.{layer}.attn",
+        )
+        self.c_attn = linear(f"{at}.c_attn", dims["D"], (dims["C"], dims["N"], dims["H"]))
+        self.c_proj = linear(f"{at}.c_proj", (dims["N"], dims["H"]), dims["D"], residual=True)
         self.scale = 1.0
         if config.scale_attn_weights:
             self.scale /= dims["H"] ** 0.5
@@ -50,7 +53,7 @@ class Attention(nnx.Module):
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
 
     def __call__(self, x: Float[Array, "B T D"], ctx: ForwardContext) -> Float[Array, "B T D"]:
-        q, k, v = jnp.moveaxis(self.c_attn(x), 2, 0)
+        q, k, v = jnp.moveaxis(self.c_attn(x, ctx.keys), 2, 0)
         if ctx.cache is None:
             capture = ctx.capture_hook(".attn.pattern")
             x = attention(
@@ -61,20 +64,24 @@ class Attention(nnx.Module):
             ctx.cache.write(k, v)
             past = ctx.cache.keys[0].astype(q.dtype), ctx.cache.values[0].astype(q.dtype)
             x = attend(jnp.swapaxes(q, 1, 2), *past, ctx.cache.visible(q.shape[1]), scale=self.scale)
-        return dropout(self.c_proj(x), self.resid_pdrop, ctx.keys)
+        return dropout(self.c_proj(x, ctx.keys), self.resid_pdrop, ctx.keys)
 
 
 class MLP(nnx.Module):
     """Two linear layers around the activation."""
 
-    def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs, dtype, param_dtype):
-        linear = partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        self.fc1 = linear(config.n_embd, config.n_inner)
-        self.fc2 = linear(config.n_inner, config.n_embd, residual=True)
+    def __init__(self, config: GPTConfig, layer: int, *, rngs: nnx.Rngs, dtype, param_dtype):
+        linear, at = (
+            partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype),
+            f"blocks.{layer}.mlp",
+        )
+        self.fc1 = linear(f"{at}.fc1", config.n_embd, config.n_inner)
+        self.fc2 = linear(f"{at}.fc2", config.n_inner, config.n_embd, residual=True)
         self.activation_function, self.resid_pdrop = config.activation_function, config.resid_pdrop
 
     def __call__(self, x: Float[Array, "B T D"], ctx: ForwardContext) -> Float[Array, "B T D"]:
-        return dropout(self.fc2(ACTIVATIONS[self.activation_function](self.fc1(x))), self.resid_pdrop, ctx.keys)
+        hidden = ACTIVATIONS[self.activation_function](self.fc1(x, ctx.keys))
+        return dropout(self.fc2(hidden, ctx.keys), self.resid_pdrop, ctx.keys)
 
 
 class Block(nnx.Module):
@@ -84,7 +91,7 @@ class Block(nnx.Module):
         self.ln_1 = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.attn = Attention(config, layer, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.ln_2 = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
-        self.mlp = MLP(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.mlp = MLP(config, layer, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
     def __call__(self, x: Float[Array, "B T D"], ctx: ForwardContext) -> Float[Array, "B T D"]:
         x = x + ctx.capture(".attn", self.attn(ctx.capture(".ln_1", self.ln_1(x)), ctx)).astype(x.dtype)
@@ -110,7 +117,7 @@ class GPT(nnx.Module):
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, param_dtype=jnp.float32):
         self.config, self.dtype = config, dtype
-        embed = partial(nnx.Embed, features=config.n_embd, rngs=rngs, param_dtype=param_dtype)
+        embed = partial(Embed, features=config.n_embd, rngs=rngs, param_dtype=param_dtype)
         self.tok_emb = embed(config.vocab_size, embedding_init=nnx.initializers.normal(0.02))
         self.pos_emb = embed(config.n_positions, embedding_init=nnx.initializers.normal(0.02))
         self.blocks = nnx.List(
@@ -119,7 +126,11 @@ class GPT(nnx.Module):
         self.ln_f = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
         if not config.tie_word_embeddings:
             linear = partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-            self.lm_head = linear(config.n_embd, config.vocab_size, use_bias=config.head_bias)
+            self.lm_head = linear("lm_head", config.n_embd, config.vocab_size, use_bias=config.head_bias)
+        if config.n_new_tokens:
+            self.tok_emb.new = nnx.Param(jnp.zeros((config.n_new_tokens, config.n_embd)))
+            if not config.tie_word_embeddings:
+                self.lm_head.new = nnx.Param(jnp.zeros((config.n_embd, config.n_new_tokens)))
 
     @overload
     def __call__(
@@ -178,7 +189,11 @@ class GPT(nnx.Module):
 
     def hidden(self, tokens: Int[Array, "B T"], at: Int[Array, "#B T"], ctx: ForwardContext) -> Float[Array, "B T D"]:
         """Compute the residual stream after the last block, of tokens at these positions; a cache is written to."""
-        x = ctx.capture("tok_emb", embed(self.tok_emb, tokens)) + ctx.capture("pos_emb", embed(self.pos_emb, at))
+        x = embed(self.tok_emb, tokens)
+        if self.config.n_new_tokens:
+            first = self.config.n_tokens - self.config.n_new_tokens
+            x = constrain(new_rows(x, tokens, self.tok_emb.new[...].astype(x.dtype), first))
+        x = ctx.capture("tok_emb", x) + ctx.capture("pos_emb", embed(self.pos_emb, at))
         x = constrain(ctx.capture("embeddings", dropout(x, self.config.embd_pdrop, ctx.keys)))
         for layer, block in enumerate(self.blocks):
             own = ctx.of_block(layer)
@@ -191,11 +206,17 @@ class GPT(nnx.Module):
     def logits(self, x: Float[Array, "B T D"], ctx: ForwardContext = NO_CONTEXT) -> Float[Array, "B T V"]:
         """Compute the logits of a residual stream: of the last block's, or of an earlier one as a lens."""
         x = ctx.capture("ln_f", self.ln_f(x))
-        rows = x.astype(self.dtype).reshape(-1, self.config.n_embd)
-        head = self.tok_emb.embedding[...].T if self.config.tie_word_embeddings else self.lm_head.kernel[...]
+        rows, is_tied = x.astype(self.dtype).reshape(-1, self.config.n_embd), self.config.tie_word_embeddings
+        head = self.tok_emb.embedding[...].T if is_tied else self.lm_head.kernel[...]
         logits = jnp.matmul(rows, head.astype(rows.dtype), preferred_element_type=jnp.float32)
-        if self.config.head_bias and (bias := self.lm_head.bias) is not None:
-            logits = logits + bias[...].astype(jnp.float32)[None]
+        if not is_tied:
+            if (bias := self.lm_head.bias) is not None:
+                logits = logits + bias[...].astype(jnp.float32)[None]
+            logits = self.lm_head.adapted(rows, logits, ctx.keys)
+        if n_new := self.config.n_new_tokens:
+            new = self.tok_emb.new[...].T if is_tied else self.lm_head.new[...]
+            columns = jnp.matmul(rows, new.astype(rows.dtype), preferred_element_type=jnp.float32)
+            logits = jax.lax.dynamic_update_slice(logits, columns, (0, self.config.n_tokens - n_new))
         return constrain(logits.reshape(*x.shape[:2], -1), None, "tensor")
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from jaxgpt.adapter import merge_lora
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
 from jaxgpt.model.gpt import GPT
@@ -49,6 +50,7 @@ def check(
         InputError: PyTorch is not installed, the reference is no GPT-2, or it is to be compared with a model that is
             not of float32.
     """
+    model = merge_lora(model)  # PyTorch's has no adapters beside its weights
     theirs = None if reference is None else load_reference(reference)
     checks, text = [check_counts(model, theirs), check_weights(model)], None
     rows = [] if tokenizer is None else _encode(tokenizer, texts)

@@ -18,6 +18,7 @@ from jaxgpt.convert.errors import InputError, about
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.convert.published import config_of_published
 from jaxgpt.convert.source import BUNDLED
+from jaxgpt.freeze.strategies import names_new_tokens, with_lora
 from jaxgpt.mesh import make_mesh
 from jaxgpt.model.gpt import abstract
 from jaxgpt.train.command import check_settings
@@ -77,6 +78,10 @@ def as_trained(config: jaxgpt.GPTConfig, settings: Settings, mesh: Mesh) -> jaxg
     if settings.untie_head:
         config = replace(config, tie_word_embeddings=False)
     n_added = len(settings.add_tokens.split(",")) if settings.add_tokens else 0
+    with about("--freeze"):
+        config = with_lora(settings.freeze, replace(config, lora=None, n_new_tokens=0))
+    if names_new_tokens(settings.freeze):
+        config = replace(config, n_new_tokens=n_added)
     if not n_added and config.vocab_size % mesh.shape["tensor"] == 0:
         return config
     n_tokens = config.n_tokens + n_added

@@ -86,18 +86,27 @@ def products(config: GPTConfig, B: int, T: int) -> list[Product]:
     """List the products of a forward pass over B rows of T tokens, in the order of the network."""
     D, n_tokens = config.n_embd, B * T
 
-    def linear(name: str, rows: int, columns: int, before: str | None = None) -> Product:
+    def product(name: str, rows: int, columns: int, before: str | None = None) -> Product:
         return Product(name, 2 * n_tokens * rows * columns, n_tokens * (rows + columns), rows * columns, before)
+
+    def linear(name: str, rows: int, columns: int, before: str | None = None) -> list[Product]:
+        module = name.rpartition(".")[0]
+        thin = []
+        if config.lora and module in config.lora.modules:
+            r = config.lora.r
+            thin = [product(f"{module}.lora_a", rows, r), product(f"{module}.lora_b", r, columns)]
+        return [product(name, rows, columns, before), *thin]
 
     found = []
     for i in range(config.n_layer):
         block = f"blocks.{i}"
         found += [
-            linear(f"{block}.attn.c_attn.kernel", D, 3 * D, f"{block}.ln_1"),
+            *linear(f"{block}.attn.c_attn.kernel", D, 3 * D, f"{block}.ln_1"),
             Product(f"{block}.attn", 2 * 2 * n_tokens * T * D, n_tokens * 4 * D),
-            linear(f"{block}.attn.c_proj.kernel", D, D),
-            linear(f"{block}.mlp.fc1.kernel", D, config.n_inner, f"{block}.ln_2"),
-            linear(f"{block}.mlp.fc2.kernel", config.n_inner, D),
+            *linear(f"{block}.attn.c_proj.kernel", D, D),
+            *linear(f"{block}.mlp.fc1.kernel", D, config.n_inner, f"{block}.ln_2"),
+            *linear(f"{block}.mlp.fc2.kernel", config.n_inner, D),
         ]
     head = "tok_emb.embedding" if config.tie_word_embeddings else "lm_head.kernel"
-    return [*found, linear(head, D, config.vocab_size, "ln_f")]
+    new = [product("tok_emb.new", D, config.n_new_tokens)] if config.n_new_tokens else []
+    return [*found, *linear(head, D, config.vocab_size, "ln_f"), *new]

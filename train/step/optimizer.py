@@ -14,7 +14,7 @@ from jaxgpt import freeze
 from jaxgpt.convert.errors import InputError
 from jaxgpt.params import Rules, match
 
-DECAYED: Rules[bool] = ((r".*\.(kernel|embedding)", True), (r".*\.(bias|scale)", False))
+DECAYED: Rules[bool] = ((r".*\.(kernel|embedding|new|lora_[ab])", True), (r".*\.(bias|scale|lora_m)", False))
 """Weight decay by name: a bias of heads has three axes and still is no matrix."""
 
 B1, B2, EPSILON = 0.9, 0.95, 1e-8

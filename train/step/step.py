@@ -132,7 +132,8 @@ def make_train_step(
         state_shardings: the shardings of the state, which it keeps.
     """
     config = model.config
-    has_dropout = max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0
+    adapter_pdrop = config.lora.dropout if config.lora else 0.0
+    has_dropout = max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop, adapter_pdrop) > 0
 
     def train_step(state: TrainState, batch: Batch, rates: Rates) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if has_dropout else None
