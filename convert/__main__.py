@@ -1,5 +1,6 @@
 """jaxgpt convert SRC: inspect a checkpoint. jaxgpt convert SRC DST --to=hf: convert it. Also python -m convert."""
 
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -36,21 +37,22 @@ class ConvertCommand(ModelFlags):
         None, "The folder or file to write. Without it SRC is only inspected.", metavar="[DST]", is_positional=True
     )
     to: str = flag(
-        "orbax", "The form of DST. orbax: a folder for JAX. hf: a Hugging Face folder (config.json and safetensors). "
-        "nanogpt: nanoGPT's ckpt.pt. lesson: a .pt file with a plain state dict whose keys begin with tok_emb, "
-        "pos_emb, blocks, ln_f, lm_head, as of the small GPT that jaxgpt began with. my.toml: a .pt file by a table of "
-        "your own.", metavar="FORM",
+        "orbax", "The form of DST. orbax: for JAX. hf: a Hugging Face folder, adapters merged. peft: an adapter, all "
+        "that differs from --base. nanogpt: its ckpt.pt. lesson: a .pt file with the names tok_emb, pos_emb, blocks, "
+        "ln_f, lm_head. my.toml: a .pt file by a table of your own.", metavar="FORM",
     )  # fmt: skip
     dtype: Literal["float32", "float16", "bfloat16"] | None = flag(
         None, "The type of the numbers in DST.", default_text="that of SRC"
     )
     shard_size: str = flag(
-        "5GB", "The largest safetensors file in DST, in bytes (KB, MB, GB are powers of ten). More is split into "
-        "shards.", metavar="SIZE",
+        "5GB", "The largest safetensors file in DST, in powers of ten; more is split into shards.", metavar="SIZE",
     )  # fmt: skip
+    base: str | None = flag(
+        None, "With --to=peft: the model that SRC began as.", metavar="MODEL", default_text="the run's --model"
+    )
     propose: Path | None = flag(
-        None, "Where no dialect fits SRC: draft a table of its names and layouts into this file, for --dialect. What "
-        "names and shapes don't decide is left open as ?.", metavar="my.toml", default_text="no draft",
+        None, "Where no dialect fits SRC: draft a table of its names and layouts into this file, for --dialect.",
+        metavar="my.toml", default_text="no draft",
     )  # fmt: skip
     force: bool = flag(False, "Replace DST if it holds a checkpoint, or the draft of --propose.")
 
@@ -85,6 +87,7 @@ def run(command: ConvertCommand) -> None:
         print(describe(open_checkpoint(command.src, **command.how_to_read), terminal_width()))
         return
     checkpoint = read(command.src, **command.how_to_read)
+    base_name = base_of(command) if command.to == "peft" else ""
     write(
         command.dst,
         checkpoint.params,
@@ -93,10 +96,26 @@ def run(command: ConvertCommand) -> None:
         dtype=command.dtype,
         shard_size=command.shard_size,
         tokenizer=tokenizer_files(checkpoint.path),
+        base=read(base_name) if base_name else None,
+        base_name=base_name,
         force=command.force,
     )
+    if command.to == "peft":
+        print(f"{checkpoint.path} -> {command.dst}: an adapter for {base_name}, written, read back, bitwise equal")
+        return
     how = f"compared as {command.dtype}" if command.dtype else "bitwise equal"
     print(f"{checkpoint.path} -> {command.dst}: {len(checkpoint.params)} tensors written, read back, {how}")
+
+
+def base_of(command: ConvertCommand) -> str:
+    """Return the name of the model that SRC began as: what was given, or what a run says."""
+    if command.base is not None:
+        return command.base
+    try:
+        settings = json.loads((Path(command.src).expanduser() / "run.json").read_text("utf-8"))["settings"]
+        return str(settings["model"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"--to=peft: {command.src} does not say which model it began as: give --base") from None
 
 
 def draft(command: ConvertCommand) -> None:

@@ -1,7 +1,7 @@
 """A checkpoint on disk of any format and dialect, opened lazily."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from jaxgpt.convert.dialect import Dialect, Tensors
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.layout import Shape
 from jaxgpt.convert.mapping import to_ours
+from jaxgpt.convert.peft import base_of, with_adapter
 from jaxgpt.convert.recognise import recognise
-from jaxgpt.convert.source import resolve
+from jaxgpt.convert.source import is_adapter, resolve, tokenizer_files
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class Checkpoint:
     """Tensors of the file that are not parameters, such as masks: name -> shape."""
     notes: tuple[str, ...] = ()
     """A sentence for each thing that was left out, ignored or assumed."""
+    adapter: Path | None = None
+    """The folder of an adapter that is not one of the checkpoint's own."""
 
 
 def read(
@@ -44,30 +47,46 @@ def read(
     n_head: int | None = None,
     activation: str | None = None,
     drop_heads: bool = False,
+    adapter: str | Path | None = None,
 ) -> Checkpoint:
     """Open a checkpoint, and log what was left out, ignored or assumed.
 
     Args:
         source: a Hugging Face folder, a `.safetensors`, `.pt`, `.pth`, `.bin`, `.pkl` or `.msgpack` file, an Orbax
             folder, a training run (its newest checkpoint), or a hub name with or without a revision, `"gpt2"` or
-            `"gpt2@main"`.
+            `"gpt2@main"`; or an adapter of PEFT's, which says for which model of the hub it is.
         dialect: one of `convert.dialects.DIALECTS`; detected by default.
         n_head: the number of heads, needed where the file has tensors only.
         activation: the activation function, needed where neither config nor dialect states it.
         drop_heads: leave other heads behind, such as a classifier's or a value head, and read the language model.
+        adapter: an adapter of PEFT's for this model, a folder or a hub name.
 
     Raises:
         InputError: there is no checkpoint, or a part of it is unknown.
     """
-    found = open_checkpoint(source, dialect=dialect, n_head=n_head, activation=activation, drop_heads=drop_heads)
+    found = open_checkpoint(
+        source, adapter=adapter, dialect=dialect, n_head=n_head, activation=activation, drop_heads=drop_heads
+    )
     for note in found.notes:
         log.warning("%s: %s", found.path, note)
     return found
 
 
-def open_checkpoint(source: str | Path, **told: Any) -> Checkpoint:
+def open_checkpoint(source: str | Path, *, adapter: str | Path | None = None, **told: Any) -> Checkpoint:
     """Open a checkpoint as `read` does, and log nothing."""
     path = resolve(source)
+    if adapter is None and is_adapter(path):
+        adapter, path = path, resolve(base_of(path))
+    base = _open(path, **told)
+    if adapter is None:
+        return base
+    folder = resolve(adapter)
+    params, config = with_adapter(base.params, base.config, folder)
+    path = folder if tokenizer_files(folder) else base.path
+    return replace(base, path=path, params=params, config=config, adapter=folder)
+
+
+def _open(path: Path, **told: Any) -> Checkpoint:
     contents = open_contents(path)
     try:
         found = recognise(contents, **told)

@@ -95,6 +95,11 @@ def _open_weights(weights: Path) -> Contents:
     return Contents(name, tensors)
 
 
+def open_file(path: Path) -> Tensors:
+    """Return the tensors of a safetensors or PyTorch file, by name."""
+    return safetensors.read(path) if path.suffix == ".safetensors" else _state_dict(path)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; duplicate names and endless depth are refused."""
     try:

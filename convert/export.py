@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxgpt.convert import peft
 from jaxgpt.convert.adapter import merged
 from jaxgpt.convert.checkpoint import Checkpoint, open_checkpoint
 from jaxgpt.convert.config import GPTConfig
-from jaxgpt.convert.dialect import HEAD_BIAS, Dialect, Tensors
+from jaxgpt.convert.dialect import EMBEDDING, HEAD, HEAD_BIAS, Dialect, Tensors
 from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.dialects.lesson import LESSON
@@ -23,12 +24,14 @@ from jaxgpt.convert.hf_folder import FILES, size_in_bytes, write_hf_folder
 from jaxgpt.convert.layout import shape_of
 from jaxgpt.convert.mapping import check_params, same, to_theirs
 from jaxgpt.convert.recognise import dialect_called
+from jaxgpt.convert.source import SIDECARS
 
 TARGETS: dict[str, tuple[Dialect, tuple[str, ...]]] = {
     "orbax": (JAXGPT, ("_CHECKPOINT_METADATA", "commit_success.txt", "params", "config", "tokenizer")),
     "hf": (HF, FILES),
     "nanogpt": (NANOGPT, ()),
     "lesson": (LESSON, ()),
+    "peft": (HF, (*peft.FILES, *SIDECARS)),
 }
 """Forms that can be written: the dialect, and the files of its folder that may be replaced (none: one file)."""
 
@@ -53,6 +56,8 @@ def write(
     dtype: str | None = None,
     shard_size: str = "5GB",
     tokenizer: Mapping[str, Path] | None = None,
+    base: Checkpoint | None = None,
+    base_name: str = "",
     force: bool = False,
 ) -> None:
     """Write a checkpoint, read it back and compare it, and then rename it to `path`.
@@ -64,6 +69,8 @@ def write(
         dtype: `"float32"`, `"float16"` or `"bfloat16"` to cast to; by default nothing is cast.
         shard_size: size of the largest safetensors file, such as `"5GB"`.
         tokenizer: files to copy beside the weights, by name.
+        base: for `"peft"`, which writes an adapter: the model that this one began as.
+        base_name: how PEFT finds that model.
         force: replace a checkpoint at `path`.
 
     Raises:
@@ -82,6 +89,8 @@ def write(
     shard_bytes = parse_size(shard_size)
     cast_to = np.dtype(dtype) if dtype else None
     check_params(params, config, JAXGPT)
+    if to == "peft":
+        return _write_adapter(path, params, config, base, base_name, dtype, tokenizer or {}, force)
     if to != "orbax":
         params, config = merged(params, config.lora, config.n_tokens), replace(config, lora=None, n_new_tokens=0)
     if to == "hf" and not config.bias:
@@ -102,11 +111,42 @@ def write(
             case _:
                 torch_zip.write(temporary, to_theirs(dialect, params, config), cast_to)
         if to not in ("hf", "orbax", "nanogpt"):  # a plain state dict states neither
-            told = {"n_head": config.n_head, "activation": config.activation_function}
+            told: dict[str, Any] = {"n_head": config.n_head, "activation": config.activation_function}
             written = open_checkpoint(temporary, dialect=None if to in TARGETS else to, **told)
         else:
             written = open_checkpoint(temporary)
         _compare(written, params, config, cast_to)
+        publish(temporary, path, replaces=force)
+
+
+def _write_adapter(
+    path: Path,
+    params: Tensors,
+    config: GPTConfig,
+    base: Checkpoint | None,
+    base_name: str,
+    dtype: str | None,
+    tokenizer: Mapping[str, Path],
+    force: bool,
+) -> None:
+    """Write what differs from `base` as PEFT does, and read it back over `base`."""
+    if base is None or dtype is not None:
+        raise InputError("to='peft' writes what differs from base=, which it needs, and takes no dtype=")
+    if base.config.tie_word_embeddings != config.tie_word_embeddings or base.config.bias != config.bias:
+        raise InputError("to='peft': the model's head or biases are not those of base=: write it as another form")
+    check_free(path, TARGETS["peft"][1], force)
+    with temporary_sibling(path) as temporary:
+        peft.write_peft_folder(temporary, params, config, base.params, base_name)
+        for name, file in tokenizer.items():
+            shutil.copyfile(file, temporary / name)
+        again, _ = peft.with_adapter(base.params, base.config, temporary)
+        expected = merged({name: p for name, p in params.items() if ".lora_" not in name}, None, config.n_tokens)
+        for name, array in again.items():
+            ours = np.asarray(expected[name] if name in expected else params[name])
+            if config.n_new_tokens and name in (EMBEDDING, HEAD):  # without padding
+                ours = ours[: config.n_tokens] if name == EMBEDDING else ours[:, : config.n_tokens]
+            if not same(ours, np.asarray(array).astype(ours.dtype)):
+                raise RuntimeError(f"{temporary}: {name} differs when read back; is the disk damaged?")
         publish(temporary, path, replaces=force)
 
 

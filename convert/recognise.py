@@ -75,7 +75,7 @@ def recognise(
         InputError: the checkpoint is of another architecture, or it does not state what has to be known.
     """
     given = None if dialect is None else dialect_called(dialect)
-    if given is None:
+    if given is None and contents.format != "Orbax":  # ours, which may have adapters
         _refuse_other_architectures(contents.tensors)
     unwrapped = Unwrapped(dict(contents.tensors)) if contents.config is not None else unwrap(contents.tensors, given)
     tensors, notes = unwrapped.tensors, []

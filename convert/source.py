@@ -21,6 +21,10 @@ SIDECARS = (
 )  # fmt: skip
 """Files of a tokenizer, which are copied with a checkpoint."""
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""Files of an adapter of PEFT's, which are beside no model."""
+
 BUNDLED = {"tiny": Path(__file__).parent / "assets" / "tiny"}
 """Models that are installed with the package, by name."""
 
@@ -72,6 +76,12 @@ def complete_steps(run: Path) -> list[int]:
     return sorted(int(file.parent.name) for file in folders if file.parent.name.isdecimal())
 
 
+def is_adapter(path: Path) -> bool:
+    """Tell whether a folder holds an adapter, and no model beside it."""
+    models = ("model*.safetensors", "pytorch_model*.bin", "flax_model.msgpack")
+    return (path / ADAPTER_CONFIG).is_file() and not any(any(path.glob(name)) for name in models)
+
+
 def tokenizer_files(path: Path) -> dict[str, Path]:
     """Find the tokenizer's files of a checkpoint, by name: beside it, in its folder `tokenizer`, or in its run's."""
     folder = path if path.is_dir() else path.parent
@@ -87,9 +97,9 @@ def _from_hub(source: str) -> Path:
 
     found = HUB_NAME.fullmatch(source)
     assert found is not None
-    always = ["config.json", "generation_config.json", *SIDECARS]
+    always = ["config.json", "generation_config.json", ADAPTER_CONFIG, *SIDECARS]
     try:
-        for weights in ("model*.safetensors", "pytorch_model*.bin", "flax_model.msgpack"):
+        for weights in ("model*.safetensors", "pytorch_model*.bin", "flax_model.msgpack", *ADAPTER_WEIGHTS):
             wanted = [*always, weights, weights.replace("*", "") + ".index.json"]
             folder = Path(
                 huggingface_hub.snapshot_download(found["name"], revision=found["revision"], allow_patterns=wanted)

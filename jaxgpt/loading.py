@@ -11,12 +11,14 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxgpt import convert
+from jaxgpt.convert.adapter import ADAPTERS
 from jaxgpt.mesh import AXES, RULES, WHOLE_VOCABULARY, shardings
 
 
 def to_jax(checkpoint: convert.Checkpoint, dtype: np.dtype, mesh: Mesh | None = None) -> dict[str, jax.Array]:
     """Load the parameters by name as JAX arrays of a dtype, on the first device or by the rules of a mesh.
 
+    Those of adapters are float32 whatever the others are.
     One copy of a mapped file, several tensors at once. A vocabulary that `tensor` does not divide is not split over it.
     Of several processes each reads its share of the bytes and no more, wherever the parameters are to lie.
     """
@@ -25,10 +27,11 @@ def to_jax(checkpoint: convert.Checkpoint, dtype: np.dtype, mesh: Mesh | None = 
     if mesh is not None:
         whole = checkpoint.config.vocab_size % mesh.shape["tensor"] > 0
         sharding_of |= shardings(params, mesh, WHOLE_VOCABULARY if whole else RULES)
-    if checkpoint.format == "Orbax":
+    if checkpoint.format == "Orbax" and checkpoint.adapter is None:
         from jaxgpt.convert.formats import orbax
 
-        return orbax.restore(checkpoint.path, sharding_of, dtype)
+        dtypes = {name: np.dtype(np.float32) if ADAPTERS.fullmatch(name) else dtype for name in params}
+        return orbax.restore(checkpoint.path, sharding_of, dtypes)
     if mesh is not None and jax.process_count() > 1:
         return _shared(params, sharding_of, dtype, mesh)
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -24,6 +24,7 @@ def from_pretrained(
     n_head: int | None = None,
     activation: str | None = None,
     drop_heads: bool = False,
+    adapter: str | Path | None = None,
     mesh: Mesh | None = None,
     param_dtype=None,
     dtype=None,
@@ -38,6 +39,7 @@ def from_pretrained(
         n_head: the number of heads, needed where the file has tensors only.
         activation: the activation function, needed where neither config nor dialect states it.
         drop_heads: leave other heads behind, such as a classifier's or a value head.
+        adapter: a LoRA adapter of PEFT's for this model, a folder or a hub name; `merge_lora` puts it into the weights.
         mesh: where the parameters go, by the rules of `jaxgpt.mesh`; the first device without. A vocabulary that its
             `tensor` does not divide is padded.
         param_dtype: what the parameters are kept in; float32 by default, whatever the file holds.
@@ -49,7 +51,9 @@ def from_pretrained(
     if isinstance(source, convert.Checkpoint):
         checkpoint = source
     else:
-        checkpoint = convert.read(source, dialect=dialect, n_head=n_head, activation=activation, drop_heads=drop_heads)
+        checkpoint = convert.read(
+            source, dialect=dialect, n_head=n_head, activation=activation, drop_heads=drop_heads, adapter=adapter
+        )
     param_dtype = np.dtype(param_dtype or jnp.float32)
     model = abstract(checkpoint.config, dtype=dtype or param_dtype, param_dtype=param_dtype)
     model = with_params(model, to_jax(checkpoint, param_dtype, mesh))

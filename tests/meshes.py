@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 import jaxgpt
 from jaxgpt import named_params
+from jaxgpt.freeze.strategies import with_lora
 from jaxgpt.mesh import batch_sharding, make_mesh, shardings
 from jaxgpt.train.data.device_batches import local_rows, to_devices
 from jaxgpt.train.settings import Settings
@@ -19,6 +21,8 @@ from jaxgpt.train.step.spec import make_step_spec
 
 MESHES = ("one", "data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2")
 STRATEGIES = ("first1", "gradual:head@0,full@4")
+ADAPTERS = "gradual:lora:r=2,on=all@0,new-tokens@2,full@4"
+RUNS = [*((strategy, mesh) for strategy in STRATEGIES for mesh in MESHES), (ADAPTERS, "one"), (ADAPTERS, MESHES[-1])]
 STEPS, B = 10, 8
 CONFIG = jaxgpt.GPTConfig(
     n_layer=2, vocab_size=104, n_padding=8, n_positions=24, n_embd=64, n_head=8, n_inner=128,
@@ -26,10 +30,15 @@ CONFIG = jaxgpt.GPTConfig(
 )  # fmt: skip
 
 
-def start() -> dict[str, np.ndarray]:
+def config_of(strategy: str) -> jaxgpt.GPTConfig:
+    """The model, with the adapters that a strategy is about."""
+    return CONFIG if strategy != ADAPTERS else with_lora(strategy, replace(CONFIG, n_new_tokens=3))
+
+
+def start(config: jaxgpt.GPTConfig) -> dict[str, np.ndarray]:
     """Parameters that all matter."""
     draw = np.random.default_rng(0)
-    shapes = named_params(jaxgpt.model.gpt.abstract(CONFIG))
+    shapes = named_params(jaxgpt.model.gpt.abstract(config))
     return {
         name: (draw.normal(float(name.endswith("scale")), 0.1, p.shape)).astype(np.float32)
         for name, p in shapes.items()
@@ -40,7 +49,8 @@ def run(text: str, strategy: str) -> tuple[list[float], dict[str, np.ndarray], l
     """Losses, the parameters after the last step, and names of those whose bits have changed."""
     mesh = make_mesh(None, devices=jax.devices()[:1]) if text == "one" else make_mesh(text)
     settings = Settings(freeze=strategy, batch_size=B, lr=1.2e-5, warmup=1.0, weight_decay=0.1, seed=3)
-    shapes, before = jaxgpt.model.gpt.abstract(CONFIG), start()
+    config = config_of(strategy)
+    shapes, before = jaxgpt.model.gpt.abstract(config), start(config)
     spec = make_step_spec(settings, mesh, shapes, steps=STEPS, packed=False)
     params = jax.device_put(before, shardings(named_params(shapes), mesh))
     phases, place = PhaseCompiler(spec), batch_sharding(mesh)
@@ -62,13 +72,13 @@ def run(text: str, strategy: str) -> tuple[list[float], dict[str, np.ndarray], l
 
 def main() -> None:
     """Writes a folder: losses.json, and the parameters of each run as .npz."""
-    folder, found, first = Path(sys.argv[1]), {}, start()
-    for i, strategy in enumerate(STRATEGIES):
-        for j, mesh in enumerate(MESHES):
-            losses, params, changed = run(mesh, strategy)
-            moved = max(float(np.abs(params[name] - first[name]).max()) for name in first)
-            found[f"{i} {j}"] = {"losses": losses, "changed": changed, "moved": moved}
-            np.savez(folder / f"{i} {j}.npz", **params)
+    folder, found = Path(sys.argv[1]), {}
+    for strategy, mesh in RUNS:
+        first, at = start(config_of(strategy)), RUNS.index((strategy, mesh))
+        losses, params, changed = run(mesh, strategy)
+        moved = max(float(np.abs(params[name] - first[name]).max()) for name in first)
+        found[at] = {"losses": losses, "changed": changed, "moved": moved}
+        np.savez(folder / f"{at}.npz", **params)
     (folder / "losses.json").write_text(json.dumps(found))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental import mesh_utils
 from jax.sharding import PartitionSpec as P
-from meshes import MESHES, STRATEGIES
+from meshes import MESHES, RUNS
 
 from jaxgpt.convert import GPTConfig, InputError
 from jaxgpt.mesh import RULES, make_mesh, shardings
@@ -66,14 +66,13 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("mesh", MESHES[1:])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("strategy", "mesh"), [run for run in RUNS if run[1] != "one"])
 def test_eight_devices_train_as_one_does(trained, strategy, mesh):
     found = json.loads((trained / "losses.json").read_text())
-    i, j = [*STRATEGIES].index(strategy), MESHES.index(mesh)
-    here, alone = found[f"{i} {j}"], found[f"{i} 0"]
+    i, one = RUNS.index((strategy, mesh)), RUNS.index((strategy, "one"))
+    here, alone = found[str(i)], found[str(one)]
     np.testing.assert_allclose(here["losses"], alone["losses"], rtol=0, atol=1e-5)
-    ours, theirs = np.load(trained / f"{i} {j}.npz"), np.load(trained / f"{i} 0.npz")
+    ours, theirs = np.load(trained / f"{i}.npz"), np.load(trained / f"{one}.npz")
     differences = {name: np.abs(ours[name] - theirs[name]) for name in theirs}
     assert max(difference.max() for difference in differences.values()) < 1e-5
     # but for what has no gradient, the keys' bias, they are a hundred times closer still
@@ -86,7 +85,7 @@ def test_eight_devices_train_as_one_does(trained, strategy, mesh):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_what_is_frozen_keeps_its_bits_on_every_mesh(trained, mesh):
     found = json.loads((trained / "losses.json").read_text())
-    changed = found[f"{[*STRATEGIES].index('first1')} {MESHES.index(mesh)}"]["changed"]
+    changed = found[str(RUNS.index(("first1", mesh)))]["changed"]
     assert changed
     assert all(name.startswith(("blocks.1.", "ln_f.")) for name in changed)
 

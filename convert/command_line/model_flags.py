@@ -12,7 +12,7 @@ class ModelFlags:
 
     dialect: str | None = flag(
         None, "How the checkpoint names and lays out its tensors: hf, dialogpt, nanogpt, build-nanogpt, mingpt, "
-        "old-mingpt, linear, lesson, raschka, llmc, flax or jaxgpt, or a table of your own, my.toml.",
+        "old-mingpt, linear, lesson, raschka, lecture, llmc, flax or jaxgpt, or a table of your own, my.toml.",
         metavar="NAME", default_text="detected", group="model",
     )  # fmt: skip
     n_head: int | None = flag(
@@ -22,6 +22,10 @@ class ModelFlags:
     activation: str | None = flag(
         None, "gelu_new (GPT-2's tanh form), gelu (exact), relu, silu or tanh, where the checkpoint does not state it.",
         metavar="NAME", group="model",
+    )  # fmt: skip
+    adapter: str | None = flag(
+        None, "A LoRA adapter of PEFT's for this model: a folder, or a hub name.",
+        metavar="PATH", group="model",
     )  # fmt: skip
     drop_heads: bool = flag(
         False, "Ignore other heads in the checkpoint, such as a classifier or a value head.", group="model"

@@ -53,10 +53,11 @@ def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig]:
     return found, read_config(path)
 
 
-def restore(path: Path, shardings: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """Read the parameters as JAX arrays with these shardings; a host reads only what its devices hold."""
+def restore(path: Path, shardings: Mapping[str, Any], dtypes: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the parameters as JAX arrays of these shardings and dtypes; a host reads only what its devices hold."""
     targets = {
-        name: ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype, strict=False) for name, sharding in shardings.items()
+        name: ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtypes[name], strict=False)
+        for name, sharding in shardings.items()
     }
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:

@@ -54,14 +54,15 @@ def main(arguments: Sequence[str]) -> int:
 def run(command: CheckCommand) -> int:
     """Print what the checks found, and return the exit code."""
     import jaxgpt
+    from jaxgpt import convert
     from jaxgpt.compile_cache import use_compile_cache
-    from jaxgpt.convert.source import resolve, tokenizer_files
+    from jaxgpt.convert.source import tokenizer_files
 
     use_compile_cache(command.compile_cache)
     with busy(f"loading {command.model}"):
-        path = resolve(command.model)
-        model = jaxgpt.from_pretrained(path, **command.how_to_read)
-        tokenizer = jaxgpt.load_tokenizer(path) if tokenizer_files(path) else None
+        checkpoint = convert.read(command.model, **command.how_to_read)
+        model = jaxgpt.from_pretrained(checkpoint)
+        tokenizer = jaxgpt.load_tokenizer(checkpoint.path) if tokenizer_files(checkpoint.path) else None
     texts = None if command.text is None else read_texts(command.text)
     with busy("checking"):
         report = jaxgpt.check(model, tokenizer, command.against, name=command.model, texts=texts)

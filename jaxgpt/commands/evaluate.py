@@ -64,8 +64,8 @@ def main(arguments: Sequence[str]) -> int:
 def run(command: EvalCommand) -> int:
     """Print the loss of a text, and return the exit code."""
     import jaxgpt
+    from jaxgpt import convert
     from jaxgpt.compile_cache import use_compile_cache
-    from jaxgpt.convert.source import resolve
     from jaxgpt.data.corpus import tokenise
     from jaxgpt.data.sources import check_text_field, find, peek
     from jaxgpt.sanity.verdict import finite
@@ -79,14 +79,14 @@ def run(command: EvalCommand) -> int:
                 f"{source.name} holds conversations; eval reads plain texts only: for conversations, see the "
                 "evaluations of jaxgpt train"
             )
-    path = resolve(command.model)
-    tokenizer = jaxgpt.load_tokenizer(path)
+    checkpoint = convert.read(command.model, **command.how_to_read)
+    tokenizer = jaxgpt.load_tokenizer(checkpoint.path)
     with about("--data"):
         corpus = tokenise(source, tokenizer, cache=command.cache, progress=True)
     for remark in corpus.remarks:
         show(f"jaxgpt: {remark}", sys.stderr)
     with busy(f"loading {command.model}"):
-        model, _ = jaxgpt.vocab.match_tokenizer(jaxgpt.from_pretrained(path, **command.how_to_read), tokenizer)
+        model, _ = jaxgpt.vocab.match_tokenizer(jaxgpt.from_pretrained(checkpoint), tokenizer)
     jaxgpt.tokenizer.check_vocabulary(tokenizer, model.config, corpus.tokens)
     result = jaxgpt.evaluate(
         model, corpus.tokens, context=command.context, stride=command.stride, batch_size=command.batch_size,

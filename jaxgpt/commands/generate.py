@@ -131,10 +131,10 @@ def run(command: GenerateCommand) -> int:
 def load(command: GenerateCommand) -> tuple[Any, Any]:
     """Return a model and its tokenizer, which are looked for once and belong together."""
     import jaxgpt
-    from jaxgpt.convert.source import resolve
+    from jaxgpt import convert
 
-    path = resolve(command.model)
-    model, tokenizer = jaxgpt.from_pretrained(path, **command.how_to_read), jaxgpt.load_tokenizer(path)
+    checkpoint = convert.read(command.model, **command.how_to_read)
+    model, tokenizer = jaxgpt.from_pretrained(checkpoint), jaxgpt.load_tokenizer(checkpoint.path)
     matched, said = jaxgpt.vocab.match_tokenizer(model, tokenizer)
     if matched.config.end_ids != model.config.end_ids:
         print(f"jaxgpt: {said}", file=sys.stderr)
