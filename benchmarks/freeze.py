@@ -19,6 +19,7 @@ import numpy as np
 
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
+from jaxgpt.freeze.strategies import with_lora
 from jaxgpt.train.step.batch import Batch
 from jaxgpt.train.step.optimizer import lr_schedule, make_optimizer
 from jaxgpt.train.step.step import Rates, init_state, make_train_step
@@ -31,6 +32,10 @@ ROWS = (
     ("`embeddings`", "embeddings", 0, False),
     ("`first6`", "first6", 0, False),
     ("`last3`", "last3", 0, False),
+    ("`lora`", "lora", 0, False),
+    ("`lora:on=all`", "lora:on=all", 0, False),
+    ("`biases`", "biases", 0, False),
+    ("`new-tokens`, two of them", "new-tokens", 0, False),
     ("`full --untie-head`, or phase 3", "full", 0, True),
     ("phase 2 of `gradual --untie-head`", "gradual", 1000, True),
     ("`head --untie-head`, or phase 1", "head", 0, True),
@@ -40,6 +45,7 @@ ROWS = (
 
 def compile_case(config: jaxgpt.GPTConfig, text: str, first_step: int, batch: tuple[int, int]) -> dict:
     """Compile a step; return it with its state and the compiler's numbers."""
+    config = with_lora(text, replace(config, n_new_tokens=2 if text == "new-tokens" else 0))
     model = jaxgpt.GPT(config, rngs=jaxgpt.model.gpt.nnx.Rngs(0))
     plan = freeze.parse(text, config, 3000)
     rate = lr_schedule(3000, 0.1)

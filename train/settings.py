@@ -114,13 +114,15 @@ class Settings(ModelFlags):
     )  # fmt: skip
     freeze: str = setting(
         "full", "What trains; the rest is frozen. full: everything. firstN: all but the embeddings and the first N "
-        "blocks. lastN: the last N blocks, ln_f and an untied head. head, embeddings, regex:PATTERN: only these. "
+        "blocks. lastN: the last N blocks, ln_f and an untied head. head, embeddings, biases, norms, regex:PATTERN: "
+        "only these. lora, or lora:r=8,alpha=16,on=attn+mlp,dropout=0,rslora,dora: low-rank adapters beside the frozen "
+        "model. new-tokens: rows that --add-tokens adds. A+B: what either trains. "
         "gradual: three phases, each a third of the steps: the head; then also the last quarter of the blocks and "
         "ln_f; then everything. Or phases as STRATEGY@START, with START in steps, percent or epochs, as in "
         "gradual:head@0,last3@40%,full@2ep.",
         metavar="STRATEGY", group="freeze", is_common=True,
         brief="What trains, the rest is frozen: full, firstN (all but embeddings and the first N blocks), lastN, head, "
-        "embeddings, regex:PATTERN, gradual",
+        "embeddings, lora, regex:PATTERN, gradual",
     )  # fmt: skip
     layer_lr_decay: float = setting(
         1.0, "Multiply the learning rate by FACTOR for each block further from the output. Embeddings, and a head tied "

@@ -24,7 +24,7 @@ class ModelFlags:
         metavar="NAME", group="model",
     )  # fmt: skip
     adapter: str | None = flag(
-        None, "A LoRA adapter of PEFT's for this model: a folder, or a hub name.",
+        None, "A LoRA adapter of PEFT's for this model.",
         metavar="PATH", group="model",
     )  # fmt: skip
     drop_heads: bool = flag(
