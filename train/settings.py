@@ -36,7 +36,7 @@ GROUPS = {
     "data": "what to train on, and what to hold out",
     "freeze": "which parameters train, and from when on",
     "length": "how long to train",
-    "optimizer": "AdamW, its learning rate, and regularisation",
+    "optimizer": "the optimizer, its learning rate, and regularisation",
     "run": "the folder of the run, checkpoints, resuming, logs",
     "devices": "number formats, memory, and how devices are arranged",
     "processes": "runs in several processes",
@@ -156,17 +156,26 @@ class Settings(ModelFlags):
         1, "Gradient accumulation: split each batch into N micro-batches, one after the other. The same step with the "
         "memory of one micro-batch.", metavar="N", group="length", **COUNT,
     )  # fmt: skip
+    optimizer: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = setting(
+        "adamw", "The optimizer. adafactor: second moments by rows and columns, in a fraction of the memory; lion: the "
+        "sign of a momentum; muon: orthogonalised momentum for matrices inside blocks, AdamW for the rest; sgd: with "
+        "momentum 0.9.", group="optimizer",
+    )  # fmt: skip
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = setting(
+        "cosine", "How the learning rate goes on after its warm-up. cosine, linear: it falls to a tenth; constant: it "
+        "stays; wsd: it stays, and falls to zero in the last fifth.", group="optimizer",
+    )  # fmt: skip
     lr: float | None = setting(
-        None, "The peak learning rate of AdamW.", metavar="RATE", group="optimizer", is_common=True,
-        brief="Peak learning rate", default_text="0.128 / n_embd: 1e-3 for tiny, 1.7e-4 for gpt2", low=0, is_above=True,
-        high=10,
+        None, "The peak learning rate. By default Lion's is a fifth of AdamW's, and SGD's 200 times it.",
+        metavar="RATE", group="optimizer", is_common=True, brief="Peak learning rate",
+        default_text="0.128 / n_embd: 1e-3 for tiny, 1.7e-4 for gpt2", low=0, is_above=True, high=10,
     )  # fmt: skip
     warmup: float = setting(
-        0.1, "The fraction of the steps in which the learning rate rises to its peak. A cosine then takes it down to a "
-        "tenth of that.", metavar="FRACTION", group="optimizer", low=0, high=1,
+        0.1, "The fraction of the steps in which the learning rate rises to its peak.", metavar="FRACTION",
+        group="optimizer", low=0, high=1,
     )  # fmt: skip
     weight_decay: float = setting(
-        0.1, "AdamW's decoupled weight decay of matrices, multiplied by the learning rate. Biases and LayerNorms never "
+        0.1, "The decoupled weight decay of matrices, multiplied by the learning rate. Biases and LayerNorms never "
         "decay.",
         metavar="RATE", group="optimizer", low=0, high=10,
     )  # fmt: skip

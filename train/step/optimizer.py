@@ -1,4 +1,4 @@
-"""AdamW with warm-up and a cosine, decay on matrices only, one clip over all that trains, and a rate for each layer."""
+"""Optimizers by name, and their learning rates: decay on matrices, one clip over all that trains, rates by layer."""
 
 import math
 import re
@@ -20,8 +20,25 @@ DECAYED: Rules[bool] = ((r".*\.(kernel|embedding|new|lora_[ab])", True), (r".*\.
 B1, B2, EPSILON = 0.9, 0.95, 1e-8
 """AdamW's, as in nanoGPT and GPT-3 (Brown et al. 2020, appendix B)."""
 
+MUON: Rules[optax.contrib.MuonDimensionNumbers | None] = (
+    (r"blocks\.\d+\.attn\.c_attn\.kernel", optax.contrib.MuonDimensionNumbers(0, (2, 3))),  # q, k and v each alone
+    (r"blocks\.\d+\.attn\.c_proj\.kernel", optax.contrib.MuonDimensionNumbers((0, 1), 2)),
+    (r"blocks\.\d+\.mlp\.fc[12]\.kernel", optax.contrib.MuonDimensionNumbers(0, 1)),
+    (r".*", None),
+)
+"""The axes of the matrices inside blocks, inputs and outputs, that Muon orthogonalises; AdamW updates the rest."""
+
+MUON_RMS = 0.2
+"""Root mean square of Muon's updates, AdamW's usual one, so that the same rate suits both (Liu et al. 2025, 2.2)."""
+
+PEAK_LR = {"adamw": 0.128, "muon": 0.128, "adafactor": 0.128, "lion": 0.025, "sgd": 25.0}
+"""Default peak learning rate of each optimizer, times the width D."""
+
 FINAL = 0.1
-"""The learning rate at the end of the cosine, as a fraction of its peak."""
+"""The learning rate at the end of the cosine or of the line, as a fraction of its peak."""
+
+WSD_DECAY = 0.2
+"""The fraction of the steps in which the rate of `wsd` falls to zero (Hu et al. 2024: warm-up, stable, decay)."""
 
 
 def warmup_steps(steps: int, warmup: float) -> int:
@@ -29,17 +46,29 @@ def warmup_steps(steps: int, warmup: float) -> int:
     return min(max(1, round(steps * warmup)), steps)
 
 
-def lr_schedule(steps: int, warmup: float) -> optax.Schedule:
+def lr_schedule(steps: int, warmup: float, kind: str = "cosine") -> optax.Schedule:
     """Return the learning rate as a fraction of its peak, by the number of steps that are made.
 
     It rises in equal parts to 1 in the last step of the warm-up, so that the first step already updates the parameters.
-    Then a cosine takes it down to a tenth.
+
+    Args:
+        kind: what follows. `"cosine"` or `"linear"`: it falls to a tenth; `"constant"`: it stays; `"wsd"`: it stays,
+            and falls to zero in the last fifth.
     """
     rise = warmup_steps(steps, warmup)
-    cosine = optax.warmup_cosine_decay_schedule(0.0, 1.0, rise, max(steps, rise + 1), FINAL)
+    rest = max(steps - rise, 1)
+    if kind == "cosine":
+        after = optax.warmup_cosine_decay_schedule(0.0, 1.0, rise, rise + rest, FINAL)
+    elif kind == "linear":
+        after = optax.linear_schedule(1.0, FINAL, rest, rise)
+    elif kind == "wsd":
+        fall = min(max(1, round(steps * WSD_DECAY)), rest)
+        after = optax.linear_schedule(1.0, 0.0, fall, rise + rest - fall)
+    else:
+        after = optax.constant_schedule(1.0)
 
     def schedule(count: Any) -> Any:
-        return jnp.where(count < rise, (count + 1) / rise, cosine(count))
+        return jnp.where(count < rise, (count + 1) / rise, after(count))
 
     return schedule
 
@@ -53,24 +82,53 @@ def make_optimizer(
     clip: float,
     step: int = 0,
     thaw_warmup: int = 1,
+    kind: str = "adamw",
 ) -> optax.GradientTransformation:
-    """Return a clip over all groups together, then an AdamW of its own for what each phase thawed.
+    """Return a clip over all groups together, then an optimizer of its own for what each phase thawed.
 
     Updates are those of a peak learning rate of 1: the training step multiplies them by each parameter's peak.
 
     Args:
         trainable: what trains in the phase that the step after `step` belongs to.
         thaw_warmup: steps in which the rate of what a later phase thawed rises to the schedule's.
+        kind: one of `PEAK_LR`.
     """
 
-    def adamw(phase: freeze.Phase) -> optax.GradientTransformation:
-        def group_rate(count):  # of updates of this group: its own Adam began when it thawed
+    def of_phase(phase: freeze.Phase) -> optax.GradientTransformation:
+        def group_rate(count):  # of updates of this group: its own optimizer began when it thawed
             risen = jnp.minimum(1.0, (count + 1) / thaw_warmup) if phase.start else 1.0
             return rate(phase.start + count) * risen
 
-        return optax.adamw(group_rate, B1, B2, EPSILON, weight_decay=weight_decay, mask=_decayed)
+        return update_rule(kind, group_rate, weight_decay)
 
-    return optax.chain(clip_by_norm(clip), freeze.optimizer(plan, trainable, adamw, step))
+    return optax.chain(clip_by_norm(clip), freeze.optimizer(plan, trainable, of_phase, step))
+
+
+def update_rule(kind: str, rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """Return an optimizer by its name, with decoupled weight decay of matrices."""
+    decay = optax.add_decayed_weights(weight_decay, _decayed)
+    adamw = optax.adamw(rate, B1, B2, EPSILON, weight_decay=weight_decay, mask=_decayed)
+    match kind:
+        case "lion":
+            return optax.lion(rate, weight_decay=weight_decay, mask=_decayed)
+        case "sgd":
+            return optax.chain(optax.trace(B1), decay, optax.scale_by_learning_rate(rate))
+        case "adafactor":
+            factored = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+            return optax.chain(factored, decay, optax.scale_by_learning_rate(rate))
+        case "muon":
+            muon = optax.contrib.muon(
+                rate, weight_decay=weight_decay, consistent_rms=MUON_RMS,
+                muon_weight_dimension_numbers=lambda params: {
+                    name: match(MUON, [name])[name] if isinstance(p, jax.Array | jax.ShapeDtypeStruct) else p
+                    for name, p in params.items()
+                },
+            )  # fmt: skip
+            groups = {"muon": muon, "adamw": adamw}
+            return optax.multi_transform(
+                groups, lambda params: {name: "muon" if match(MUON, [name])[name] else "adamw" for name in params}
+            )
+    return adamw
 
 
 def clip_by_norm(most: float) -> optax.GradientTransformation:

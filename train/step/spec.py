@@ -15,7 +15,7 @@ from jaxgpt.mesh import batch_sharding, batch_shards, shardings
 from jaxgpt.params import by_module, named_params, with_params
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import lr_schedule, make_optimizer, rate_factors, warmup_steps
+from jaxgpt.train.step.optimizer import PEAK_LR, lr_schedule, make_optimizer, rate_factors, warmup_steps
 from jaxgpt.train.step.step import Objective, Rates, TrainState, make_train_step, shape_at, state_shapes
 
 STEPS = 150
@@ -63,11 +63,11 @@ class StepSpec:
         return Objective(self.settings.label_smoothing, self.settings.accumulate, self.settings.remat)
 
     def optimizer(self, trainable: dict[str, Any], step: int) -> optax.GradientTransformation:
-        """Return AdamW for what trains in the phase of the step after `step`."""
+        """Return the optimizer for what trains in the phase of the step after `step`."""
         settings = self.settings
         return make_optimizer(
             self.plan, trainable, self.schedule, weight_decay=settings.weight_decay, clip=settings.clip,
-            step=step, thaw_warmup=max(1, round(self.steps * settings.thaw_warmup)),
+            step=step, thaw_warmup=max(1, round(self.steps * settings.thaw_warmup)), kind=settings.optimizer,
         )  # fmt: skip
 
     def state(self, step: int) -> TrainState:
@@ -112,8 +112,8 @@ def make_step_spec(
         steps=steps,
         plan=plan,
         batch=batch_shapes(settings, mesh, config.n_positions, packed=packed),
-        schedule=lr_schedule(steps, settings.warmup),
-        peak_lr=settings.lr or 0.128 / config.n_embd,
+        schedule=lr_schedule(steps, settings.warmup, settings.schedule),
+        peak_lr=settings.lr or PEAK_LR[settings.optimizer] / config.n_embd,
         rate_factors=rate_factors(trainable, config.n_layer, settings.layer_lr_decay, settings.lr_scale),
     )
 

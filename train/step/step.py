@@ -56,7 +56,8 @@ def state_shapes(
 
     def with_sharding(path, leaf):
         name = param_name(path[-1:])
-        return shape_at(leaf, trainable[name].sharding if name in trainable else on_all)
+        is_moment = name in trainable and trainable[name].shape == leaf.shape  # and no row sums of Adafactor's
+        return shape_at(leaf, trainable[name].sharding if is_moment else on_all)
 
     opt_state = jax.tree_util.tree_map_with_path(with_sharding, jax.eval_shape(tx.init, trainable))
     trainable, frozen = ({name: shape_at(p, p.sharding) for name, p in part.items()} for part in (trainable, frozen))
