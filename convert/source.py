@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from jaxgpt.convert.disk import local_path
 from jaxgpt.convert.errors import InputError, did_you_mean
 from jaxgpt.convert.published import PUBLISHED
 
@@ -36,7 +37,7 @@ def resolve(source: str | Path) -> Path:
     """
     if str(source) in BUNDLED:
         return BUNDLED[str(source)]
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir() and str(source):
         return newest_step(path) if (path / "checkpoints").is_dir() else path
     if path.exists():
@@ -48,7 +49,7 @@ def resolve(source: str | Path) -> Path:
 
 def _alike(source: str | Path) -> str:
     """Suggest a known name, or a file or folder beside the missing one, that is like it."""
-    parent = Path(source).expanduser().parent
+    parent = local_path(source).parent
     try:
         beside = [str(Path(source).parent / path.name) for path in parent.iterdir()]
     except OSError:

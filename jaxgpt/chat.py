@@ -75,9 +75,13 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = False,
     """
     chats = [[{name: value for name, value in message.items() if name != "weight"} for message in messages]]
     try:  # as a batch of one, which may be without any message
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             chats, tokenize=False, add_generation_prompt=answer, tools=list(tools) or None
         )[0]
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        raise InputError("the tokenizer's chat template writes half a character") from None
     except Exception as error:  # a template is a program of somebody else's, in a sandbox
         raise InputError(f"the tokenizer's chat template fails ({type(error).__name__}: {error})") from None
 

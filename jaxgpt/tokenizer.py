@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxgpt.arguments import check_ids
 from jaxgpt.convert.config import GPTConfig
-from jaxgpt.convert.contents import read_json
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats.torch_pickle import read_pickle
+from jaxgpt.convert.json_input import read_json
 from jaxgpt.convert.source import VOCABULARIES, resolve, tokenizer_files
 
 END_OF_TEXT = "<|endoftext|>"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxgpt.commands import COMPILE_CACHE, MODEL
-from jaxgpt.convert.command_line.console import busy
+from jaxgpt.convert.command_line.console import busy, for_terminal, say
 from jaxgpt.convert.command_line.flags import flag
 from jaxgpt.convert.command_line.help import Help
 from jaxgpt.convert.command_line.model_flags import ModelFlags
@@ -124,7 +124,8 @@ def run(command: GenerateCommand) -> int:
     with busy("writing"):
         texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
     for i, (head, said) in enumerate(zip(heads, texts, strict=True), 1):
-        print(f"--- {i} of {len(heads)}\n{head}{said.lstrip() if command.chat else said}")
+        text = f"{head}{said.lstrip() if command.chat else said}"
+        print(f"--- {i} of {len(heads)}\n{for_terminal(text, sys.stdout)}")
     return 0
 
 
@@ -137,7 +138,7 @@ def load(command: GenerateCommand) -> tuple[Any, Any]:
     model, tokenizer = jaxgpt.from_pretrained(path, **command.how_to_read), jaxgpt.load_tokenizer(path)
     matched, said = jaxgpt.vocab.match_tokenizer(model, tokenizer)
     if matched.config.end_ids != model.config.end_ids:
-        print(f"jaxgpt: {said}", file=sys.stderr)
+        say(f"jaxgpt: {said}", sys.stderr)
     return matched, tokenizer
 
 
@@ -176,10 +177,10 @@ def prompt_ids(tokenizer: Any, text: str) -> list[int]:
 
 def print_as_it_comes(head: str, pieces: Any) -> None:
     """Print a text piece by piece; a text that follows nothing begins without white space."""
-    print(head, end="", flush=True)
+    print(for_terminal(head, sys.stdout), end="", flush=True)
     has_begun = bool(head)
     for (piece,) in pieces:
-        print(piece if has_begun else piece.lstrip(), end="", flush=True)
+        print(for_terminal(piece if has_begun else piece.lstrip(), sys.stdout), end="", flush=True)
         has_begun = has_begun or bool(piece.strip())
     print()
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from jaxgpt.convert.disk import target_path
 from jaxgpt.convert.errors import InputError
 from jaxgpt.data.documents import Source
 from jaxgpt.data.sources import find
@@ -95,7 +96,7 @@ def tokenise(
     """
     found = find(source, text_field=text_field, skip_bad_records=skip_bad_records)
     digest = fingerprint(tokenizer)
-    cache = (default_cache() if cache is None else Path(cache)).expanduser()
+    cache = target_path(default_cache() if cache is None else cache)
     held_out = None
     if found.held_out is not None:
         held_out = _tokenise(found.held_out, tokenizer, digest, cache, progress, None)

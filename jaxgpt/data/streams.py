@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jaxgpt.convert.disk import local_path
 from jaxgpt.convert.errors import InputError
 
 SCHEMES = {"gs": "jaxgpt[gcs]", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
@@ -36,7 +37,7 @@ def locate(source: str | Path) -> Any:
     """
     text = re.sub(r"^(\w+):/(?=[^/])", r"\1://", str(source))  # pathlib makes one slash of two
     if "://" not in text:
-        return Path(text).expanduser()
+        return local_path(text)
     scheme = text.split("://")[0]
     if scheme not in SCHEMES:
         raise InputError(f"{text}: {scheme}:// can't be read; expected a path or one of {urls()}")

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxgpt.convert.disk import write_json
+from jaxgpt.convert.disk import local_path, write_json
 from jaxgpt.convert.errors import InputError
 
 VERSION = 2
@@ -25,8 +25,7 @@ DTYPES = {"tokens": "", "ends": "<i8", "records": "<i8", "counts": "|u1", "turns
 
 def default_cache() -> Path:
     """Return the folder where tokens are kept by default."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "jaxgpt" / "tokens"
+    return local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jaxgpt" / "tokens"
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from jaxgpt.chat import encode_chats
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, escaped
+from jaxgpt.convert.json_input import parse_json
 from jaxgpt.data.documents import Document, Source, bad_record
 from jaxgpt.data.pieces import Cutter, encoders
 from jaxgpt.data.token_files import Writer
@@ -41,7 +42,7 @@ class ReadingProgress:
             desc=doing, unit="B", unit_scale=True, leave=False, delay=1, disable=None if shown else True,
         )  # fmt: skip
         self._in_lines = shown and self._bar.disable
-        announcement = f"{doing} {source.name} …"
+        announcement = escaped(f"{doing} {source.name} …")
         self._timer = threading.Timer(LONG, print, (announcement,), {"file": sys.stderr, "flush": True})
         self._timer.daemon = True
 
@@ -63,7 +64,7 @@ class ReadingProgress:
         seconds = time.monotonic() - self._begun
         if self._in_lines and seconds > LONG:
             what = f"{documents:,} documents, {tokens:,} tokens"
-            print(f"tokenised {self._source.name}: {what} in {seconds:,.0f} s", file=sys.stderr)
+            print(f"tokenised {escaped(self._source.name)}: {what} in {seconds:,.0f} s", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,8 @@ def _is_record(text: str) -> bool:
     """Return whether the first line of a text is a JSON object."""
     line = text.lstrip("\ufeff \t\r\n").partition("\n")[0]
     try:
-        return line.startswith("{") and isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return line.startswith("{") and isinstance(parse_json(line), dict)
+    except InputError:
         return False
 
 

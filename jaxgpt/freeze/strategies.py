@@ -69,7 +69,9 @@ def split_phases(text: str, config: GPTConfig) -> list[tuple[str, str]]:
     rest = text.removeprefix("gradual:")
     *pairs, end = re.split(r"@([0-9]{1,9}(?:\.[0-9]{1,9})?(?:%|ep)?)(?:,|$)", rest)
     if end or rest.endswith(",") or not all(pairs) or not pairs:
-        raise InputError(f"strategy {text!r}: phases are written STRATEGY@START and joined by commas\n{GRAMMAR}")
+        raise InputError(
+            f"strategy {text!r}: phases are written STRATEGY@START and joined by commas", *GRAMMAR.split("\n")
+        )
     return [(name.strip(), after) for name, after in zip(pairs[::2], pairs[1::2], strict=True)]
 
 
@@ -110,12 +112,12 @@ def rules(text: str, name: str, config: GPTConfig) -> Rules[bool]:
         return (EMBEDDINGS, True), *rest
     if not name.startswith("regex:"):
         which = "" if name == text else f"{name!r}: "
-        raise InputError(f"strategy {text!r}: {which}unknown strategy{_alike(name, config)}\n{GRAMMAR}")
+        raise InputError(f"strategy {text!r}: {which}unknown strategy{_alike(name, config)}", *GRAMMAR.split("\n"))
     pattern = name.removeprefix("regex:")
     try:
         re.compile(pattern)
     except re.error as error:
-        raise InputError(f"strategy {text!r}: not a regular expression ({error})\n{GRAMMAR}") from None
+        raise InputError(f"strategy {text!r}: not a regular expression ({error})", *GRAMMAR.split("\n")) from None
     return (pattern, True), *rest
 
 
