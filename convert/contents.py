@@ -14,6 +14,7 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import flax_msgpack, llmc, safetensors, torch_legacy, torch_zip
 from jaxgpt.convert.formats.pickle_names import Attributes
 from jaxgpt.convert.json_input import read_json
+from jaxgpt.convert.source import check_link
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -68,8 +69,10 @@ def open_contents(path: Path) -> Contents:
         raise InputError(f"{path}: no checkpoint found; looked for {', '.join(WEIGHT_FILES)} and Orbax's params")
     found = _open_weights(weights)
     if (weights.parent / "config.json").is_file() and found.config is None:
+        for name in ("config.json", "generation_config.json"):  # what they hold goes into an export
+            check_link(weights.parent / name, weights.parent)
         found = replace(found, config_json=read_json(weights.parent / "config.json"))
-        with contextlib.suppress(InputError, OSError):  # a broken one changes nothing that is computed
+        with contextlib.suppress(InputError):  # a broken one changes nothing that is computed
             found = replace(found, generation_json=read_json(weights.parent / "generation_config.json"))
     return found
 
