@@ -132,8 +132,11 @@ def run(command: GenerateCommand) -> int:
 def load(command: GenerateCommand) -> tuple[Any, Any]:
     """Return a model and its tokenizer, which are looked for once and belong together."""
     import jaxgpt
+    from jaxgpt import templates
     from jaxgpt.convert.source import resolve
 
+    if command.chat:
+        templates.start()
     path = resolve(command.model)
     model, tokenizer = jaxgpt.from_pretrained(path, **command.how_to_read), jaxgpt.load_tokenizer(path)
     matched, said = jaxgpt.vocab.match_tokenizer(model, tokenizer)
