@@ -213,7 +213,8 @@ def _encode_unmarked(tokenizer: Any, inputs: Sequence[_Input]) -> list[Encoded]:
     """Encode conversations by a template that does not mark what the assistant says."""
     if not inputs:
         return []
-    spans = [_spans(tokenizer, given) for given in inputs]
+    looks = _looks(tokenizer, inputs)
+    spans = [_spans(tokenizer, given, look) for given, look in zip(inputs, looks, strict=True)]
     encoded = tokenizer(
         [given.text for given in inputs], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
@@ -287,8 +288,31 @@ def _turns_by_runs(counts: list[bool], n_said: int) -> list[tuple[int, int]] | N
     return turns if len(turns) == n_said else None
 
 
-def _spans(tokenizer: Any, given: _Input) -> list[tuple[int, int, int]]:
-    """Return (begin, end, end of its turn) in the text for each message that counts."""
+def _looks(tokenizer: Any, inputs: Sequence[_Input]) -> list[list[Written | InputError] | None]:
+    """Write all beginnings of short conversations at once; None for long ones."""
+    asked = [
+        [] if len(given.chat) > MANY else _beginnings(given, [i for i, m in enumerate(given.chat) if is_trained_on(m)])
+        for given in inputs
+    ]
+    found = iter(write_chats(tokenizer, [request for requests in asked for request in requests]))
+    written = [[next(found) for _ in requests] for requests in asked]
+    return [None if len(given.chat) > MANY else look for given, look in zip(inputs, written, strict=True)]
+
+
+def _beginnings(given: _Input, places: Sequence[int]) -> list[Request]:
+    """Return the requests for what is written with each message, and for what asks for it."""
+    chat, tools = given.chat, given.tools
+    return [
+        request for i in places for request in (Request(chat[: i + 1], tools), Request(chat[:i], tools, answer=True))
+    ]
+
+
+def _spans(tokenizer: Any, given: _Input, look: list[Written | InputError] | None) -> list[tuple[int, int, int]]:
+    """Return (begin, end, end of its turn) in the text for each message that counts.
+
+    Args:
+        look: what the template writes for the beginnings of the conversation, if that is known.
+    """
     chat, tools, whole = given.chat, given.tools, given.text
     trained = [i for i, message in enumerate(chat) if is_trained_on(message)]
     spans = []
@@ -299,10 +323,10 @@ def _spans(tokenizer: Any, given: _Input) -> list[tuple[int, int, int]]:
             begin = place.begin + len(opening)
             spans.append((begin, _end_of_answer(tokenizer, whole, begin, place.end), place.end))
         return spans
-    for some in _in_parts(trained):
-        asked = [Request(chat[: i + 1], tools) for i in some] + [Request(chat[:i], tools, answer=True) for i in some]
-        found = _write_within(tokenizer, given, asked)
-        for i, said, opens in zip(some, map(_text, found[: len(some)]), found[len(some) :], strict=True):
+    for some in [trained] if look is not None else _in_parts(trained):
+        found = look if look is not None else _write_within(tokenizer, given, _beginnings(given, some))
+        for i, asked, opens in zip(some, found[::2], found[1::2], strict=True):
+            said = _text(asked)
             opening = _text(opens) if i else _opening(tokenizer, chat, tools, said)
             if not (whole.startswith(said) and said.startswith(opening)):
                 raise InputError(

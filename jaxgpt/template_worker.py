@@ -28,7 +28,7 @@ def main() -> None:
     """Answer requests."""
     ours, theirs = sys.stdin.buffer, os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # packages may print
-    with open(theirs, "wb") as answers:
+    with open(theirs, "wb", buffering=2**20) as answers:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         limit_resources()
@@ -39,7 +39,7 @@ def main() -> None:
                 data = text.encode("utf-8", "surrogatepass")
                 line = json.dumps([kind, len(data), indices]).encode()
                 answers.write(struct.pack("<QQ", len(line), len(data)) + line + data)
-                answers.flush()
+            answers.flush()
 
 
 def limit_resources() -> None:

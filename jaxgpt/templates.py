@@ -94,6 +94,7 @@ class _Process:
         self._child: subprocess.Popen | None = None
         self._pid = 0
         """Our own process when the child was started: a fork of ours does not share it."""
+        self._unread = bytearray()
         self._refused: dict[str, str] = {}
         """Why a template is not run again."""
 
@@ -134,7 +135,7 @@ class _Process:
     def _start(self) -> subprocess.Popen:
         if self._child is None or self._pid != os.getpid():
             path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-            self._pid = os.getpid()
+            self._pid, self._unread = os.getpid(), bytearray()
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "jaxgpt.template_worker"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -166,17 +167,18 @@ class _Process:
     def _read(self, child: subprocess.Popen, n: int) -> bytes:
         """Read so many bytes of an answer."""
         assert child.stdout is not None
-        parts, until = [], time.monotonic() + PATIENCE
-        while n:
+        until = time.monotonic() + PATIENCE
+        while len(self._unread) < n:
             ready, _, _ = select.select([child.stdout], [], [], max(0.0, until - time.monotonic()))
             if not ready:
                 raise _Ended(f"gives no answer within {PATIENCE:.0f} s")
-            part = os.read(child.stdout.fileno(), min(n, 2**20))
+            part = os.read(child.stdout.fileno(), 2**20)
             if not part:
                 raise _Ended(self._why(child))
-            parts.append(part)
-            n -= len(part)
-        return b"".join(parts)
+            self._unread += part
+        found = bytes(self._unread[:n])
+        del self._unread[:n]
+        return found
 
     def _why(self, child: subprocess.Popen) -> str:
         """Return why the process has ended."""
