@@ -104,7 +104,7 @@ def test_a_text_that_can_not_be_cut_is_refused_before_it_fills_the_memory(monkey
     monkeypatch.setattr(pieces, "LONGEST", 1_000_000)
     encode, _ = pieces.encoders(jaxgpt.load_tokenizer("tiny"))
     endless = iter(lambda: "\n" * 100_000, "")
-    with pytest.raises(jaxgpt.InputError, match=r"my\.txt has 1 million characters without a point"):
+    with pytest.raises(jaxgpt.InputError, match=r"my\.txt has 1\.0 MB without a point"):
         list(pieces.Cutter(encode).pieces(endless, "my.txt"))
 
 

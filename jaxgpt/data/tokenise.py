@@ -20,7 +20,10 @@ from jaxgpt.data.pieces import Cutter, encoders
 from jaxgpt.data.token_files import Writer
 
 BATCH, MOST = 2**21, 4096
-"""Characters that are encoded at once, at least, and pieces, at most."""
+"""Bytes of text that are encoded at once, about, and pieces, at most."""
+
+LONGEST_CHAT, CHAT_COST = 2**20, 4
+"""Characters of a conversation, at most, which is tokenised as a whole, and how much more each costs than of a text."""
 
 NAMES, LETTERS = 64, 60
 """Names of unread fields that are counted, and letters of each that are kept, at most."""
@@ -216,8 +219,12 @@ def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
     batch: list[_Item] = []
     size = 0
     for item in items:
+        item_size = _size(item)
+        if batch and size + item_size > 2 * BATCH:
+            yield batch
+            batch, size = [], 0
         batch.append(item)
-        size += _size(item)
+        size += item_size
         if size >= BATCH or len(batch) >= MOST:
             yield batch
             batch, size = [], 0
@@ -226,9 +233,13 @@ def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
 
 
 def _size(item: _Item) -> int:
-    """Return about how many characters an item holds, to bound what is in memory."""
+    """Return about how many bytes of text an item holds, to bound what is in memory."""
     if item.chat is None:
-        return len(item.text or "")
+        return len((item.text or "").encode())
+    return CHAT_COST * _size_of_chat(item)
+
+
+def _size_of_chat(item: _Item) -> int:
     size = sum(len(message.get("content", "")) for message in item.chat)
     others = [message for message in item.chat if len(message) > 2]
     if not others and not item.tools:
@@ -242,16 +253,16 @@ def _size(item: _Item) -> int:
 def _chats(tokenizer: Any, batch: list[_Item]) -> list[Any]:
     """Return each conversation in tokens, or why it can't be encoded."""
     try:
+        for item in batch:
+            if (size := _size_of_chat(item)) > LONGEST_CHAT:
+                raise InputError(f"the conversation has {size:,} characters, and {LONGEST_CHAT:,} is the most")
         return encode_chats(tokenizer, [item.chat for item in batch], [item.tools for item in batch])
     except InputError as error:
         if len(batch) == 1:
             return [error]
     found: list[Any] = []
     for item in batch:  # which of them is it
-        try:
-            found += encode_chats(tokenizer, [item.chat], [item.tools])
-        except InputError as error:
-            found.append(error)
+        found += _chats(tokenizer, [item])
     return found
 
 

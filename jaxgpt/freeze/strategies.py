@@ -7,6 +7,7 @@ from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.errors import InputError, did_you_mean
 from jaxgpt.freeze.plan import FROZEN, Phase, Plan
 from jaxgpt.params import Rules, match
+from jaxgpt.patterns import Pattern
 
 GRAMMAR = r"""A freezing strategy is one of
   full            everything trains
@@ -115,9 +116,9 @@ def rules(text: str, name: str, config: GPTConfig) -> Rules[bool]:
         raise InputError(f"strategy {text!r}: {which}unknown strategy{_alike(name, config)}", *GRAMMAR.split("\n"))
     pattern = name.removeprefix("regex:")
     try:
-        re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"strategy {text!r}: not a regular expression ({error})", *GRAMMAR.split("\n")) from None
+        Pattern(pattern)
+    except InputError as error:
+        raise InputError(f"strategy {text!r}: {error}", *GRAMMAR.split("\n")) from None
     return (pattern, True), *rest
 
 
