@@ -31,9 +31,9 @@ class Pattern:
         try:
             if len(text) > LONGEST:
                 raise ValueError(f"it is longer than {LONGEST:,} letters")
-            re.compile(text)  # whose syntax counts
             if found := OTHERWISE.search(text):
                 raise ValueError(f"{found[0]} has a meaning in other languages only")
+            re.compile(text)  # whose syntax counts
             self._compiled = regex.compile(text)
         except (re.error, regex.error, ValueError, TypeError, RecursionError, OverflowError) as error:
             raise InputError(f"{str(text)[:60]!r} is not a regular expression ({error})") from None
