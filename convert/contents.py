@@ -68,6 +68,11 @@ def open_contents(path: Path) -> Contents:
     if weights is None:
         raise InputError(f"{path}: no checkpoint found; looked for {', '.join(WEIGHT_FILES)} and Orbax's params")
     found = _open_weights(weights)
+    for name in found.tensors:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{weights}: the name {name!r} is not valid Unicode") from None
     if (weights.parent / "config.json").is_file() and found.config is None:
         for name in ("config.json", "generation_config.json"):  # what they hold goes into an export
             check_link(weights.parent / name, weights.parent)

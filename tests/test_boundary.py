@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -334,3 +334,16 @@ def test_half_a_character_in_a_prompt_or_a_template_is_refused():
         done = call(*command, check=False)
         assert done.returncode == 2, done
         assert done.stderr.count("\n") == 1
+
+
+def test_half_a_character_in_a_name_or_on_standard_input_is_refused(tmp_path, monkeypatch):
+    folder = checkpoint_with(tmp_path / "a", "h.0.\ud800")
+    for arguments in ([], [f"--propose={tmp_path / 'my.toml'}"], [tmp_path / "out"]):
+        done = call("convert", folder, *arguments, check=False)
+        assert done.returncode == 2, done
+        assert "is not valid Unicode" in done.stderr
+    assert not (tmp_path / "my.toml").exists()
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"a\xff"), encoding="utf-8"))
+    done = call("jaxgpt", "generate", "tiny", "--prompt=-", check=False)
+    assert done.returncode == 2, done
+    assert done.stderr == "jaxgpt: --prompt=-: standard input is not valid UTF-8\n"

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(command: GenerateCommand) -> int:
     """Write texts, and return the exit code."""
-    texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in command.prompt]
+    texts = [read_prompt() if text == "-" else text for text in command.prompt]
     for text in texts or [""]:
         check_prompt(text)
     from jaxgpt.compile_cache import use_compile_cache
@@ -127,6 +127,14 @@ def run(command: GenerateCommand) -> int:
         text = f"{head}{said.lstrip() if command.chat else said}"
         print(f"--- {i} of {len(heads)}\n{for_terminal(text, sys.stdout)}")
     return 0
+
+
+def read_prompt() -> str:
+    """Read a prompt from standard input, without one newline at its end."""
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise InputError("--prompt=-: standard input is not valid UTF-8") from None
 
 
 def load(command: GenerateCommand) -> tuple[Any, Any]:
