@@ -43,9 +43,10 @@ def target_path(path: str | Path) -> Path:
     Raises:
         InputError: it is a URL, or not text that everything that reads the path can take.
     """
-    if URL.match(str(path)):
+    if found := URL.match(str(path)):
+        url = f"{found[0]}/{str(path)[found.end() :].lstrip('/')}"
         raise InputError(
-            f"{path} is a URL, and files are written on this machine only: name a folder here, and copy it afterwards"
+            f"{url} is a URL, and files are written on this machine only: name a folder here, and copy it afterwards"
         )
     try:
         str(path).encode()
