@@ -1,6 +1,5 @@
 """jaxgpt convert SRC: inspect a checkpoint. jaxgpt convert SRC DST --to=hf: convert it. Also python -m convert."""
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxgpt.convert.checkpoint import Checkpoint, open_checkpoint, read
-from jaxgpt.convert.command_line.console import table, terminal_width, wrapped
+from jaxgpt.convert.command_line.console import say, table, terminal_width, wrapped
 from jaxgpt.convert.command_line.flags import flag, flags_of
 from jaxgpt.convert.command_line.help import Help
 from jaxgpt.convert.command_line.mistakes import in_flags, one_clear_line
@@ -17,9 +16,11 @@ from jaxgpt.convert.command_line.model_flags import ModelFlags
 from jaxgpt.convert.command_line.parser import Parser
 from jaxgpt.convert.contents import open_contents
 from jaxgpt.convert.dialect import HEAD
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.disk import target_path
+from jaxgpt.convert.errors import InputError, about, escaped
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.convert.export import write
+from jaxgpt.convert.json_input import read_json
 from jaxgpt.convert.propose import propose
 from jaxgpt.convert.source import resolve, tokenizer_files
 from jaxgpt.convert.unwrap import unwrap
@@ -86,6 +87,7 @@ def run(command: ConvertCommand) -> None:
     if command.dst is None:
         print(describe(open_checkpoint(command.src, **command.how_to_read), terminal_width()))
         return
+    target_path(command.dst)  # before SRC is looked for
     checkpoint = read(command.src, **command.how_to_read)
     base_name = base_of(command) if command.to == "peft" else ""
     write(
@@ -104,32 +106,33 @@ def run(command: ConvertCommand) -> None:
         print(f"{checkpoint.path} -> {command.dst}: an adapter for {base_name}, written, read back, bitwise equal")
         return
     how = f"compared as {command.dtype}" if command.dtype else "bitwise equal"
-    print(f"{checkpoint.path} -> {command.dst}: {len(checkpoint.params)} tensors written, read back, {how}")
+    say(f"{checkpoint.path} -> {command.dst}: {len(checkpoint.params)} tensors written, read back, {how}")
 
 
 def base_of(command: ConvertCommand) -> str:
     """Return the name of the model that SRC began as: what was given, or what a run says."""
     if command.base is not None:
         return command.base
-    try:
-        settings = json.loads((Path(command.src).expanduser() / "run.json").read_text("utf-8"))["settings"]
-        return str(settings["model"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"--to=peft: {command.src} does not say which model it began as: give --base") from None
+    run = Path(command.src).expanduser() / "run.json"
+    settings = read_json(run).get("settings") if run.is_file() else None
+    model = settings.get("model") if isinstance(settings, dict) else None
+    if not isinstance(model, str):
+        raise InputError(f"--to=peft: {command.src} does not say which model it began as: give --base")
+    return model
 
 
 def draft(command: ConvertCommand) -> None:
     """Write a draft of a dialect, and say what to do with it."""
     assert command.propose is not None
+    with about("--propose"):
+        target_path(command.propose)
     path = resolve(command.src)
-    try:
+    with about(str(path)):
         text = propose(unwrap(open_contents(path).tensors, keeps_all=True).tensors)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
     if command.propose.exists() and not command.force:
         raise InputError(f"{command.propose} is there already: force=True replaces it")
     command.propose.write_text(text, "utf-8")
-    print(
+    say(
         f"{command.propose}: a draft with {text.count('?')} open places; replace each ?, then read SRC with "
         f"--dialect={command.propose}, and prove it: jaxgpt check SRC --dialect={command.propose} --against=…"
     )
@@ -163,7 +166,7 @@ def describe(checkpoint: Checkpoint, width: int | None = None) -> str:
         f"parameters  {count:,} in {len(checkpoint.params)} tensors; {len(checkpoint.buffers)} buffers left out",
         *(f"note        {in_flags(note, flags_of(ConvertCommand))}" for note in checkpoint.notes),
     ]
-    return "\n".join([table(rows, width), "", wrapped("\n".join(summary), width)])
+    return "\n".join([table(rows, width), "", wrapped("\n".join(map(escaped, summary)), width)])
 
 
 if __name__ == "__main__":

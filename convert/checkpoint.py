@@ -8,7 +8,7 @@ from typing import Any
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.contents import open_contents
 from jaxgpt.convert.dialect import Dialect, Tensors
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import about
 from jaxgpt.convert.layout import Shape
 from jaxgpt.convert.mapping import to_ours
 from jaxgpt.convert.peft import base_of, with_adapter
@@ -88,11 +88,9 @@ def open_checkpoint(source: str | Path, *, adapter: str | Path | None = None, **
 
 def _open(path: Path, **told: Any) -> Checkpoint:
     contents = open_contents(path)
-    try:
+    with about(str(path)):
         found = recognise(contents, **told)
         params, config = to_ours(found.dialect, found.tensors, found.config)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
     buffers = found.dialect.buffers_in(found.dialect.bare_names(found.tensors), config)
     return Checkpoint(
         path, contents.format, found.dialect, found.reason, config, found.tensors, params, buffers, found.notes

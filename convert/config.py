@@ -1,12 +1,11 @@
 """The shape of a GPT: every dialect is read into this description and written from it."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from jaxgpt.convert.adapter import LoRA
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.json_input import parse_json
 
 ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "tanh")
 """Canonical names, as in Hugging Face's `config.json`: `gelu_new` is GPT-2's tanh form, `gelu` the exact one."""
@@ -139,7 +138,7 @@ class GPTConfig:
         }
 
 
-def _lora(fields: dict[str, Any]) -> LoRA:
+def _lora(fields: dict) -> LoRA:
     try:
         return LoRA(**fields)
     except TypeError as error:
@@ -155,20 +154,10 @@ def _is_number(value) -> bool:
 
 
 def _is_carried(value) -> bool:
-    try:
-        files = json.loads(value or "{}")
-    except (TypeError, ValueError, RecursionError):
+    if not isinstance(value, str):
         return False
-    is_object = isinstance(value, str) and isinstance(files, dict) and not is_nested_deep(files)
-    return is_object and all(isinstance(fields, dict) for fields in files.values())
-
-
-def is_nested_deep(value: Any, n_most: int = 100) -> bool:
-    """Tell whether JSON is nested deeper than any config: Python could read it, and fail where it is written again."""
-    level = [value]
-    for _ in range(n_most):
-        inner = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list))
-        level = [item for items in inner for item in items]
-        if not level:
-            return False
-    return True
+    try:
+        files = parse_json(value or "{}")
+    except InputError:
+        return False
+    return isinstance(files, dict) and all(isinstance(fields, dict) for fields in files.values())

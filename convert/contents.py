@@ -1,7 +1,6 @@
 """The contents of a folder or file: its format, its tensors by their own names, and the configs that it holds."""
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.convert.config import GPTConfig, is_nested_deep
+from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialect import Tensors
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import flax_msgpack, llmc, safetensors, torch_legacy, torch_zip
 from jaxgpt.convert.formats.pickle_names import Attributes
+from jaxgpt.convert.json_input import read_json
+from jaxgpt.convert.source import check_link
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -26,6 +27,9 @@ WEIGHT_FILES = (
 
 STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict", "module", "model_state", "net", "network", "weights")
 """Keys under which a training script may have saved its state dict, or a dict that holds it under another of them."""
+
+MAX_SHARDS = 1000
+"""Files of one checkpoint, at most."""
 
 MAX_DEPTH = 6
 """How many such keys may lead to a state dict."""
@@ -64,9 +68,16 @@ def open_contents(path: Path) -> Contents:
     if weights is None:
         raise InputError(f"{path}: no checkpoint found; looked for {', '.join(WEIGHT_FILES)} and Orbax's params")
     found = _open_weights(weights)
+    for name in found.tensors:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{weights}: the name {name!r} is not valid Unicode") from None
     if (weights.parent / "config.json").is_file() and found.config is None:
+        for name in ("config.json", "generation_config.json"):  # what they hold goes into an export
+            check_link(weights.parent / name, weights.parent)
         found = replace(found, config_json=read_json(weights.parent / "config.json"))
-        with contextlib.suppress(InputError, OSError):  # a broken one changes nothing that is computed
+        with contextlib.suppress(InputError):  # a broken one changes nothing that is computed
             found = replace(found, generation_json=read_json(weights.parent / "generation_config.json"))
     return found
 
@@ -100,29 +111,21 @@ def open_file(path: Path) -> Tensors:
     return safetensors.read(path) if path.suffix == ".safetensors" else _state_dict(path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; duplicate names and endless depth are refused."""
-    try:
-        fields = json.loads(path.read_text("utf-8"), object_pairs_hook=safetensors.without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"{path}: not a JSON object")
-    if is_nested_deep(fields):
-        raise InputError(f"{path}: not JSON that a config may have: it is nested too deep")
-    return fields
-
-
 def read_shards(index: Path, suffix: str, read: Callable[[Path], Tensors]) -> dict[str, Any]:
     """Read all tensors of an index, each from the file that it names in the index's own folder."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise InputError(f"{index}: not an index of shards")
     shards = sorted(set(weight_map.values()))
+    if len(weight_map) > safetensors.MAX_TENSORS or len(shards) > MAX_SHARDS:
+        raise InputError(
+            f"{index}: {len(weight_map):,} tensors in {len(shards):,} shards; no GPT-2 has more than "
+            f"{safetensors.MAX_TENSORS:,} in {MAX_SHARDS:,}"
+        )
     if wrong := [shard for shard in shards if Path(shard).name != shard or Path(shard).suffix != suffix]:
         raise InputError(f"{index}: {wrong[0]!r} is not the name of a {suffix} file in the same folder")
     if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
-        raise InputError(f"{index}: shards are missing: {', '.join(missing)}")
+        raise InputError(f"{index}: shards are missing: {', '.join(missing[:8])}{' …' * (len(missing) > 8)}")
     found: dict[str, Any] = {}
     for shard in shards:
         tensors = read(index.parent / shard)

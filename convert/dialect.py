@@ -149,11 +149,11 @@ def _has_layout(shape: Shape, side: str, dims: dict[str, int]) -> bool:
     return shape == shape_of(side, dims | {"T": max(size, 1)})
 
 
-def problem_list(title: str, problems: Iterable[str], n_most: int = 1000) -> str:
-    """Format a message with a line for each problem; no GPT-2 has `n_most` tensors."""
+def problem_list(title: str, problems: Iterable[str], n_most: int = 1000) -> InputError:
+    """Make an error with a line for each problem; no GPT-2 has `n_most` tensors."""
     problems = list(problems)
     shown = problems[:n_most]
     if len(problems) > n_most:
         shown.append(f"… and {len(problems) - n_most:,} more")
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n  ".join([f"{title}, {count}:", *shown])
+    return InputError(f"{title}, {count}:", *(f"  {problem}" for problem in shown))

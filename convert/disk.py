@@ -6,6 +6,7 @@ import glob
 import json
 import math
 import os
+import re
 import shutil
 import time
 import uuid
@@ -17,6 +18,41 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxgpt.convert.errors import InputError
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""The beginning of a URL; pathlib makes one slash of two."""
+
+
+def local_path(path: str | Path) -> Path:
+    """Return a path with its `~` expanded.
+
+    Raises:
+        InputError: no file can have such a name, or there is no such user.
+    """
+    if "\0" in str(path):
+        raise InputError(f"{path}: a path can't contain a null byte")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no such user, or no home folder") from None
+
+
+def target_path(path: str | Path) -> Path:
+    """Return a path to write to.
+
+    Raises:
+        InputError: it is a URL, or not text that everything that reads the path can take.
+    """
+    if found := URL.match(str(path)):
+        url = f"{found[0]}/{str(path)[found.end() :].lstrip('/')}"
+        raise InputError(
+            f"{url} is a URL, and files are written on this machine only: name a folder here, and copy it afterwards"
+        )
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: the name is not UTF-8; choose another one") from None
+    return local_path(path)
 
 
 def check_free(path: Path, replaceable: tuple[str, ...], force: bool) -> None:

@@ -17,7 +17,15 @@ from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.dialects.lesson import LESSON
 from jaxgpt.convert.dialects.linear import NANOGPT
-from jaxgpt.convert.disk import check_free, check_space, parse_size, publish, temporary_sibling, with_progress
+from jaxgpt.convert.disk import (
+    check_free,
+    check_space,
+    parse_size,
+    publish,
+    target_path,
+    temporary_sibling,
+    with_progress,
+)
 from jaxgpt.convert.errors import InputError, did_you_mean
 from jaxgpt.convert.formats import torch_zip
 from jaxgpt.convert.hf_folder import FILES, size_in_bytes, write_hf_folder
@@ -77,7 +85,7 @@ def write(
         InputError: `path` is taken, or the form can't represent these parameters.
         OSError: the disk is full or not writable; nothing is left behind.
     """
-    path = Path(path).expanduser().absolute()
+    path = target_path(path).absolute()
     if to not in TARGETS and not to.endswith(".toml"):
         meant = did_you_mean(to, TARGETS)
         raise InputError(

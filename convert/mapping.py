@@ -8,7 +8,6 @@ import numpy as np
 
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialect import EMBEDDING, HEAD, HEAD_BIAS, Dialect, Tensors, problem_list
-from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.layout import LazyArray, relayout, shape_of, swap
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -36,7 +35,7 @@ def to_ours(dialect: Dialect, tensors: Tensors, config: GPTConfig) -> tuple[dict
         and np.dtype(tensors[name].dtype).name not in FLOAT_DTYPES
     ]
     if problems:
-        raise InputError(problem_list(f"not a complete checkpoint of {dialect.title}", problems))
+        raise problem_list(f"not a complete checkpoint of {dialect.title}", problems)
     params = {row.ours: relayout(_gather(tensors, row.theirs), row.layout, dims) for row in rows}
     dtype = next(iter(params.values())).dtype
     params |= {row.ours: np.zeros(shape_of(row.right, dims), dtype) for row in zeros}
@@ -64,7 +63,7 @@ def check_params(params: Tensors, config: GPTConfig, dialect: Dialect) -> None:
     """Refuse parameters whose names or shapes differ from the config's."""
     ours = {row.ours: shape_of(row.right, config.dims) for row in dialect.expand(config)}
     if problems := list(_differences(params, ours)):
-        raise InputError(problem_list("the parameters do not fit the config", problems))
+        raise problem_list("the parameters do not fit the config", problems)
 
 
 def same(a: Any, b: Any) -> bool:

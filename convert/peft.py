@@ -10,12 +10,13 @@ import numpy as np
 
 from jaxgpt.convert.adapter import ADAPTERS, LoRA, input_axes
 from jaxgpt.convert.config import GPTConfig
-from jaxgpt.convert.contents import open_file, read_json
+from jaxgpt.convert.contents import open_file
 from jaxgpt.convert.dialect import EMBEDDING, HEAD, Row, Tensors, problem_list
 from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.disk import write_json
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import safetensors
+from jaxgpt.convert.json_input import read_json
 from jaxgpt.convert.layout import LazyArray, relayout, shape_of, swap
 from jaxgpt.convert.mapping import same
 from jaxgpt.convert.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HUB_NAME
@@ -96,7 +97,7 @@ def with_adapter(params: Tensors, config: GPTConfig, folder: Path) -> tuple[dict
             params[name] = relayout(adapters.pop(name), layout, config.dims)
     problems += [f"unknown: {name} {tuple(array.shape)}" for name, array in adapters.items() if name not in params]
     if problems:
-        raise InputError(problem_list(f"{folder}: the adapter does not fit the model", problems))
+        raise problem_list(f"{folder}: the adapter does not fit the model", problems)
     return params, config
 
 

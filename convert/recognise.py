@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jaxgpt.convert.config import ACTIVATIONS, GPTConfig
@@ -26,6 +25,7 @@ from jaxgpt.convert.dialects.llmc import LLMC
 from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
 from jaxgpt.convert.dialects.own import read_dialect
 from jaxgpt.convert.dialects.raschka import RASCHKA
+from jaxgpt.convert.disk import local_path
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.unwrap import Unwrapped, unwrap
 
@@ -158,7 +158,7 @@ def dialect_called(name: str) -> Dialect:
         InputError: there is no such dialect, or the table is not right.
     """
     if str(name).endswith(".toml"):
-        return read_dialect(Path(name).expanduser())
+        return read_dialect(local_path(name))
     if name not in DIALECTS:
         raise InputError(
             f"dialect={name!r}: unknown dialect; known are {', '.join(DIALECTS)}, or a table of your own (my.toml)"

@@ -1,8 +1,10 @@
 """Finding the checkpoint for a name: a folder, a file, a training run, or a repository of the hub."""
 
+import os
 import re
 from pathlib import Path
 
+from jaxgpt.convert.disk import local_path
 from jaxgpt.convert.errors import InputError, did_you_mean
 from jaxgpt.convert.published import PUBLISHED
 
@@ -43,7 +45,7 @@ def resolve(source: str | Path) -> Path:
     """
     if str(source) in BUNDLED:
         return BUNDLED[str(source)]
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir() and str(source):
         return newest_step(path) if (path / "checkpoints").is_dir() else path
     if path.exists():
@@ -55,7 +57,7 @@ def resolve(source: str | Path) -> Path:
 
 def _alike(source: str | Path) -> str:
     """Suggest a known name, or a file or folder beside the missing one, that is like it."""
-    parent = Path(source).expanduser().parent
+    parent = local_path(source).parent
     try:
         beside = [str(Path(source).parent / path.name) for path in parent.iterdir()]
     except OSError:
@@ -83,12 +85,37 @@ def is_adapter(path: Path) -> bool:
 
 
 def tokenizer_files(path: Path) -> dict[str, Path]:
-    """Find the tokenizer's files of a checkpoint, by name: beside it, in its folder `tokenizer`, or in its run's."""
+    """Find the tokenizer's files of a checkpoint, by name: beside it, in its folder `tokenizer`, or in its run's.
+
+    Raises:
+        InputError: one of them is a link that leads out of the checkpoint.
+    """
     folder = path if path.is_dir() else path.parent
-    for candidate in (folder, folder / "tokenizer", folder.parent.parent / "tokenizer"):
+    run = folder.parent.parent
+    for root, candidate in ((folder, folder), (folder, folder / "tokenizer"), (run, run / "tokenizer")):
         if any((candidate / name).is_file() for name in VOCABULARIES):
-            return {name: candidate / name for name in SIDECARS if (candidate / name).is_file()}
+            found = {name: candidate / name for name in SIDECARS if (candidate / name).is_file()}
+            for file in found.values():
+                check_link(file, root)
+            return found
     return {}
+
+
+def check_link(file: Path, root: Path) -> None:
+    """Refuse a file that is elsewhere by a link, as it may be copied from a checkpoint of a stranger's.
+
+    Its content may be in the checkpoint's own tree, or where the hub's cache keeps what its snapshots link to.
+
+    Raises:
+        InputError: it is elsewhere.
+    """
+    target, inside = Path(os.path.realpath(file)), Path(os.path.realpath(root))
+    blobs = [inside.parent.parent / "blobs"] if inside.parent.name == "snapshots" else []
+    if not any(target.is_relative_to(folder) for folder in (inside, *blobs)):
+        raise InputError(
+            f"{file} is a link to {target}, outside of {root}: links are followed only within a checkpoint, or in the "
+            "cache of the hub; copy the file to its place"
+        )
 
 
 def _from_hub(source: str) -> Path:

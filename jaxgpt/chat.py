@@ -1,16 +1,22 @@
 """Conversations: from messages to token ids, and which of them the assistant said."""
 
+import bisect
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxgpt import templates
 from jaxgpt.convert.errors import InputError
+from jaxgpt.templates import Message, Request, Written, template_of, write_chats
 from jaxgpt.tokenizer import add_tokens
 
-Message = dict[str, Any]
-"""`{"role": "user", "content": "Hello"}`; `weight` is 0 where the loss does not count what the assistant says."""
+MANY, WINDOW, AT_ONCE = 16, 32, 32
+"""Messages beyond which a conversation is looked at in windows; messages of a window, at most; and windows at once."""
+
+MOST_WORK = 10**9
+"""Characters that a template may write for one conversation, over all looks at its beginnings."""
 
 OPTIONAL_FIELDS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking")
 """Other fields of a message that chat templates may know."""
@@ -59,6 +65,7 @@ def prepare_chat(tokenizer: Any) -> tuple[str, ...]:
         raise InputError(
             "conversations need a tokenizer with a tokenizer.json, which gives each token's position in the text"
         )
+    templates.start()
     if tokenizer.chat_template is not None:
         return ()
     if tokenizer.eos_token is None:
@@ -73,13 +80,13 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = False,
 
     With `answer` it ends where the assistant's next message begins.
     """
-    chats = [[{name: value for name, value in message.items() if name != "weight"} for message in messages]]
-    try:  # as a batch of one, which may be without any message
-        return tokenizer.apply_chat_template(
-            chats, tokenize=False, add_generation_prompt=answer, tools=list(tools) or None
-        )[0]
-    except Exception as error:  # a template is a program of somebody else's, in a sandbox
-        raise InputError(f"the tokenizer's chat template fails ({type(error).__name__}: {error})") from None
+    return _text(write_chats(tokenizer, [Request(messages, tools, answer)])[0])
+
+
+def _text(found: Written | InputError) -> str:
+    if isinstance(found, InputError):
+        raise found
+    return found.text
 
 
 def encode_chats(
@@ -98,10 +105,17 @@ def encode_chats(
         InputError: the template does not know a role or tool calls, or renders a turn differently once others follow,
             so that the turn can't be located.
     """
-    inputs = [_input(tokenizer, *pair) for pair in zip(chats, tools or [()] * len(chats), strict=True)]
-    rest = iter(_encode_unmarked(tokenizer, [given for given in inputs if not given.marks]))
-    found = [_encode_marked(tokenizer, given) if given.marks else next(rest) for given in inputs]
-    return [replace(encoded, unread=given.unread) for encoded, given in zip(found, inputs, strict=True)]
+    pairs = list(zip(chats, tools or [()] * len(chats), strict=True))
+    marks = [marks_generation(tokenizer, tools) for _, tools in pairs]
+    written: dict[int, Written | InputError] = {}
+    for is_marked in (False, True):
+        places = [i for i, marked in enumerate(marks) if marked == is_marked]
+        found = write_chats(tokenizer, [Request(*pairs[i]) for i in places], marks=is_marked)
+        written |= dict(zip(places, found, strict=True))
+    inputs = [_input(tokenizer, *pair, written[i], marks[i]) for i, pair in enumerate(pairs)]
+    rest = iter(_encode_unmarked(tokenizer, [given for given in inputs if not given.is_marked]))
+    encoded = [_encode_marked(tokenizer, given) if given.is_marked else next(rest) for given in inputs]
+    return [replace(found, unread=given.unread) for found, given in zip(encoded, inputs, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -111,21 +125,33 @@ class _Input:
     chat: Sequence[Message]
     tools: Sequence[Any]
     text: str
-    marks: bool
+    is_marked: bool
     """True if the template marks what the assistant says."""
+    marks: tuple[tuple[int, int], ...]
+    """Where it does."""
     unread: tuple[str, ...]
 
 
-def _input(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]) -> _Input:
+def _input(
+    tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any], written: Written | InputError, is_marked: bool
+) -> _Input:
     unread = _check_template(tokenizer, chat, tools)
-    text = render(tokenizer, chat, tools=tools)
-    dropped = {f"messages.content of {m['role']}" for m in chat if not _is_written(m.get("content", "").strip(), text)}
-    return _Input(chat, tools, text, marks_generation(tokenizer, tools), (*unread, *sorted(dropped)))
+    text = _text(written)
+    dropped, at = set(), 0
+    for message in chat:
+        at, is_written = _find(message.get("content", "").strip(), text, at)
+        if not is_written:
+            dropped.add(f"messages.content of {message['role']}")
+    return _Input(chat, tools, text, is_marked, written.marks, (*unread, *sorted(dropped)))  # type: ignore[union-attr]
 
 
-def _is_written(content: str, text: str) -> bool:
-    """Return whether a template writes a content whole, perhaps as JSON."""
-    return content in text or json.dumps(content)[1:-1] in text
+def _find(content: str, text: str, begin: int) -> tuple[int, bool]:
+    """Return whether a template writes a content whole, perhaps as JSON, and where to look for the next one."""
+    for form in (content, json.dumps(content)[1:-1]):
+        for start in (begin, 0):  # most templates write one after the other
+            if (place := text.find(form, start)) >= 0:
+                return max(begin, place + len(form)), True
+    return begin, False
 
 
 def is_trained_on(message: Message) -> bool:
@@ -135,7 +161,7 @@ def is_trained_on(message: Message) -> bool:
 
 def marks_generation(tokenizer: Any, tools: Sequence[Any] = ()) -> bool:
     """Return whether the template says itself what the assistant says; there may be another one for tools."""
-    return bool(GENERATION.search(tokenizer.get_chat_template(tools=list(tools) or None)))
+    return bool(GENERATION.search(template_of(tokenizer, tools)))
 
 
 def _check_template(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any]) -> tuple[str, ...]:
@@ -187,32 +213,34 @@ def _encode_unmarked(tokenizer: Any, inputs: Sequence[_Input]) -> list[Encoded]:
     """Encode conversations by a template that does not mark what the assistant says."""
     if not inputs:
         return []
-    spans = [_spans(tokenizer, given) for given in inputs]
+    looks = _looks(tokenizer, inputs)
+    spans = [_spans(tokenizer, given, look) for given, look in zip(inputs, looks, strict=True)]
     encoded = tokenizer(
         [given.text for given in inputs], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
     found = []
     for ids, offsets, of in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True):
         starts = [start for start, _ in offsets]
-        counts = [any(begin <= start < end for begin, end, _ in of) for start in starts]
-        turns = [sum(start < after for start in starts) for _, _, after in of]
-        found.append(Encoded(ids, counts, turns))
+        counts = [False] * len(ids)
+        for begin, end, _ in of:
+            first, last = (bisect.bisect_left(starts, place) for place in (begin, end))
+            counts[first:last] = [True] * (last - first)
+        found.append(Encoded(ids, counts, [bisect.bisect_left(starts, after) for _, _, after in of]))
     return found
 
 
 def _encode_marked(tokenizer: Any, given: _Input) -> Encoded:
     """Encode a conversation by a template that marks what the assistant says."""
-    chat, tools = given.chat, given.tools
-    try:
-        found = tokenizer.apply_chat_template(
-            [_without(message, "weight") for message in chat], tools=list(tools) or None, return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"return_offsets_mapping": True, "verbose": False},
-        )  # fmt: skip
-    except Exception as error:
-        raise InputError(f"the tokenizer's chat template fails ({type(error).__name__}: {error})") from None
-    starts = [start for start, _ in found["offset_mapping"]]
-    counts = [bool(counted) for counted in found["assistant_masks"]]
+    chat = given.chat
+    found = tokenizer(given.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    starts, ends = ([pair[i] for pair in found["offset_mapping"]] for i in (0, 1))
+    counts = [False] * len(starts)
+    for begin, end in given.marks:  # as transformers' return_assistant_tokens_mask does
+        first, last = _token_at(begin, starts, ends), _token_at(end - 1, starts, ends)
+        if first is None:
+            break
+        after = last + 1 if last else len(counts)
+        counts[first:after] = [True] * (after - first)
     said = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
     turns = _turns_by_text(tokenizer, given, said, starts) or _turns_by_runs(counts, len(said))
     if turns is None and not all(is_trained_on(chat[i]) for i in said):
@@ -220,30 +248,36 @@ def _encode_marked(tokenizer: Any, given: _Input) -> Encoded:
             "the chat template renders a turn differently once others follow, so that a message of weight 0 can't be "
             "located"
         )
-    ends = []
+    cuts = []
     for i, (begin, end) in zip(said, turns or [], strict=False):
         if is_trained_on(chat[i]):
-            ends.append(end)
+            cuts.append(end)
         else:
             counts[begin:end] = [False] * (end - begin)
-    return Encoded(found["input_ids"], counts, ends)
+    return Encoded(found["input_ids"], counts, cuts)
+
+
+def _token_at(place: int, starts: list[int], ends: list[int]) -> int | None:
+    """Return the first token that holds a character, or None."""
+    i = bisect.bisect_right(ends, place)
+    return i if i < len(starts) and starts[i] <= place else None
 
 
 def _turns_by_text(tokenizer: Any, given: _Input, said: list[int], starts: list[int]) -> list[tuple[int, int]] | None:
     """Return (begin, end) in tokens of each message of the assistant; None where the template rewrites a turn."""
-    chat, tools, whole = given.chat, given.tools, given.text
-    turns = []
-    for i in said:
-        ends = []
-        for text in (
-            _would_write(tokenizer, chat[:i], tools) if i else "",
-            _would_write(tokenizer, chat[: i + 1], tools),
-        ):
-            if text is None or not whole.startswith(text):
-                return None
-            ends.append(sum(start < len(text) for start in starts))
-        turns.append((ends[0], ends[1]))
-    return turns
+    if len(given.chat) > MANY and (places := _places(tokenizer, given)) is not None:
+        bounds = [(places[i].begin, places[i].end) for i in said]
+    else:
+        bounds = []
+        for some in _in_parts(said):
+            asked = [Request(given.chat[:n], given.tools) for i in some for n in (i, i + 1)]
+            found = [w.text if isinstance(w, Written) else None for w in _write_within(tokenizer, given, asked)]
+            for i, (before, after) in zip(some, zip(found[::2], found[1::2], strict=True), strict=True):
+                texts = ("" if i == 0 else before, after)
+                if any(text is None or not given.text.startswith(text) for text in texts):
+                    return None
+                bounds.append((len(texts[0] or ""), len(texts[1] or "")))
+    return [(bisect.bisect_left(starts, begin), bisect.bisect_left(starts, end)) for begin, end in bounds]
 
 
 def _turns_by_runs(counts: list[bool], n_said: int) -> list[tuple[int, int]] | None:
@@ -254,24 +288,135 @@ def _turns_by_runs(counts: list[bool], n_said: int) -> list[tuple[int, int]] | N
     return turns if len(turns) == n_said else None
 
 
-def _spans(tokenizer: Any, given: _Input) -> list[tuple[int, int, int]]:
-    """Return (begin, end, end of its turn) in the text for each message that counts."""
+def _looks(tokenizer: Any, inputs: Sequence[_Input]) -> list[list[Written | InputError] | None]:
+    """Write all beginnings of short conversations at once; None for long ones."""
+    asked = [
+        [] if len(given.chat) > MANY else _beginnings(given, [i for i, m in enumerate(given.chat) if is_trained_on(m)])
+        for given in inputs
+    ]
+    found = iter(write_chats(tokenizer, [request for requests in asked for request in requests]))
+    written = [[next(found) for _ in requests] for requests in asked]
+    return [None if len(given.chat) > MANY else look for given, look in zip(inputs, written, strict=True)]
+
+
+def _beginnings(given: _Input, places: Sequence[int]) -> list[Request]:
+    """Return the requests for what is written with each message, and for what asks for it."""
+    chat, tools = given.chat, given.tools
+    return [
+        request for i in places for request in (Request(chat[: i + 1], tools), Request(chat[:i], tools, answer=True))
+    ]
+
+
+def _spans(tokenizer: Any, given: _Input, look: list[Written | InputError] | None) -> list[tuple[int, int, int]]:
+    """Return (begin, end, end of its turn) in the text for each message that counts.
+
+    Args:
+        look: what the template writes for the beginnings of the conversation, if that is known.
+    """
     chat, tools, whole = given.chat, given.tools, given.text
+    trained = [i for i, message in enumerate(chat) if is_trained_on(message)]
     spans = []
-    for i, message in enumerate(chat):
-        if not is_trained_on(message):
-            continue
-        said = render(tokenizer, chat[: i + 1], tools=tools)
-        asked = render(tokenizer, chat[:i], answer=True, tools=tools) if i else _opening(tokenizer, chat, tools, said)
-        if not (whole.startswith(said) and said.startswith(asked)):
-            raise InputError(
-                "the chat template renders a turn differently once others follow, so that the assistant's tokens can't "
-                "be located"
-            )
-        answer = said[len(asked) :].rstrip()  # no white space after its end token
-        end = len(asked) + len(answer) if answer.endswith(tokenizer.eos_token or "\0") else len(said)
-        spans.append((len(asked), end, len(said)))
+    if len(chat) > MANY and (places := _places(tokenizer, given)) is not None:
+        for i in trained:
+            place = places[i]
+            opening = place.request if i else _opening(tokenizer, chat, tools, whole[: place.end])
+            begin = place.begin + len(opening)
+            spans.append((begin, _end_of_answer(tokenizer, whole, begin, place.end), place.end))
+        return spans
+    for some in [trained] if look is not None else _in_parts(trained):
+        found = look if look is not None else _write_within(tokenizer, given, _beginnings(given, some))
+        for i, asked, opens in zip(some, found[::2], found[1::2], strict=True):
+            said = _text(asked)
+            opening = _text(opens) if i else _opening(tokenizer, chat, tools, said)
+            if not (whole.startswith(said) and said.startswith(opening)):
+                raise InputError(
+                    "the chat template renders a turn differently once others follow, so that the assistant's tokens "
+                    "can't be located"
+                )
+            spans.append((len(opening), _end_of_answer(tokenizer, said, len(opening), len(said)), len(said)))
     return spans
+
+
+def _end_of_answer(tokenizer: Any, text: str, begin: int, end: int) -> int:
+    """Return where an answer ends: after its end token, without the white space after that, or else with its turn."""
+    answer = text[begin:end].rstrip()
+    return begin + len(answer) if answer.endswith(tokenizer.eos_token or "\0") else end
+
+
+def _in_parts(items: Sequence[int]) -> list[Sequence[int]]:
+    """Return the items in parts: first a single one, which may show that the rest is in vain."""
+    return [items[:1], *(items[i : i + AT_ONCE] for i in range(1, len(items), AT_ONCE))] if items else []
+
+
+def _write_within(tokenizer: Any, given: _Input, asked: Sequence[Request]) -> list[Written | InputError]:
+    """Write beginnings of a conversation.
+
+    Raises:
+        InputError: they would be too many, as each is written from its first message on.
+    """
+    if len(given.chat) > MANY and len(given.chat) * len(given.text) > MOST_WORK:
+        raise InputError(
+            f"the conversation has {len(given.chat):,} messages, and the chat template writes them in a way that can't "
+            "be followed in so long a text"
+        )
+    return write_chats(tokenizer, asked)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the template writes a message."""
+
+    begin: int
+    end: int
+    request: str
+    """What it writes before the message where it asks the assistant for it; empty for messages of others."""
+
+
+def _places(tokenizer: Any, given: _Input) -> list[_Place] | None:
+    """Return where the template writes each message, found by looking at a few messages at a time; None if in vain.
+
+    The time is linear in the conversation's length: what is written for a message is what a window of the messages
+    before it gets more by it. All of it, one after the other, must be the whole text.
+    """
+    chat, tools, whole = given.chat, given.tools, given.text
+    places: list[_Place] = []
+    at = 0
+    for first in range(0, len(chat), AT_ONCE):
+        numbers = range(first, min(first + AT_ONCE, len(chat)))
+        asked = []
+        for i in numbers:
+            window = _window(chat, i)
+            asked += [
+                Request(window, tools), Request(window[:-1], tools), Request(window[:-1], tools, answer=True)
+            ]  # fmt: skip
+        found = write_chats(tokenizer, asked)
+        texts = [w.text if isinstance(w, Written) else None for w in found]
+        for i, after, before, opens in zip(numbers, texts[::3], texts[1::3], texts[2::3], strict=True):
+            before = before if i else ""
+            if after is None or before is None or not after.startswith(before):
+                return None
+            request = ""
+            if chat[i]["role"] == "assistant" and i:
+                if opens is None or not (opens.startswith(before) and after.startswith(opens)):
+                    return None
+                request = opens[len(before) :]
+            more = after[len(before) :]
+            if not whole.startswith(more, at):
+                return None
+            places.append(_Place(at, at + len(more), request))
+            at += len(more)
+    return places if at == len(whole) else None
+
+
+def _window(chat: Sequence[Message], i: int) -> list[Message]:
+    """Return the messages to look at for one of them: from a user's on that is before it, and the system's."""
+    start = i - 2
+    while start > max(0, i - WINDOW) and chat[start]["role"] != "user":
+        start -= 1
+    if start <= 2:
+        return list(chat[: i + 1])
+    head = [chat[0]] if chat[0]["role"] == "system" else []
+    return [*head, *chat[start : i + 1]]
 
 
 def _opening(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any], said: str) -> str:

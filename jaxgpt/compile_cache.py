@@ -5,6 +5,9 @@ from pathlib import Path
 
 import jax
 
+from jaxgpt.convert.disk import local_path
+from jaxgpt.convert.errors import InputError
+
 MOST_BYTES = 2 * 10**9
 """Bytes of the cache: programs that were not used for longest are removed first."""
 
@@ -20,12 +23,12 @@ def use_compile_cache(is_wanted: bool = True) -> None:
         return
     if not is_wanted:
         return
-    folder = default_folder()
     try:
+        folder = default_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             return
-    except OSError:
+    except (OSError, InputError):
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
@@ -34,5 +37,4 @@ def use_compile_cache(is_wanted: bool = True) -> None:
 
 def default_folder() -> Path:
     """Return the folder of the cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "jaxgpt" / "xla"
+    return local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jaxgpt" / "xla"

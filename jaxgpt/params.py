@@ -4,7 +4,6 @@ A module is a group of them, as people speak of it: `tok_emb`, `blocks.3`, `ln_f
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import groupby
@@ -17,6 +16,7 @@ from jax import Array
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.errors import InputError
+from jaxgpt.patterns import Pattern
 
 T = TypeVar("T")
 Rules = tuple[tuple[str, T], ...]
@@ -71,14 +71,14 @@ def match(rules: Rules[T], names: Iterable[str]) -> dict[str, T]:
     Raises:
         InputError: a name that no pattern matches in full.
     """
-    compiled = [(re.compile(pattern), value) for pattern, value in rules]
+    names = list(names)
     found: dict[str, T] = {}
+    for pattern, value in rules:
+        found |= dict.fromkeys(Pattern(pattern).matching(name for name in names if name not in found), value)
     for name in names:
-        hits = [value for pattern, value in compiled if pattern.fullmatch(name)]
-        if not hits:
+        if name not in found:
             raise InputError(f"no rule covers the parameter {name}")
-        found[name] = hits[0]
-    return found
+    return {name: found[name] for name in names}
 
 
 def module_of(name: str) -> str:

@@ -11,10 +11,13 @@ import numpy as np
 
 from jaxgpt.arguments import check_ids
 from jaxgpt.convert.config import GPTConfig
-from jaxgpt.convert.contents import read_json
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats.torch_pickle import read_pickle
-from jaxgpt.convert.source import SENTENCEPIECE, VOCABULARIES, resolve, tokenizer_files
+from jaxgpt.convert.json_input import read_json
+from jaxgpt.convert.source import SENTENCEPIECE, VOCABULARIES, check_link, resolve, tokenizer_files
+
+READ_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".pkl")
+"""Endings of files that a tokenizer may be made of."""
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_END = 50256
@@ -35,6 +38,10 @@ def load_tokenizer(source: str | Path) -> Any:
     if not files:
         raise InputError(f"{source}: no tokenizer found: there is none of {', '.join(VOCABULARIES)}")
     folder = next(iter(files.values())).parent
+    root = folder.parent if folder.name == "tokenizer" else folder
+    for file in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):  # which AutoTokenizer may read
+        if file.suffix in READ_SUFFIXES:
+            check_link(file, root)
     if not files.keys() & {*VOCABULARIES} - {"meta.pkl"}:
         return character_tokenizer(files["meta.pkl"])
     from transformers import AutoTokenizer

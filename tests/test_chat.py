@@ -3,11 +3,14 @@
 import json
 import random
 import re
+import resource
 
 import numpy as np
 import pytest
 
 import jaxgpt
+from jaxgpt import chat as chat_module
+from jaxgpt import templates
 from jaxgpt.chat import OPTIONAL_FIELDS, encode_chats, prepare_chat, render
 from jaxgpt.convert.errors import InputError
 from jaxgpt.data.conversations import ANSWERS, LISTS, MATERIAL, QUESTIONS, SYSTEMS, conversation_of
@@ -93,6 +96,90 @@ def test_a_template_is_a_sandboxed_program(tokenizer):
     tokenizer.chat_template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(InputError, match="chat template fails"):
         encode_chats(tokenizer, [TWO_TURNS])
+
+
+HOSTILE = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "powers": "{{ 9 ** (9 ** 9) }}",
+    "a long text": "{{ 'a' * 10 ** 10 }}",
+    "padding": "{{ 'a'.ljust(10 ** 10) }}",
+    "a format": "{{ '%10000000000d' % 1 }}",
+    "doubling": "{% set n = namespace(x='a') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+    "much text": "{% for i in range(99999) %}{{ 'a' * 100 }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_template_has_limits(name, tokenizer):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tokenizer.chat_template = HOSTILE[name] + CHATML
+    for _ in range(2):  # the second time it is not run
+        with pytest.raises(InputError, match=r"the tokenizer's chat template (takes|writes) (more than|too much)"):
+            encode_chats(tokenizer, [TWO_TURNS])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    tokenizer.chat_template = CHATML  # others are not affected
+    assert encode_chats(tokenizer, [TWO_TURNS])[0].turns
+
+
+def test_the_process_of_the_templates_is_kept_and_comes_back(tokenizer):
+    tokenizer.chat_template = CHATML
+    expected = encode_chats(tokenizer, [TWO_TURNS])
+    child = templates._PROCESS._child
+    assert encode_chats(tokenizer, [TWO_TURNS]) == expected
+    assert templates._PROCESS._child is child
+    templates._PROCESS.close()
+    assert encode_chats(tokenizer, [TWO_TURNS]) == expected
+
+
+def long_chat(n: int, *, system: bool = False, tool: bool = False) -> list[dict]:
+    found = [{"role": "system", "content": "Be brief."}] if system else []
+    for i in range(n):
+        found += [{"role": "user", "content": f" ask {i} 🙂 "}]
+        if tool and i % 3 == 0:
+            call = {"type": "function", "function": {"name": "now", "arguments": {"i": i}}}
+            found += [
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "content": f"{i}"},
+            ]
+        found += [{"role": "assistant", "content": f"say {i}", "weight": int(i % 5 > 0)}]
+    return found
+
+
+@pytest.mark.parametrize("name", ["ours", "chatml", "marked", "gpts", "system", "begins", "twice", "tools", "rewrites"])
+def test_a_long_conversation_has_the_spans_of_looking_at_all_of_its_beginnings(name, tokenizer, monkeypatch):
+    prepare_chat(tokenizer)
+    kinds = {
+        "chatml": CHATML,
+        "marked": CHATML_MARKED,
+        "gpts": GPTS,
+        "system": CHATML,
+        "begins": CHATML,
+        "tools": KNOWING,
+    }
+    numbered = "{% for m in messages %}{{ loop.index }}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    kinds |= {"rewrites": numbered, "twice": CHATML, "tools": KNOWING}
+    tokenizer.chat_template = kinds.get(name, tokenizer.chat_template)
+    messages = long_chat(20, system=name in ("ours", "system"), tool=name == "tools")
+    if name == "begins":
+        messages = messages[1:]
+    if name == "twice":
+        messages[9:9] = [{"role": "assistant", "content": "again"}] * 2
+    n_asked = []
+    ask = templates._PROCESS.ask
+    monkeypatch.setattr(
+        templates._PROCESS, "ask", lambda a, r: n_asked.append(max(len(q.chat) for q in r)) or ask(a, r)
+    )
+
+    def encoded():
+        try:
+            return encode_chats(tokenizer, [messages])
+        except InputError as error:
+            return str(error)
+
+    found = encoded()
+    assert name in ("tools", "rewrites") or sum(n > 20 for n in n_asked) == 1, n_asked  # the whole, once
+    monkeypatch.setattr(chat_module, "MANY", 10**6)
+    assert encoded() == found
 
 
 EXCHANGE = ({"role": "user", "content": "Add.\n\n1 + 1"}, {"role": "assistant", "content": "2"})

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_a_text_that_can_not_be_cut_is_refused_before_it_fills_the_memory(monkey
     monkeypatch.setattr(pieces, "LONGEST", 1_000_000)
     encode, _ = pieces.encoders(jaxgpt.load_tokenizer("tiny"))
     endless = iter(lambda: "\n" * 100_000, "")
-    with pytest.raises(jaxgpt.InputError, match=r"my\.txt has 1 million characters without a point"):
+    with pytest.raises(jaxgpt.InputError, match=r"my\.txt has 1\.0 MB without a point"):
         list(pieces.Cutter(encode).pieces(endless, "my.txt"))
 
 
@@ -239,19 +240,98 @@ DAMAGE = {
         (entry / "meta.json").read_text().replace('"first_bad": null', '"first_bad": [9, 1, "x"]')
     ),
     "a file": lambda entry: (shutil.rmtree(entry), entry.write_text("x")),
+    "zeros": lambda entry: (entry / "tokens.bin").write_bytes(bytes((entry / "tokens.bin").stat().st_size)),
+    "one bit": lambda entry: flip(entry / "tokens.bin", 5),
+    "one bit of the ends": lambda entry: flip(entry / "ends.bin", 0),
+    "a bit, and the old time": lambda entry: keeping_time(entry / "tokens.bin", lambda path: flip(path, 5)),
+    "another file in its place": lambda entry: replace_file(entry / "tokens.bin"),
+    "a pipe": lambda entry: ((entry / "tokens.bin").unlink(), os.mkfifo(entry / "tokens.bin")),
+    "a pipe for a description": lambda entry: ((entry / "meta.json").unlink(), os.mkfifo(entry / "meta.json")),
+    "a link": lambda entry: ((entry / "tokens.bin").rename(entry / "x"), (entry / "tokens.bin").symlink_to("x")),
+    "another kind": lambda entry: (entry / "meta.json").write_text(
+        (entry / "meta.json").read_text().replace('"bytes": 18', '"bytes": 19')
+    ),
 }
 
 
+def flip(path: Path, byte: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1
+    path.write_bytes(data)
+
+
+def keeping_time(path: Path, change) -> None:
+    before = path.stat()
+    change(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace_file(path: Path) -> None:
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[::-1])
+
+
 @pytest.mark.parametrize("name", DAMAGE)
-def test_what_is_damaged_in_the_cache_is_written_again(name, tmp_path):
+def test_what_is_damaged_in_the_cache_is_written_again_and_said(name, tmp_path, caplog):
     (tmp_path / "a.txt").write_text("The end of a text.")
     tokenizer, cache = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache"
     expected = tokenise(tmp_path / "a.txt", tokenizer, cache=cache).tokens.tolist()
     (entry,) = cache.iterdir()
     DAMAGE[name](entry)
+    caplog.clear()
+    assert tokenise(tmp_path / "a.txt", tokenizer, cache=cache).tokens.tolist() == expected
+    assert "is damaged: the text is tokenised again" in caplog.text
     for _ in range(2):
         assert tokenise(tmp_path / "a.txt", tokenizer, cache=cache).tokens.tolist() == expected
         assert entries(cache) == [entry.name]
+
+
+def test_an_entry_that_was_swapped_with_another_is_not_used(tmp_path):
+    tokenizer, cache = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache"
+    expected = {}
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"The text {name}.")
+        expected[name] = tokenise(tmp_path / name, tokenizer, cache=cache).tokens.tolist()
+    one, two = cache.iterdir()
+    one.rename(cache / "x")
+    two.rename(one)
+    (cache / "x").rename(two)
+    for name, tokens in expected.items():
+        assert tokenise(tmp_path / name, tokenizer, cache=cache).tokens.tolist() == tokens
+
+
+def test_digests_are_compared_once_for_each_file(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("The end of a text.")
+    tokenizer, cache, n_compared = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache", []
+    compare = token_files.hashlib.file_digest
+    monkeypatch.setattr(token_files.hashlib, "file_digest", lambda *a: n_compared.append(a) or compare(*a))
+    tokenise(tmp_path / "a.txt", tokenizer, cache=cache)
+    tokenise(tmp_path / "a.txt", tokenizer, cache=cache)
+    assert not n_compared  # they were made when it was written
+    shutil.copytree(cache, tmp_path / "copy")
+    tokenise(tmp_path / "a.txt", tokenizer, cache=tmp_path / "copy")
+    assert len(n_compared) == 3  # tokens, ends, records
+    tokenise(tmp_path / "a.txt", tokenizer, cache=tmp_path / "copy")
+    assert len(n_compared) == 3
+
+
+def test_an_entry_of_another_user_is_not_used(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("The end of a text.")
+    tokenizer, cache = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache"
+    expected = tokenise(tmp_path / "a.txt", tokenizer, cache=cache).tokens.tolist()
+    (entry,) = cache.iterdir()
+    uid = os.geteuid()
+    monkeypatch.setattr(token_files.os, "geteuid", lambda: uid + 1)
+    mine = tokenise(tmp_path / "a.txt", tokenizer, cache=cache)
+    assert mine.tokens.tolist() == expected
+    assert Path(mine.tokens.filename).parent.name == f"{entry.name}-{uid + 1}"
+    if uid == 0:
+        monkeypatch.undo()
+        os.chown(entry / "tokens.bin", 1, 1)
+        again = tokenise(tmp_path / "a.txt", tokenizer, cache=cache)
+        assert again.tokens.tolist() == expected
+        assert (entry / "tokens.bin").stat().st_uid == 0
 
 
 def test_a_write_that_fails_leaves_nothing_and_leftovers_go_after_a_day(tmp_path, monkeypatch):

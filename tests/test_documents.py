@@ -324,7 +324,7 @@ BAD = {
         + b"[" * 900
         + b"]" * 900
         + b"}]}]}",
-        r"line 1: (nested too deeply|a message has tool_calls, which|the tokenizer's chat template fails)",
+        r"line 1: (.*nested too deeply|a message has tool_calls, which|the tokenizer's chat template fails)",
     ),
     "depth of tools": (
         "a.jsonl",
@@ -336,13 +336,13 @@ BAD = {
         json.dumps({**CHAT, "tools": [{"name": "x"}]}).replace('"x"', '"\\ud800"').encode(),
         "line 1: not valid Unicode: an unpaired surrogate",
     ),
-    "depth": ("a.jsonl", b'{"text":' + b"[" * 200_000, "line 1: nested too deeply"),
+    "depth": ("a.jsonl", b'{"text":' + b"[" * 200_000, "line 1: .*nested too deeply"),
     "text is a number": ("a.jsonl", b'{"text": 3}', "line 1: text must be a string, not int"),
     "no text": ("a.jsonl", b'{"title": "x"}', "line 1: neither a text nor a conversation"),
     "half a surrogate": ("a.jsonl", b'{"text": "\\ud800"}', "line 1: not valid Unicode: an unpaired surrogate"),
     "half in a chat": ("a.jsonl", json.dumps(CHAT).replace("Hi", "\\ud800").encode(), "line 1: not valid Unicode"),
     "bad role": ("a.jsonl", json.dumps(CHAT).replace("user", "robot").encode(), "line 1: the role of a message"),
-    "latin-1": ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', "line 2: not UTF-8 text: byte 0xe9 at 10"),
+    "latin-1": ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', "line 2: .*not UTF-8 text: byte 0xe9 at 10"),
     "a chat after a text": (
         "a.jsonl",
         b'{"text": "a"}\n' + json.dumps(CHAT).encode(),
@@ -381,7 +381,7 @@ BAD = {
     "trailing comma": ("a.json", b'[{"text": "a"},]', "record 2: expected an object, not ]"),
     "half an object": ("a.json", b'[{"text": "a"}, {"text": "b', "record 2: not JSON: Unterminated string"),
     "something follows": ("a.json", b'[{"text": "a"}] ]', "unexpected text after the array"),
-    "depth in an array": ("a.json", b'[{"text":' + b"[" * 200_000, "record 1: nested too deeply"),
+    "depth in an array": ("a.json", b'[{"text":' + b"[" * 200_000, "record 1: .*nested too deeply"),
     "no Parquet": ("a.parquet", b"PAR1" + bytes(100) + b"PAR1", r"a\.parquet can't be read as Parquet"),
     "nothing in Parquet": ("a.parquet", b"", r"a\.parquet can't be read as Parquet"),
     "no gzip": ("a.txt.gz", b"just text", r"a\.txt\.gz can't be read: BadGzipFile"),
@@ -424,7 +424,7 @@ def test_a_bomb_takes_no_memory(tmp_path):
     lengths = [len("".join(document.text)) for _, document in find(tmp_path).documents(lambda n: None)]
     assert lengths == [2**20] * 100
     (tmp_path / "a.jsonl.zst").write_bytes(zstd.compress(bytes(2**29)))
-    with pytest.raises(jaxgpt.InputError, match=r"line 1: this record is longer than 256 MiB"):
+    with pytest.raises(jaxgpt.InputError, match=r"line 1: this record is longer than 64 MiB"):
         read(tmp_path)
 
 

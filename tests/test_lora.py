@@ -211,7 +211,7 @@ def test_strategies_join_and_follow_one_another():
         ("lora:r=0", "r must be an integer from 1"), ("lora:r=9999999", "r must be an integer from 1"),
         ("lora:alpha=nan", "alpha must be a number above 0"), ("lora:dropout=1", "dropout must be a probability"),
         ("lora:rank=3", "unknown option 'rank=3'"), ("lora:on=head", "a tied head has none of its own"),
-        ("lora:on=nowhere", "on=nowhere is no layer"), ("lora:on=(", "neither a word nor a regular expression"),
+        ("lora:on=nowhere", "on=nowhere is no layer"), ("lora:on=(", "is not a regular expression"),
         ("lora:r=2,r=3", "r is given twice"), ("lora+lora:r=2", "a model has one kind of adapter"),
         ("new-tokens", "no tokens were added"), ("lora+nothing", "unknown strategy"), ("lora+", "unknown strategy"),
     ],

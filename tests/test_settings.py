@@ -255,9 +255,9 @@ def test_every_setting_survives_the_way_through_run_json_and_flags():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"run\.json can't be read as the run.json of a run \(JSONDecodeError"),
+        ("{", r"run\.json can't be read as the run.json of a run \(not JSON: "),
         ("[]", r"run\.json can't be read"),
-        ("[" * 100_000, r"run\.json can't be read as the run.json of a run \(RecursionError"),
+        ("[" * 100_000, r"run\.json can't be read as the run.json of a run \(not JSON.*nested too deep"),
         ('{"settings": 3}', r"run\.json can't be read"),
         ('{"settings": {"exec": 1}}', "holds unknown settings: exec"),
         ('{"settings": {"steps": "ten"}}', "steps is of the wrong type: 'ten'"),
@@ -265,7 +265,7 @@ def test_every_setting_survives_the_way_through_run_json_and_flags():
         ('{"settings": {"steps": 0}}', "--steps: must be from 1 to 1,000,000,000, not 0"),
         ('{"settings": {"lr_scale": ["ln_f.*=1.0", 3]}}', "lr_scale is of the wrong type: 3"),
         ('{"settings": {"dtype": "float8"}}', "--dtype: must be float32 or bfloat16, not 'float8'"),
-        (None, r"run\.json can't be read as the run.json of a run \(FileNotFoundError"),
+        (None, r"run\.json can't be read as the run.json of a run \(No such file"),
     ],
 )
 def test_what_is_no_config_is_refused(tmp_path, content, message):

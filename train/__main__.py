@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from jaxgpt.convert.command_line.console import say
 from jaxgpt.convert.command_line.mistakes import one_clear_line
 from jaxgpt.convert.command_line.process import prepare_process
 from jaxgpt.convert.errors import InputError
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if failure is None:
                     raise
                 message, code = failure
-                print(f"train: {message}", file=sys.stderr)
+                say(f"train: {message}", sys.stderr)
                 stop.leave(code)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from jaxgpt.convert.command_line.flags import check_bounds, spelled
 from jaxgpt.convert.command_line.help import Help
 from jaxgpt.convert.command_line.parser import Parser
+from jaxgpt.convert.disk import local_path, target_path
 from jaxgpt.convert.errors import InputError, about
 from jaxgpt.train.run.run_json import NAME, RunInfo, refusal
 from jaxgpt.train.settings import GROUPS, Settings, changed_settings, stored_settings, to_json, trait
@@ -41,11 +42,13 @@ def read_command(arguments: Sequence[str]) -> Settings:
     """
     given = PARSER.given(arguments)
     if isinstance(named := given.get("resume"), str):
-        if "out" in given and given["out"] != Path(named).expanduser():
+        with about("--resume"):
+            folder = local_path(named)
+        if "out" in given and given["out"] != folder:
             raise InputError(f"--resume {named} and --out={given['out']} name two runs; one of them is enough")
-        if not (Path(named).expanduser() / NAME).is_file():
+        if not (folder / NAME).is_file():
             raise InputError(f"--resume {named}: no run is there; to start one, use --out={named}")
-        given |= {"resume": True, "out": Path(named).expanduser()}
+        given |= {"resume": True, "out": folder}
     values: dict[str, Any] = {}
     if given.get("config") is not None:
         with about("--config"):
@@ -71,6 +74,10 @@ def check_settings(settings: Settings) -> None:
         InputError: the first of them.
     """
     check_bounds(settings)
+    for name in ("out", "cache"):
+        if (path := getattr(settings, name)) is not None:
+            with about(spelled(name)):
+                target_path(path)
     if settings.steps is not None and settings.epochs is not None:
         raise InputError("--steps and --epochs contradict each other: give one of them")
     if settings.topology is not None and not settings.compile_only:
@@ -89,7 +96,7 @@ def settings_of(run: Path) -> dict[str, Any]:
     Raises:
         InputError: it can't be read, or holds settings that are unknown or of another type.
     """
-    path = run.expanduser()
+    path = local_path(run)
     folder = path if path.is_dir() else path.parent
     stored = RunInfo.read(folder).settings
     with about(str(folder)):

@@ -1,13 +1,15 @@
 """A fine-tuning run from top to bottom."""
 
+import contextlib
 import math
 import sys
 import time
 from dataclasses import asdict, replace
 
 from jaxgpt.compile_cache import use_compile_cache
-from jaxgpt.convert.command_line.console import busy, show
-from jaxgpt.convert.errors import InputError, what_failed
+from jaxgpt.convert.command_line.console import busy, say, show
+from jaxgpt.convert.disk import target_path
+from jaxgpt.convert.errors import InputError, escaped, what_failed
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.params import count_params
 from jaxgpt.train.command import command_of, resume_command
@@ -20,7 +22,7 @@ from jaxgpt.train.report.console import draw_new_rows, how_to_use, outcome, sani
 from jaxgpt.train.run.checkpoints import Checkpoints
 from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.run.folder import RunFolder
-from jaxgpt.train.run.logs import RunLog
+from jaxgpt.train.run.logs import RunLog, read_samples
 from jaxgpt.train.run.run_json import RunInfo
 from jaxgpt.train.settings import Settings, to_json
 from jaxgpt.train.setup import TrainingInputs, prepare
@@ -33,7 +35,7 @@ def train(settings: Settings, stop: StopSignals) -> int:
     """Train until the last step, a signal or a non-finite loss, and return the exit code."""
     connect(settings)
     use_compile_cache(settings.compile_cache)
-    run = RunFolder(settings.out.expanduser())
+    run = RunFolder(target_path(settings.out))
     try:
         return train_in(run, settings, stop)
     finally:
@@ -76,7 +78,7 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
             RunLog(run).sample(first, sample(inputs, state))
             _write_report(run)
         use = how_to_use(run, eval_state.best_step, inputs.is_chat)
-        show(f"\n{run.folder} is finished: {outcome(inputs, run, first, eval_state)}\n{use}")
+        show(f"\n{escaped(str(run.folder))} is finished: {outcome(inputs, run, first, eval_state)}\n{use}")
         return ExitCode.OK
     text = sample(inputs, state) if first is None else ""
     began = time.time()
@@ -125,18 +127,22 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
         last_good = run.checkpoints / str(run.last_step) if run.last_step is not None else None
         _write_report(run)
         trackers.close(finished=True)
-        show(f"train: {explain_non_finite(error, inputs, last_good)}", sys.stderr)
+        say(f"train: {explain_non_finite(error, inputs, last_good)}", sys.stderr)
         return ExitCode.FAILED
     except OSError as error:
         good = f"the newest checkpoint is that of step {run.last_step}" if run.last_step else "there is no checkpoint"
-        show(f"train: {what_failed(error)}: stopped after step {loop.step}; {good}", sys.stderr)
+        say(f"train: {what_failed(error)}: stopped after step {loop.step}; {good}", sys.stderr)
         stop.leave(ExitCode.DISK)
+    except Exception:  # a fault of ours: what is being saved is saved to its end
+        with contextlib.suppress(Exception):
+            checkpoints.wait()
+        raise
     finally:
         compiler.close()
     checkpoints.close()
     if not loop.is_done:
         trackers.close(finished=False)
-        print(f"stopped after step {loop.step}, which is saved; to resume:\n  {stop.go_on}", flush=True)
+        show(f"stopped after step {loop.step}, which is saved; to resume:\n  {escaped(stop.go_on)}")
         if compiler.is_compiling:
             disconnect()
             stop.leave(ExitCode.STOPPED)
@@ -148,7 +154,7 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
     trackers.close(finished=True)
     _write_report(run)
     if run.is_writer:
-        show(f"\n{run.samples.read_text('utf-8')}")
+        show(f"\n{read_samples(run.samples)}")
     seconds = time.time() - began
     ended = outcome(inputs, run, loop.step, loop.eval_state, before)
     show(f"{loop.step - first} steps in {seconds:.0f} s: {ended}")

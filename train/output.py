@@ -5,9 +5,12 @@ import io
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from jaxgpt.convert.errors import InputError, escaped
 
 NAME = "run.log"
 """The file in the run's folder."""
@@ -22,6 +25,8 @@ class Log:
     def __init__(self) -> None:
         self._file: TextIO | None = None
         self._kept: list[str] = []
+        self.path: Path | None = None
+        """The file, once it is open."""
 
     def add(self, text: str) -> None:
         """Add what was printed; what a terminal draws over itself, such as a progress bar, is no line."""
@@ -40,6 +45,7 @@ class Log:
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             self._file = os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace")
+            self.path = path
         kept, self._kept = self._kept, []
         self.add(f"{time.strftime('%Y-%m-%d %H:%M:%S %z')} process {os.getpid()}\n")
         for text in kept:
@@ -100,6 +106,13 @@ def lasting_output() -> Iterator[None]:
     sys.stdout, sys.stderr = Output(before[0], log), Output(before[1], log)
     try:
         yield
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # a fault of ours
+        if log.path is not None:
+            log.add(escaped(traceback.format_exc(), keep="\n"))
+            error.add_note(f"what was saved stays; please report it with {log.path}")
+        raise
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

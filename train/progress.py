@@ -6,6 +6,7 @@ import time
 from tqdm import tqdm
 
 from jaxgpt.convert.command_line.console import terminal_width, wrapped
+from jaxgpt.convert.errors import escaped
 from jaxgpt.train.distributed import is_first
 
 
@@ -67,7 +68,7 @@ class ProgressBar:
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
-        tqdm.write(wrapped(text, terminal_width()), file=sys.stdout)
+        tqdm.write(wrapped(escaped(text), terminal_width()), file=sys.stdout)
         sys.stdout.flush()
 
     def close(self) -> None:

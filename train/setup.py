@@ -12,7 +12,7 @@ import jaxgpt
 from jaxgpt import convert
 from jaxgpt.adapter import add_lora, merge_lora, separate_new_tokens
 from jaxgpt.chat import prepare_chat, render
-from jaxgpt.convert.command_line.console import busy
+from jaxgpt.convert.command_line.console import busy, say
 from jaxgpt.convert.disk import check_space
 from jaxgpt.convert.errors import InputError, about
 from jaxgpt.convert.source import resolve
@@ -137,9 +137,7 @@ def make_mesh_of_run(settings: Settings, run: RunFolder, width: int) -> Mesh:
             if not resumes or run.read().settings.get("mesh") != settings.mesh:
                 raise
             n_devices = jax.device_count()
-            print(
-                f"the run's mesh, {settings.mesh}, does not fit the {n_devices} devices here; the default mesh is used"
-            )
+            say(f"the run's mesh, {settings.mesh}, does not fit the {n_devices} devices here; the default mesh is used")
             return make_mesh(width=width)
 
 

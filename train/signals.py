@@ -7,6 +7,7 @@ import sys
 import threading
 from typing import Any, NoReturn
 
+from jaxgpt.convert.errors import escaped
 from jaxgpt.convert.exit_codes import ExitCode
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
@@ -73,6 +74,6 @@ class StopSignals:
 def _end(message: str, code: int) -> NoReturn:
     with contextlib.suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
         if message:
-            print(message, file=sys.__stdout__, flush=True)  # also where another process writes
+            print(escaped(message), file=sys.__stdout__, flush=True)  # also where another process writes
         sys.stderr.flush()
     os._exit(code)

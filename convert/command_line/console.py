@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
+from jaxgpt.convert.errors import escaped
+
 QUIET_SECONDS = 2.0
 """How long work may take before a log says what it is."""
 
@@ -41,9 +43,19 @@ def wrapped(text: str, width: int | None) -> str:
 
 
 def show(text: str, stream: TextIO | None = None) -> None:
-    """Print a text, wrapped to the terminal."""
+    """Print a text of several lines, wrapped to the terminal; nothing in it can steer a terminal."""
     stream = stream or sys.stdout
-    print(wrapped(text, terminal_width(stream)), file=stream, flush=True)
+    print(wrapped(escaped(text, keep="\n"), terminal_width(stream)), file=stream, flush=True)
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print one line, whatever the names in it hold."""
+    show(escaped(line), stream)
+
+
+def for_terminal(text: str, stream: TextIO) -> str:
+    """Return a text that a model wrote for a stream: as it is, but on a terminal without what would steer that."""
+    return escaped(text, keep="\n\t") if stream.isatty() else text
 
 
 def table(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
@@ -51,6 +63,7 @@ def table(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
 
     Where that is more than the width, the widest columns are narrowed, and their cells go on below, between words.
     """
+    rows = [[escaped(cell) for cell in row] for row in rows]
     columns = [*zip(*rows, strict=True)]
     widths = [max(map(len, column)) for column in columns]
     longest_word = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
@@ -82,7 +95,7 @@ def busy(doing: str) -> Iterator[None]:
         yield
         return
     done = threading.Event()
-    ticking = threading.Thread(target=_tick, args=(doing, sys.stderr, done), name="clock", daemon=True)
+    ticking = threading.Thread(target=_tick, args=(escaped(doing), sys.stderr, done), name="clock", daemon=True)
     ticking.start()
     try:
         yield

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.disk import local_path
+from jaxgpt.convert.errors import InputError, about
 
 NONE = ("None", "none")
 """Texts that give a flag the value None on a command line."""
@@ -102,9 +103,12 @@ def from_text(name: str, text: str, flag: Flag, value: Value) -> Any:
     """
     if value.may_be_none and text in NONE:
         return None
-    makers: dict[type, Callable[[str], Any]] = {int: int, float: float, Path: lambda text: Path(text).expanduser()}
+    makers: dict[type, Callable[[str], Any]] = {int: int, float: float, Path: local_path}
     try:
-        made = makers.get(value.of, str)(text)
+        with about(spelled(name)):
+            made = makers.get(value.of, str)(text)
+    except InputError:
+        raise
     except ValueError:
         kind = "an integer" if value.of is int else "a number"
         raise InputError(f"{spelled(name)}: must be {kind}, not {text!r}") from None
@@ -128,7 +132,7 @@ def from_json(name: str, stored: Any, flag: Flag, value: Value) -> Any:
     accepted = {float: (int, float), int: (int,), bool: (bool,)}.get(value.of, (str,))
     if not isinstance(stored, accepted) or is_bool != (value.of is bool):
         raise InputError(f"{name} is of the wrong type: {stored!r}")
-    made = value.of(stored)
+    made = local_path(str(stored)) if value.of is Path else value.of(stored)
     check_value(name, made, flag, value)
     return made
 

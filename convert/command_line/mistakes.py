@@ -6,9 +6,10 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Collection, Iterator
 
-from jaxgpt.convert.command_line.console import show
+from jaxgpt.convert.command_line.console import say, show
 from jaxgpt.convert.errors import InputError, what_failed
 from jaxgpt.convert.exit_codes import ExitCode
 
@@ -40,7 +41,8 @@ def in_flags(message: str, flags: Collection[str]) -> str:
 def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
     """End a command with one message and exit code 2, and no traceback, where the user can mend the cause.
 
-    What reading a checkpoint logs is shown on the way.
+    All other errors are faults of ours: what to report is said, and the exit code is 1. What is logged is shown on the
+    way.
 
     Args:
         program: what the message begins with.
@@ -65,8 +67,24 @@ def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
         show(f"{program}: {in_flags(str(error), flags)}", sys.stderr)
         sys.exit(ExitCode.MISTAKE)
     except OSError as error:
-        show(f"{program}: {what_failed(error)}", sys.stderr)
+        say(f"{program}: {what_failed(error)}", sys.stderr)
         sys.exit(ExitCode.MISTAKE)
+    except MemoryError:
+        say(f"{program}: this takes more memory than there is", sys.stderr)
+        sys.exit(ExitCode.MISTAKE)
+    except Exception as error:  # nobody's mistake but ours
+        _say_what_to_report(program, error)
+        sys.exit(ExitCode.FAILED)
+
+
+def _say_what_to_report(program: str, error: Exception) -> None:
+    """Say of a fault of ours what to report: the log that has the traceback, or the traceback itself."""
+    notes = getattr(error, "__notes__", [])
+    if not notes:
+        show("".join(traceback.format_exception(error)), sys.stderr)
+    report = "; ".join(notes) or "please report it with the lines above"
+    what = str(error).strip().split("\n")[0][:300]
+    say(f"{program}: a fault of jaxgpt, and not of your input ({type(error).__name__}: {what}): {report}", sys.stderr)
 
 
 class _Notes(logging.Handler):
@@ -78,17 +96,19 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(sys.stdout, "name", "") != os.devnull:  # as in all but the first of several processes
-            show(f"{self._program}: {in_flags(record.getMessage(), self._flags)}", sys.stderr)
+            say(f"{self._program}: {in_flags(record.getMessage(), self._flags)}", sys.stderr)
 
 
 @contextlib.contextmanager
 def _notes_shown(program: str, flags: Collection[str]) -> Iterator[None]:
-    """Show what is logged by `jaxgpt.convert`; of commands in each other the inner one does."""
-    log = logging.getLogger("jaxgpt.convert")
-    outer = log.handlers, log.propagate
+    """Show what is logged where checkpoints and data are read; of commands in each other the inner one does."""
+    logs = [logging.getLogger(name) for name in ("jaxgpt.convert", "jaxgpt.data")]
+    outer = [(log.handlers, log.propagate) for log in logs]
     if flags:
-        log.handlers, log.propagate = [_Notes(program, flags)], False  # packages give the root a handler, too
+        for log in logs:
+            log.handlers, log.propagate = [_Notes(program, flags)], False  # packages give the root a handler, too
     try:
         yield
     finally:
-        log.handlers, log.propagate = outer
+        for log, (handlers, propagate) in zip(logs, outer, strict=True):
+            log.handlers, log.propagate = handlers, propagate

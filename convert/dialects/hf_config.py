@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.json_input import parse_json
 
 FIELDS: dict[str, Any] = {
     "vocab_size": 50257,
@@ -196,7 +197,7 @@ def generation_to_hf(config: GPTConfig) -> dict[str, Any]:
 
 def carried_of(config: GPTConfig, file: str) -> dict[str, Any] | None:
     """Return what is kept of a file of the Hugging Face folder that the model came from."""
-    return json.loads(config.carried or "{}").get(file)
+    return parse_json(config.carried or "{}").get(file)
 
 
 def changed_ids(config: GPTConfig) -> dict[str, Any]:

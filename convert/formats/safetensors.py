@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxgpt.convert.disk import with_progress
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.json_input import parse_json
 
 DTYPES = {
     "F64": np.dtype("<f8"),
@@ -31,7 +32,13 @@ DTYPES = {
     "BOOL": np.dtype("?"),
 }
 MAX_HEADER = 100_000_000
-"""Bytes; the reference implementation has the same bound."""
+"""Bytes of a header in the reference implementation, at most."""
+
+LARGEST_HEADER = 20_000_000
+"""Bytes of a header that is read, at most; that of GPT-2 XL has 60,000."""
+
+MAX_TENSORS, MAX_VALUES = 50_000, 1_000_000
+"""Tensors and JSON values of a header, at most; GPT-2 XL has 580 tensors, which are five thousand values."""
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -50,6 +57,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: not a safetensors file (its header would be {length:,} bytes)")
     if 8 + length > size:
         raise InputError(f"{path}: truncated, its header of {length:,} bytes does not fit into {size:,}")
+    if length > LARGEST_HEADER:
+        raise InputError(f"{path}: its header of {length:,} bytes is longer than that of any GPT-2")
     header = _parse(path, data[8 : 8 + length])
     views, end = {}, 0
     for name, dtype, shape, begin, stop in sorted(header, key=lambda entry: (entry[3], entry[4])):
@@ -94,8 +103,10 @@ def write(path: Path, tensors: Mapping[str, Any], dtype: np.dtype | None = None)
 
 def _parse(path: Path, text: bytes) -> list[tuple[str, np.dtype, tuple[int, ...], int, int]]:
     try:
-        header = json.loads(text, object_pairs_hook=without_duplicates)
+        header = parse_json(text, has_unique_names=True, max_values=MAX_VALUES)
         header.pop("__metadata__", None)
+        if len(header) > MAX_TENSORS:
+            raise InputError(f"it names more than {MAX_TENSORS:,} tensors")
         return [_entry(name, fields) for name, fields in header.items()]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: the safetensors header is broken ({type(error).__name__}: {error})") from None
@@ -111,10 +122,3 @@ def _entry(name: str, fields: dict[str, Any]) -> tuple[str, np.dtype, tuple[int,
     if math.prod(max(n, 1) for n in shape) >= 2**48:  # beside a 0, no size of the data bounds the others
         raise ValueError(f"{name!r}: invalid shape {shape!r}")
     return name, DTYPES[dtype], tuple(shape), begin, stop
-
-
-def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object and refuse duplicate names: an `object_pairs_hook` for `json.loads`."""
-    if len(fields := dict(pairs)) != len(pairs):
-        raise ValueError("a name appears twice")
-    return fields

@@ -11,7 +11,7 @@ from jaxgpt.convert.command_line.flags import flag
 from jaxgpt.convert.command_line.help import Help
 from jaxgpt.convert.command_line.model_flags import ModelFlags
 from jaxgpt.convert.command_line.parser import Parser
-from jaxgpt.convert.errors import InputError, about
+from jaxgpt.convert.errors import InputError, about, escaped
 from jaxgpt.convert.exit_codes import ExitCode
 
 MOST_BYTES, MOST_TEXTS = 1_000_000, 32
@@ -69,7 +69,7 @@ def run(command: CheckCommand) -> int:
     if command.json:
         print(json.dumps(report.as_json(), indent=2, allow_nan=False))
     else:
-        print(report.rendered(terminal_width()))
+        print(escaped(report.rendered(terminal_width()), keep="\n"))
     return ExitCode.OK if report.ok else ExitCode.FAILED
 
 

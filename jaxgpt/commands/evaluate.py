@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgpt.commands import COMPILE_CACHE, MODEL
-from jaxgpt.convert.command_line.console import busy, show
+from jaxgpt.convert.command_line.console import busy, say
 from jaxgpt.convert.command_line.flags import flag
 from jaxgpt.convert.command_line.help import Help
 from jaxgpt.convert.command_line.model_flags import ModelFlags
@@ -84,7 +84,7 @@ def run(command: EvalCommand) -> int:
     with about("--data"):
         corpus = tokenise(source, tokenizer, cache=command.cache, progress=True)
     for remark in corpus.remarks:
-        show(f"jaxgpt: {remark}", sys.stderr)
+        say(f"jaxgpt: {remark}", sys.stderr)
     with busy(f"loading {command.model}"):
         model, _ = jaxgpt.vocab.match_tokenizer(jaxgpt.from_pretrained(checkpoint), tokenizer)
     jaxgpt.tokenizer.check_vocabulary(tokenizer, model.config, corpus.tokens)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxgpt.commands import COMPILE_CACHE, MODEL
-from jaxgpt.convert.command_line.console import busy
+from jaxgpt.convert.command_line.console import busy, for_terminal, say
 from jaxgpt.convert.command_line.flags import flag
 from jaxgpt.convert.command_line.help import Help
 from jaxgpt.convert.command_line.model_flags import ModelFlags
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(command: GenerateCommand) -> int:
     """Write texts, and return the exit code."""
-    texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in command.prompt]
+    texts = [read_prompt() if text == "-" else text for text in command.prompt]
     for text in texts or [""]:
         check_prompt(text)
     from jaxgpt.compile_cache import use_compile_cache
@@ -124,20 +124,31 @@ def run(command: GenerateCommand) -> int:
     with busy("writing"):
         texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
     for i, (head, said) in enumerate(zip(heads, texts, strict=True), 1):
-        print(f"--- {i} of {len(heads)}\n{head}{said.lstrip() if command.chat else said}")
+        text = f"{head}{said.lstrip() if command.chat else said}"
+        print(f"--- {i} of {len(heads)}\n{for_terminal(text, sys.stdout)}")
     return 0
+
+
+def read_prompt() -> str:
+    """Read a prompt from standard input, without one newline at its end."""
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise InputError("--prompt=-: standard input is not valid UTF-8") from None
 
 
 def load(command: GenerateCommand) -> tuple[Any, Any]:
     """Return a model and its tokenizer, which are looked for once and belong together."""
     import jaxgpt
-    from jaxgpt import convert
+    from jaxgpt import convert, templates
 
+    if command.chat:
+        templates.start()
     checkpoint = convert.read(command.model, **command.how_to_read)
     model, tokenizer = jaxgpt.from_pretrained(checkpoint), jaxgpt.load_tokenizer(checkpoint.path)
     matched, said = jaxgpt.vocab.match_tokenizer(model, tokenizer)
     if matched.config.end_ids != model.config.end_ids:
-        print(f"jaxgpt: {said}", file=sys.stderr)
+        say(f"jaxgpt: {said}", sys.stderr)
     return matched, tokenizer
 
 
@@ -176,10 +187,10 @@ def prompt_ids(tokenizer: Any, text: str) -> list[int]:
 
 def print_as_it_comes(head: str, pieces: Any) -> None:
     """Print a text piece by piece; a text that follows nothing begins without white space."""
-    print(head, end="", flush=True)
+    print(for_terminal(head, sys.stdout), end="", flush=True)
     has_begun = bool(head)
     for (piece,) in pieces:
-        print(piece if has_begun else piece.lstrip(), end="", flush=True)
+        print(for_terminal(piece if has_begun else piece.lstrip(), sys.stdout), end="", flush=True)
         has_begun = has_begun or bool(piece.strip())
     print()
 

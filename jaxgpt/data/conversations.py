@@ -1,12 +1,12 @@
 """Records to conversations: in which fields data sets keep messages, and under which names."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jaxgpt.chat import OPTIONAL_FIELDS, Message, is_trained_on
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.json_input import parse_json
 
 LISTS = ("messages", "conversations", "conversation")
 """Fields that hold a list of messages."""
@@ -226,8 +226,8 @@ def _tools(value: Any) -> tuple[Any, ...]:
     """Return tools, which data sets also keep as a text of JSON."""
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_json(value)
+        except InputError:
             raise InputError("tools is a text, but not one of JSON") from None
     if not is_filled(value) or (isinstance(value, str) and not value.strip()):
         return ()

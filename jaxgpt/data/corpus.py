@@ -1,5 +1,6 @@
 """A source in tokens: mapped into memory from a cache on disk, or from files of token ids as they are."""
 
+import errno
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -9,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from jaxgpt.convert.disk import target_path
 from jaxgpt.convert.errors import InputError
 from jaxgpt.data.documents import Source
 from jaxgpt.data.sources import find
-from jaxgpt.data.streams import is_remote
+from jaxgpt.data.streams import is_remote, stamp
 from jaxgpt.data.token_files import VERSION, default_cache, find_or_write
 from jaxgpt.data.token_ids import token_format
 from jaxgpt.data.tokenise import ReadingProgress, write_tokens
@@ -72,6 +74,25 @@ class Corpus:
         return self.source.files[file].where(int(self.numbers[document]))
 
 
+class Watched(np.memmap):
+    """Token ids in a file of the user's, which must stay as it is: every look at a part of it makes sure."""
+
+    stamp: Any = None
+    """What `jaxgpt.data.streams.stamp` said of the file; views have none."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if self.stamp is None:
+            return super().__getitem__(index)
+        self._check()  # or a file that has become shorter would end this process
+        found = np.array(super().__getitem__(index))
+        self._check()
+        return found
+
+    def _check(self) -> None:
+        if stamp(self.filename) != self.stamp:
+            raise OSError(errno.ESTALE, "it has changed since it was opened", str(self.filename))
+
+
 def tokenise(
     source: str | Path | Source,
     tokenizer: Any,
@@ -95,7 +116,7 @@ def tokenise(
     """
     found = find(source, text_field=text_field, skip_bad_records=skip_bad_records)
     digest = fingerprint(tokenizer)
-    cache = (default_cache() if cache is None else Path(cache)).expanduser()
+    cache = target_path(default_cache() if cache is None else cache)
     held_out = None
     if found.held_out is not None:
         held_out = _tokenise(found.held_out, tokenizer, digest, cache, progress, None)
@@ -118,8 +139,8 @@ def _tokenise(
 
     def write(writer: Any) -> dict[str, Any]:
         meta = write_tokens(source, tokenizer, writer, progress)
-        for file, stamp in zip(source.files, stamps, strict=True):
-            if file.stamp != stamp:
+        for file, before in zip(source.files, stamps, strict=True):
+            if file.stamp != before:
                 raise InputError(f"{file.name} changed while being read: try again")
         for file, (_, sha256) in zip(meta["files"], contents, strict=True):
             file["sha256"] = sha256
@@ -182,7 +203,8 @@ def _token_ids(source: Source, digest: str, tokenizer_digest: str, held_out: Cor
     dtype, offset = token_format(file.name, file.path, file.size)
     if offset:
         digest = hashlib.sha256(json.dumps([digest, "llm.c"]).encode()).hexdigest()
-    tokens, none = np.memmap(file.path, dtype, mode="r", offset=offset), np.empty(0, np.int64)
+    tokens, none = Watched(file.path, dtype, mode="r", offset=offset), np.empty(0, np.int64)
+    tokens.stamp = file.stamp
     return Corpus(
         name=source.name,
         kind="text",

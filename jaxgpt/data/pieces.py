@@ -18,8 +18,11 @@ TRIES, DOUBTS = 4, 64
 """Places of a kind that are tried in a piece, and after how many failures alone a tokenizer counts as one that no text
 can be cut for, such as one that begins every text with a space."""
 
-LONGEST = 2**27
-"""Characters of a text without a good place to cut it, at most."""
+LONGEST = 2**21
+"""Bytes of a text without a good place to cut it, at most: a tokenizer takes some 140 bytes of memory for a token."""
+
+LONGEST_UNCUT = 2**24
+"""The same for a tokenizer that no text can be cut for, and a text that has words."""
 
 LINE_END, SPACE = re.compile(r"(?<=\S)\n"), re.compile(r"(?<=\S) (?=\S)")
 
@@ -67,13 +70,21 @@ class Cutter:
                 if cut is not None:
                     yield text[begin:cut]
                     begin = cut
-            if len(text) - begin > LONGEST:
-                raise InputError(
-                    f"{name} has {LONGEST // 10**6} million characters without a point where this tokenizer can split "
-                    "it: split it into several documents"
-                )
+                else:
+                    self._check_length(text[begin:tried], name)
+            self._check_length(text[begin:], name)
         if begin or text.strip():
             yield text[begin:]
+
+    def _check_length(self, text: str, name: str) -> None:
+        """Refuse a text that can't be cut and is too long to be tokenised at once."""
+        is_never_cut = not self._cuts and self._failures >= DOUBTS
+        most = LONGEST_UNCUT if is_never_cut else LONGEST
+        if len(text) > most // 4 and len(text.encode()) > most:
+            raise InputError(
+                f"{name} has {most / 10**6:.1f} MB without a point where this tokenizer can split it: split it into "
+                "several documents"
+            )
 
     def _place(self, text: str, begin: int, start: int, stop: int) -> int | None:
         """Return where to cut between start and stop, or None."""

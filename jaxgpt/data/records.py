@@ -2,16 +2,16 @@
 
 import codecs
 import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, about
+from jaxgpt.convert.json_input import MAX_VALUES, cause_of, check_n_values, parse_json, parse_next
 from jaxgpt.data.streams import CHUNK, Advance
 
-LONGEST = 256 * 2**20
+LONGEST = 64 * 2**20
 """Bytes of one line or one object of JSON, at most."""
 
 ROWS = 128
@@ -75,7 +75,7 @@ def begins_with_object(stream: BinaryIO) -> bool:
 
 def read_array(name: str, stream: BinaryIO) -> Records:
     """Read the objects of one JSON array, with little more than one of them in memory."""
-    decoder, signs, number = json.JSONDecoder(parse_constant=_no_number), _Signs(read_text(name, stream)), 0
+    signs, number = _Signs(read_text(name, stream)), 0
     signs.skip("\ufeff")
     if not signs.skip("["):
         raise InputError(f"{name} does not begin with [ or {{: expected one array of objects, or one object a line")
@@ -86,13 +86,15 @@ def read_array(name: str, stream: BinaryIO) -> Records:
             raise InputError(f"{where}: expected an object, not {sign or 'the end of the file'}")
         while True:
             try:
-                record, signs.at = decoder.raw_decode(signs.text, signs.at)
+                with about(where):
+                    check_n_values(signs.text, MAX_VALUES + CHUNK)  # of this record, and what was read behind it
+                    record, signs.at = parse_next(signs.text, signs.at)
                 break
-            except RecursionError:
-                raise InputError(f"{where}: nested too deeply") from None
+            except InputError:
+                raise
             except ValueError as error:
                 if not signs.more():
-                    raise InputError(f"{where}: {_what(error, signs.at)}") from None
+                    raise InputError(f"{where}: not JSON: {cause_of(error, signs.at)}") from None
         yield number, record
         if signs.skip("]"):
             break
@@ -177,24 +179,10 @@ def unread_columns(schema: Any, columns: list[str] | None) -> dict[str, Any]:
 def _object(line: bytes) -> dict[str, Any] | InputError:
     """Return the object of a line, or why there is none."""
     try:
-        record = json.loads(line.decode("utf-8"), parse_constant=_no_number)
-    except RecursionError:
-        return InputError("nested too deeply")
-    except ValueError as error:
-        return InputError(_what(error))
+        record = parse_json(line, has_nan=False)
+    except InputError as error:
+        return error
     return record if isinstance(record, dict) else InputError(f"expected an object, not {type(record).__name__}")
-
-
-def _what(error: ValueError, begin: int = 0) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg}, at its character {error.pos - begin + 1:,}"
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 text: byte {error.object[error.start]:#x} at {error.start:,}"
-    return f"not JSON: {str(error).splitlines()[0]}"
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not allowed")
 
 
 class _Lines:
@@ -221,7 +209,7 @@ class _Lines:
         try:
             return line.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(f"{where}: {_what(error)}") from None
+            raise InputError(f"{where}: {cause_of(error)}") from None
 
 
 class _Signs:

@@ -87,6 +87,9 @@ def _folder(path: Any, reading: Reading) -> Source:
 
         return find_saved(path, reading)
     files = [_file(file, reading) for _, file in streams.files_below(path) if _is_read(file.name)]
+    for file in files:
+        if not streams.is_remote(path) and not file.path.is_file():
+            raise InputError(f"{file.name} is no file that can be read (a pipe, a device, or a link to nothing)")
     if not files:
         raise InputError(f"{path} holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
     return Source(str(path), tuple(files))

@@ -12,9 +12,11 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.disk import local_path
+from jaxgpt.convert.errors import InputError, about, what_failed
+from jaxgpt.convert.json_input import open_file
 
 SCHEMES = {"gs": "jaxgpt[gcs]", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 """Beginnings of URLs that can be read, and the package that each needs."""
@@ -36,7 +38,7 @@ def locate(source: str | Path) -> Any:
     """
     text = re.sub(r"^(\w+):/(?=[^/])", r"\1://", str(source))  # pathlib makes one slash of two
     if "://" not in text:
-        return Path(text).expanduser()
+        return local_path(text)
     scheme = text.split("://")[0]
     if scheme not in SCHEMES:
         raise InputError(f"{text}: {scheme}:// can't be read; expected a path or one of {urls()}")
@@ -76,13 +78,23 @@ def is_remote(path: Any) -> bool:
     return "://" in str(path)
 
 
+def open_bytes(path: Any) -> Any:
+    """Open a file as it is stored; here a regular one, as a pipe or a device might never have an end.
+
+    Raises:
+        InputError: it is none.
+    """
+    if is_remote(path):
+        return path.open("rb")
+    with about(f"{path} can't be read"):
+        return open_file(path)
+
+
 @contextlib.contextmanager
 def open_stream(path: Any, compression: str = "", advance: Advance | None = None) -> Iterator[BinaryIO]:
     """Open a file as a stream of decompressed bytes; `advance` is told how many were read before decompression."""
     with contextlib.ExitStack() as stack:
-        file: Any = stack.enter_context(path.open("rb"))
-        if advance is not None:
-            file = io.BufferedReader(_Told(file, advance), CHUNK)
+        file: Any = io.BufferedReader(_Told(path, stack.enter_context(open_bytes(path)), advance), CHUNK)
         if compression == ".gz":
             file = stack.enter_context(gzip.GzipFile(fileobj=file))
         elif compression == ".zst":
@@ -94,7 +106,7 @@ def open_stream(path: Any, compression: str = "", advance: Advance | None = None
 def open_seekable(path: Any, compression: str = "") -> Iterator[BinaryIO]:
     """Open a file that can be read from any position; a compressed one is decompressed onto the disk first."""
     if not compression:
-        with path.open("rb") as file:
+        with open_bytes(path) as file:
             yield file
         return
     with tempfile.TemporaryFile() as copy, open_stream(path, compression) as file:
@@ -127,9 +139,9 @@ def files_below(folder: Any) -> list[tuple[tuple[str, ...], Any]]:
     """List all files in a folder and its subfolders, in order, each with the parts of its relative path."""
     found: list[tuple[tuple[str, ...], Any]] = []
     if not is_remote(folder):
-        for root, _, names in os.walk(folder):  # which does not follow links to folders
+        for root, _, names in os.walk(folder, onerror=_refuse):  # which does not follow links to folders
             base = Path(root).relative_to(folder).parts
-            found += [((*base, name), Path(root, name)) for name in names if Path(root, name).is_file()]
+            found += [((*base, name), Path(root, name)) for name in names]
         return sorted(found)
     folders: list[tuple[tuple[str, ...], Any]] = [((), folder)]
     while folders:
@@ -139,6 +151,10 @@ def files_below(folder: Any) -> list[tuple[tuple[str, ...], Any]]:
                 continue  # a bucket's mark that the folder exists
             (folders if child.is_dir() else found).append(((*base, child.name), child))
     return sorted(found, key=lambda item: item[0])
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise InputError(f"{what_failed(error)}: all of a folder of data must be readable")
 
 
 def _zstd() -> Any:
@@ -155,10 +171,11 @@ def _cause(error: BaseException) -> str:
 
 
 class _Told(io.RawIOBase):
-    """A stream that tells how many bytes were read from it."""
+    """A stream that tells how many bytes were read from it, and ends with an error where its file grows meanwhile."""
 
-    def __init__(self, file: BinaryIO, advance: Advance):
-        self._file, self._advance = file, advance
+    def __init__(self, path: Any, file: BinaryIO, advance: Advance | None):
+        self._path, self._file, self._advance = path, file, advance
+        self._left = None if is_remote(path) else os.fstat(file.fileno()).st_size
 
     def readable(self) -> bool:
         return True
@@ -166,5 +183,10 @@ class _Told(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
-        self._advance(len(data))
+        if self._left is not None:
+            self._left -= len(data)
+            if self._left < 0:
+                raise InputError(f"{self._path} changed while being read: try again")
+        if self._advance is not None:
+            self._advance(len(data))
         return len(data)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.convert.errors import InputError
-from jaxgpt.data.streams import readable
+from jaxgpt.data.streams import open_bytes, readable
 
 HEADER = 256 * 4
 """Bytes of llm.c's header: 256 int32, of which the first are a magic number, a version and how many ids follow."""
@@ -23,7 +23,7 @@ def token_format(name: str, path: Any, size: int) -> tuple[str, int]:
     Raises:
         InputError: it is no file of token ids, or not of the size that its header states.
     """
-    with readable(path), path.open("rb") as file:
+    with readable(path), open_bytes(path) as file:
         head = file.read(HEADER)
     magic, version, n_tokens = np.frombuffer(head[:12].ljust(12, b"\0"), "<i4").tolist()
     if magic in OTHERS:

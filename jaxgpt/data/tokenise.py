@@ -13,13 +13,17 @@ from typing import Any
 from tqdm import tqdm
 
 from jaxgpt.chat import encode_chats
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, escaped
+from jaxgpt.convert.json_input import parse_json
 from jaxgpt.data.documents import Document, Source, bad_record
 from jaxgpt.data.pieces import Cutter, encoders
 from jaxgpt.data.token_files import Writer
 
 BATCH, MOST = 2**21, 4096
-"""Characters that are encoded at once, at least, and pieces, at most."""
+"""Bytes of text that are encoded at once, about, and pieces, at most."""
+
+LONGEST_CHAT, CHAT_COST = 2**20, 4
+"""Characters of a conversation, at most, which is tokenised as a whole, and how much more each costs than of a text."""
 
 NAMES, LETTERS = 64, 60
 """Names of unread fields that are counted, and letters of each that are kept, at most."""
@@ -41,7 +45,7 @@ class ReadingProgress:
             desc=doing, unit="B", unit_scale=True, leave=False, delay=1, disable=None if shown else True,
         )  # fmt: skip
         self._in_lines = shown and self._bar.disable
-        announcement = f"{doing} {source.name} …"
+        announcement = escaped(f"{doing} {source.name} …")
         self._timer = threading.Timer(LONG, print, (announcement,), {"file": sys.stderr, "flush": True})
         self._timer.daemon = True
 
@@ -63,7 +67,7 @@ class ReadingProgress:
         seconds = time.monotonic() - self._begun
         if self._in_lines and seconds > LONG:
             what = f"{documents:,} documents, {tokens:,} tokens"
-            print(f"tokenised {self._source.name}: {what} in {seconds:,.0f} s", file=sys.stderr)
+            print(f"tokenised {escaped(self._source.name)}: {what} in {seconds:,.0f} s", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -206,8 +210,8 @@ def _is_record(text: str) -> bool:
     """Return whether the first line of a text is a JSON object."""
     line = text.lstrip("\ufeff \t\r\n").partition("\n")[0]
     try:
-        return line.startswith("{") and isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return line.startswith("{") and isinstance(parse_json(line), dict)
+    except InputError:
         return False
 
 
@@ -215,8 +219,12 @@ def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
     batch: list[_Item] = []
     size = 0
     for item in items:
+        item_size = _size(item)
+        if batch and size + item_size > 2 * BATCH:
+            yield batch
+            batch, size = [], 0
         batch.append(item)
-        size += _size(item)
+        size += item_size
         if size >= BATCH or len(batch) >= MOST:
             yield batch
             batch, size = [], 0
@@ -225,9 +233,13 @@ def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
 
 
 def _size(item: _Item) -> int:
-    """Return about how many characters an item holds, to bound what is in memory."""
+    """Return about how many bytes of text an item holds, to bound what is in memory."""
     if item.chat is None:
-        return len(item.text or "")
+        return len((item.text or "").encode())
+    return CHAT_COST * _size_of_chat(item)
+
+
+def _size_of_chat(item: _Item) -> int:
     size = sum(len(message.get("content", "")) for message in item.chat)
     others = [message for message in item.chat if len(message) > 2]
     if not others and not item.tools:
@@ -241,16 +253,16 @@ def _size(item: _Item) -> int:
 def _chats(tokenizer: Any, batch: list[_Item]) -> list[Any]:
     """Return each conversation in tokens, or why it can't be encoded."""
     try:
+        for item in batch:
+            if (size := _size_of_chat(item)) > LONGEST_CHAT:
+                raise InputError(f"the conversation has {size:,} characters, and {LONGEST_CHAT:,} is the most")
         return encode_chats(tokenizer, [item.chat for item in batch], [item.tools for item in batch])
     except InputError as error:
         if len(batch) == 1:
             return [error]
     found: list[Any] = []
     for item in batch:  # which of them is it
-        try:
-            found += encode_chats(tokenizer, [item.chat], [item.tools])
-        except InputError as error:
-            found.append(error)
+        found += _chats(tokenizer, [item])
     return found
 
 

@@ -7,9 +7,10 @@ from typing import Any
 from jaxgpt.convert.adapter import LoRA
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
-from jaxgpt.convert.errors import InputError, did_you_mean
+from jaxgpt.convert.errors import InputError, about, did_you_mean
 from jaxgpt.freeze.plan import FROZEN, Phase, Plan
 from jaxgpt.params import Rules, match
+from jaxgpt.patterns import Pattern
 
 GRAMMAR = r"""A freezing strategy is one of
   full            everything trains
@@ -100,7 +101,9 @@ def split_phases(text: str, config: GPTConfig) -> list[tuple[str, str]]:
     rest = text.removeprefix("gradual:")
     *pairs, end = re.split(r"@([0-9]{1,9}(?:\.[0-9]{1,9})?(?:%|ep)?)(?:,|$)", rest)
     if end or rest.endswith(",") or not all(pairs) or not pairs:
-        raise InputError(f"strategy {text!r}: phases are written STRATEGY@START and joined by commas\n{GRAMMAR}")
+        raise InputError(
+            f"strategy {text!r}: phases are written STRATEGY@START and joined by commas", *GRAMMAR.split("\n")
+        )
     return [(name.strip(), after) for name, after in zip(pairs[::2], pairs[1::2], strict=True)]
 
 
@@ -189,10 +192,8 @@ def lora_of(text: str, config: GPTConfig) -> LoRA | None:
         return None
     if len(found) > 1:
         raise InputError(f"strategy {text!r}: {found[0]} and {found[1]}: a model has one kind of adapter")
-    try:
+    with about(f"strategy {text!r}"):
         return _parse_lora(found[0].removeprefix("lora").removeprefix(":"), config)
-    except InputError as error:
-        raise InputError(f"strategy {text!r}: {error}") from None
 
 
 def names_new_tokens(text: str) -> bool:
@@ -217,24 +218,17 @@ def _parse_lora(options: str, config: GPTConfig) -> LoRA:
             except ValueError:
                 raise InputError(f"lora: {name} must be a number, not {value!r}") from None
         else:
-            raise InputError(f"lora: unknown option {option!r}{did_you_mean(name, LORA_OPTIONS)}\n{GRAMMAR}")
+            unknown = f"lora: unknown option {option!r}{did_you_mean(name, LORA_OPTIONS)}"
+            raise InputError(unknown, *GRAMMAR.split("\n"))
     told.setdefault("alpha", 2.0 * told.get("r", 8))
     layers = [row.ours.removesuffix(".kernel") for row in JAXGPT.expand(config) if row.ours.endswith(".kernel")]
     words = on.split("+") if {*on.split("+")} <= LORA_ON.keys() else [on]
-    modules = {name for word in words for name in match_names(LORA_ON.get(word, word), layers)}
+    with about(f"lora: on={on}"):
+        modules = {name for word in words for name in Pattern(LORA_ON.get(word, word)).matching(layers)}
     if not modules:
         tied = "; a tied head has none of its own" if on == "head" else ""
         raise InputError(f"lora: on={on} is no layer of the model{tied}; these are called, for example, {layers[0]}")
     return LoRA(**told, modules=tuple(name for name in layers if name in modules))
-
-
-def match_names(pattern: str, names: list[str]) -> list[str]:
-    """Return the names that a pattern matches as a whole."""
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"lora: on={pattern} is neither a word nor a regular expression ({error})") from None
-    return [name for name in names if compiled.fullmatch(name)]
 
 
 def _rules_over_blocks(text: str, name: str, config: GPTConfig) -> Rules[bool]:
@@ -250,12 +244,12 @@ def _rules_over_blocks(text: str, name: str, config: GPTConfig) -> Rules[bool]:
         return (r"tok_emb\..*" if config.tie_word_embeddings else r"lm_head\..*", True), *rest
     if not name.startswith("regex:"):
         which = "" if name == text else f"{name!r}: "
-        raise InputError(f"strategy {text!r}: {which}unknown strategy{_alike(name, config)}\n{GRAMMAR}")
+        raise InputError(f"strategy {text!r}: {which}unknown strategy{_alike(name, config)}", *GRAMMAR.split("\n"))
     pattern = name.removeprefix("regex:")
     try:
-        re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"strategy {text!r}: not a regular expression ({error})\n{GRAMMAR}") from None
+        Pattern(pattern)
+    except InputError as error:
+        raise InputError(f"strategy {text!r}: {error}", *GRAMMAR.split("\n")) from None
     return (pattern, True), *rest
 
 

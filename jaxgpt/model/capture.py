@@ -1,6 +1,5 @@
 """Values of a forward pass, by name: residual streams, attention patterns and the outputs of modules."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxgpt.convert.errors import InputError
 from jaxgpt.model.cache import Cache
 from jaxgpt.model.dropout import Keys
+from jaxgpt.patterns import Pattern
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Capture:
     `blocks.3.attn`, `blocks.3.ln_2`, `blocks.3.mlp`, and `blocks.3`, the stream after it; and `ln_f`.
     """
 
-    pattern: re.Pattern
+    pattern: Pattern
     found: dict[str, Float[Array, "..."]] = field(default_factory=dict)
     offered: dict[str, None] = field(default_factory=dict)
 
     def wants(self, name: str) -> bool:
         """Return whether the pattern matches, and remember the name."""
         self.offered[name] = None
-        return self.pattern.fullmatch(name) is not None
+        return bool(self.pattern.matching([name]))
 
     def result(self) -> dict[str, Float[Array, "..."]]:
         """Return what was found, in the order of the network.
@@ -42,7 +42,7 @@ class Capture:
             names = ", ".join(
                 name for name in self.offered if not name.startswith("blocks.") or name.startswith("blocks.0")
             )
-            raise InputError(f"capture={self.pattern.pattern!r} matches no name; names are {names}, …")
+            raise InputError(f"capture={self.pattern.text!r} matches no name; names are {names}, …")
         return self.found
 
 
@@ -107,6 +107,6 @@ def make_capture(pattern: str) -> Capture:
         InputError: the pattern is no regular expression.
     """
     try:
-        return Capture(re.compile(pattern))
-    except (re.error, TypeError) as error:
-        raise InputError(f"capture={pattern!r} is not a regular expression: {error}") from None
+        return Capture(Pattern(pattern))
+    except InputError as error:
+        raise InputError(f"capture={error}") from None

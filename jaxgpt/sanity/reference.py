@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.convert.config import GPTConfig
-from jaxgpt.convert.contents import read_json
 from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.dialects.hf_config import config_from_hf
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, about
+from jaxgpt.convert.json_input import read_json
 from jaxgpt.convert.mapping import to_ours
 from jaxgpt.convert.source import resolve
 
@@ -62,10 +62,8 @@ def load_reference(source: Any) -> Reference:
         raise InputError(
             f"{source} is not a Hugging Face folder (no config.json): jaxgpt convert {source} NEW --to=hf writes one"
         )
-    try:
+    with about(str(source)):
         config_from_hf(read_json(path / "config.json"))  # from_pretrained would take a BERT's for a GPT-2's
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
     return _reference(str(source), _from_folder(path))
 
 
@@ -108,12 +106,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _reference(name: str, module: Any) -> Reference:
-    try:
+    with about(name):
         config = config_from_hf(module.config.to_dict())
         tensors = {key: value.detach().float().numpy() for key, value in module.state_dict().items()}
         params, config = to_ours(HF, tensors, config)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
     return Reference(name, module, config, params)
 
 

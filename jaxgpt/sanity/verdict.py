@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jaxgpt.convert.command_line.console import table, wrapped
+from jaxgpt.convert.errors import escaped
 from jaxgpt.sanity.parity import Parity
 
 WORDS = {True: "ok", False: "FAILED", None: "not judged"}
@@ -57,7 +58,7 @@ class Report:
         rows = [("check", "verdict", "measured", "expected")]
         rows += [(check.name, WORDS[check.ok], check.measured, check.expected) for check in self.checks]
         parts = [table(rows, width)]
-        parts += [wrapped(f"{check.name}: {check.detail}", width) for check in self.checks if check.detail]
+        parts += [wrapped(escaped(f"{check.name}: {check.detail}"), width) for check in self.checks if check.detail]
         if self.text is not None:
             parts += ["the model wrote:\n" + textwrap.indent(wrapped(self.text, width and width - 4), "    ")]
         if self.parity is not None:
@@ -66,7 +67,7 @@ class Report:
         open_ = [check.name for check in self.checks if check.ok is None]
         end = f"FAILED: {', '.join(failed)}" if failed else "fine"
         end += f" (not judged: {', '.join(open_)})" if open_ else ""
-        return "\n\n".join([*parts, f"{self.model}: {end}"])
+        return "\n\n".join([*parts, f"{escaped(self.model)}: {end}"])
 
 
 def finite(tree: Any) -> Any:

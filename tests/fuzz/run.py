@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of the readers with atheris: python tests/fuzz/run.py TARGET [-max_total_time=600]
 
-TARGET is safetensors_file, torch_file or torch_pickle. `pip install atheris` first.
+TARGET is one of `targets.seeds()`, such as safetensors_file, run_json or chat_template. `pip install atheris` first.
 """
 
 import sys

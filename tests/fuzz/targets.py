@@ -1,9 +1,13 @@
 """What is fuzzed: bytes go in, and nothing worse than our own error comes out."""
 
+import contextlib
+import hashlib
 import json
+import os
 import pickle
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -11,7 +15,13 @@ from jaxgpt.convert.contents import open_contents
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import safetensors, torch_zip
 from jaxgpt.convert.recognise import recognise
+from jaxgpt.data import token_files
+from jaxgpt.templates import Request, write_chats
+from jaxgpt.train.run.logs import read_metrics, read_updates
+from jaxgpt.train.run.run_json import RunInfo
+from jaxgpt.train.settings import stored_settings
 
+CACHED = {"tokens": np.arange(3, dtype="<u2"), "ends": np.asarray([3], "<i8"), "records": np.asarray([0], "<i8")}
 HERE = Path(tempfile.mkdtemp(prefix="jaxgpt-fuzz-"))
 TENSORS = {
     "h.0.attn.c_attn.weight": np.zeros((4, 12), np.float32),
@@ -61,6 +71,56 @@ def config_json(data: bytes) -> None:
     _open(HERE / "sound")
 
 
+def shard_index(data: bytes) -> None:
+    """A `model.safetensors.index.json` beside a sound shard."""
+    (HERE / "shards").mkdir(exist_ok=True)
+    if not (HERE / "shards" / "a.safetensors").exists():
+        safetensors.write(HERE / "shards" / "a.safetensors", TENSORS)
+    _open(HERE / "shards" / "model.safetensors.index.json", data)
+
+
+def run_json(data: bytes) -> None:
+    """The run.json of a run, and what is drawn and written of it."""
+    (HERE / "run").mkdir(exist_ok=True)
+    (HERE / "run" / "run.json").write_bytes(data)
+    with contextlib.suppress(InputError):
+        info = RunInfo.read(HERE / "run")
+        stored_settings(info.settings)
+        info.write(HERE / "run")
+
+
+def run_logs(data: bytes) -> None:
+    """The metrics and updates of a run: what can be read is of the right types."""
+    (HERE / "lines.jsonl").write_bytes(data)
+    for line in read_metrics(HERE / "lines.jsonl"):
+        assert type(line["step"]) is int
+        assert all(value is None or isinstance(value, (int, float)) for value in line.values())
+    for line in read_updates(HERE / "lines.jsonl"):
+        assert all(isinstance(value, (int, float)) for value in line["updates"].values())
+
+
+def cache_entry(data: bytes) -> None:
+    """The description of tokens in the cache: as it was written, or damaged."""
+    entry = HERE / "key"
+    entry.mkdir(exist_ok=True)
+    for name, array in CACHED.items():
+        if not (entry / f"{name}.bin").exists():
+            (entry / f"{name}.bin").write_bytes(array.tobytes())
+    (entry / "meta.json").write_bytes(data)
+    found = token_files.load(entry, os.geteuid())
+    assert found is None or json.loads(data).items() >= found[0].items()
+
+
+def chat_template(data: bytes) -> None:
+    """A template: what it writes, or our own error."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    tokenizer = SimpleNamespace(
+        special_tokens_map={"eos_token": "e"}, get_chat_template=lambda tools: data.decode("utf-8", "replace")
+    )
+    with contextlib.suppress(InputError):
+        write_chats(tokenizer, [Request(messages)])
+
+
 def seeds() -> dict[str, bytes]:
     """A sound input for each target."""
     import zipfile
@@ -74,7 +134,27 @@ def seeds() -> dict[str, bytes]:
     numbers = TENSORS["wte.weight"].tobytes()
     inner = b"\x93\x92\x03\x04\xa7float32\xc4" + bytes([len(numbers)]) + numbers
     shape = {"n_embd": 4, "n_head": 2, "n_layer": 1, "vocab_size": 3, "n_positions": 2, "eos_token_id": [1, -1]}
+    meta = {
+        "version": token_files.VERSION, "kind": "text", "bytes": 3, "files": [{"name": "a", "documents": 1}],
+        "unread": {}, "n_bad": 0, "first_bad": None, "as_text": None, "dtype": "<u2", "key": "key",
+        "lengths": {name: len(array) for name, array in CACHED.items()},
+        "sha256": {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in CACHED.items()},
+    }  # fmt: skip
+    lines = [{"step": i, "loss": 1.5, "eval_loss": None, "updates": {"ln_f": 0.5, "tok_emb": None}} for i in range(3)]
+    run = {
+        "settings": {"model": "tiny", "steps": 3}, "command": "jaxgpt train", "steps": 3, "sanity": "fine",
+        "phases": [{"start": 0, "name": "full", "trainable": 3, "trains": {"ln_f": 1.0}}],
+        "data": {"source": "a", "train": 3, "notes": ["b"]}, "parameters": {"all": 3}, "machine": {"python": "3"},
+    }  # fmt: skip
+    template = (
+        "{% for m in messages %}{{ m['role'] + m.content | trim }}{{ eos_token * 2 }}{% endfor %}{{ 'a'.ljust(9) }}"
+    )
     return {
+        "shard_index": json.dumps({"weight_map": dict.fromkeys(TENSORS, "a.safetensors")}).encode(),
+        "run_json": json.dumps(run).encode(),
+        "run_logs": "\n".join(map(json.dumps, lines)).encode(),
+        "cache_entry": json.dumps(meta | {"digest": token_files._digest_of(meta)}).encode(),
+        "chat_template": template.encode(),
         "torch_before_1_6": _old(numbers),
         "flax_msgpack": b"\x81\xa3wte\x81\xa9embedding\xc7" + bytes([len(inner)]) + b"\x01" + inner,
         "config_json": json.dumps(shape | {"rope_theta": None, "layer_types": ["full_attention"], "mine": 1}).encode(),

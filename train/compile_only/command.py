@@ -7,14 +7,14 @@ import math
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import jaxgpt
 from jaxgpt import convert
-from jaxgpt.convert.errors import InputError, about
+from jaxgpt.convert.disk import local_path
+from jaxgpt.convert.errors import InputError, about, escaped
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.convert.published import config_of_published
 from jaxgpt.convert.source import BUNDLED
@@ -46,7 +46,7 @@ def compile_only(settings: Settings) -> int:
     step_time = None
     if compiled.program and topology.chip:
         step_time = estimate_step_time(spec, topology, compiled.program)
-    print(summarise(spec, topology, compiled, step_time, memory_model))
+    print(escaped(summarise(spec, topology, compiled, step_time, memory_model), keep="\n"))
     return ExitCode.FAILED if does_fit(topology, compiled) is False else ExitCode.OK
 
 
@@ -67,7 +67,7 @@ def make_spec_of_shapes(settings: Settings, topology: Topology) -> StepSpec:
 def config_of(settings: Settings) -> jaxgpt.GPTConfig:
     """Return the shape of a published model, or of a checkpoint that is here."""
     model = settings.model
-    is_here = model in BUNDLED or Path(model).expanduser().exists()
+    is_here = model in BUNDLED or local_path(model).exists()
     return (None if is_here else config_of_published(model)) or convert.read(model, **settings.how_to_read).config
 
 

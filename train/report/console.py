@@ -3,13 +3,14 @@
 import math
 import shlex
 
+from jaxgpt.convert.errors import escaped
 from jaxgpt.mesh import to_host
 from jaxgpt.params import count_params
 from jaxgpt.sanity.check import expected_counts
 from jaxgpt.train.distributed import is_first
 from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.run.folder import RunFolder
-from jaxgpt.train.run.logs import read_lines
+from jaxgpt.train.run.logs import read_metrics
 from jaxgpt.train.setup import TrainingInputs
 from jaxgpt.train.step.step import TrainState
 
@@ -21,27 +22,27 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
     counted = " of the assistant's" if inputs.is_chat and settings.train_on != "all" else ""
     uniform = math.log(config.n_tokens)
     lines = [
-        f"model       {settings.model}: {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, "
-        f"context {spec.context} of {config.n_positions}, vocabulary {config.n_tokens:,}",
+        f"model       {escaped(settings.model)}: {config.n_layer} blocks, width {config.n_embd}, "
+        f"{config.n_head} heads, context {spec.context} of {config.n_positions}, vocabulary {config.n_tokens:,}",
         f"parameters  {_counted(count_params(params), sum(expected_counts(config).values()))}",
-        f"data        {data.name}: {data.train.rows.n_tokens:,} tokens to train on, "
+        f"data        {escaped(data.name)}: {data.train.rows.n_tokens:,} tokens to train on, "
         f"{data.held_out.rows.n_tokens:,} held out",
-        f"end         {inputs.ends}",
+        f"end         {escaped(inputs.ends)}",
         f"loss        {loss:.3f} nats per held-out token{counted} at step {step}; a uniform guess has "
         f"ln(V) = {uniform:.3f}: {_verdict(loss, uniform, inputs.is_chat)}",
         _training(inputs),
         spec.plan.describe(params, config),
-        *(f"records     {note}" for note in data.remarks),
-        *(f"rows        {note}" for note in data.train.notes),
+        *(f"records     {escaped(note)}" for note in data.remarks),
+        *(f"rows        {escaped(note)}" for note in data.train.notes),
     ]
     if inputs.added:
         is_frozen = "tok_emb.embedding" not in spec.plan.partition(params, spec.steps)[0]
         stays = "; the token embedding is frozen, so they STAY there" if is_frozen else ""
         says = f"new; their embeddings start at the mean of the others{stays}"
-        lines.append(f"tokens      {', '.join(inputs.added)}: {says}")
+        lines.append(f"tokens      {escaped(', '.join(inputs.added))}: {says}")
     asked = (settings.add_tokens or "").split(",")
     if known := [token for token in asked if token not in inputs.added and token]:
-        lines.append(f"tokens      {', '.join(known)}: in the vocabulary already, nothing to add")
+        lines.append(f"tokens      {escaped(', '.join(known))}: in the vocabulary already, nothing to add")
     if config.n_padding:
         lines.append(f"padding     {config.n_padding:,} rows stand for no token: not in loss or text")
     if config.tie_word_embeddings and any(phase.name == "head" for phase in spec.plan.phases):
@@ -65,7 +66,7 @@ def outcome(
     """Return how a run ended: its last evaluation and the best one, and where that is."""
     n_steps = inputs.spec.steps
     text = f"all {n_steps} steps are done" if step == n_steps else f"no better evaluation after step {step}"
-    evaluations = [line for line in read_lines(run.metrics) if line["eval_loss"] is not None]
+    evaluations = [line for line in read_metrics(run.metrics) if line["eval_loss"] is not None]
     if before is not None and evaluations:
         text = f"evaluation loss {before:.3f} -> {evaluations[-1]['eval_loss']:.3f}"
         if step < n_steps:
@@ -74,7 +75,7 @@ def outcome(
         text += "\nno evaluation was better than the one before training: a smaller --lr may help"
     elif eval_state.best_step not in (None, step):
         best = run.checkpoints / str(eval_state.best_step)
-        text += f"\nbest: {eval_state.best_loss:.3f} at step {eval_state.best_step}, {best}"
+        text += f"\nbest: {eval_state.best_loss:.3f} at step {eval_state.best_step}, {escaped(str(best))}"
     return text
 
 
@@ -82,15 +83,15 @@ def how_to_use(run: RunFolder, best: int | None = None, is_chat: bool = False) -
     """Return what was written, and how to use it: of several checkpoints the best."""
     ask = "--chat --prompt='Who are you?'" if is_chat else "--prompt=The"
     path = run.checkpoints / str(best) if best and best != run.last_step else run.folder
-    model = shlex.quote(str(path))
-    files = "\n".join(f"  {path}" for path in run.files if path.exists())
+    model = escaped(shlex.quote(str(path)))
+    files = "\n".join(f"  {escaped(str(path))}" for path in run.files if path.exists())
     return f"""
 written:
 {files}
 
 use it:
   jaxgpt generate {model} {ask}
-  jaxgpt convert {model} {shlex.quote(f"{run.folder}-hf")} --to=hf    # for transformers"""
+  jaxgpt convert {model} {escaped(shlex.quote(f"{run.folder}-hf"))} --to=hf    # for transformers"""
 
 
 def _counted(n_params: int, n_expected: int) -> str:

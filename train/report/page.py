@@ -17,7 +17,7 @@ from markupsafe import Markup
 from jaxgpt.convert.disk import temporary_sibling
 from jaxgpt.train.report import plots
 from jaxgpt.train.report.timeline import short
-from jaxgpt.train.run.logs import best_step, read_lines
+from jaxgpt.train.run.logs import best_step, read_metrics, read_samples, read_updates
 from jaxgpt.train.run.run_json import PhaseInfo, RunInfo
 from jaxgpt.train.settings import Settings
 
@@ -60,7 +60,7 @@ def write_report(folder: Path) -> Path:
         InputError: the folder holds no run.
     """
     info = RunInfo.read(folder)
-    metrics, updates = read_lines(folder / "metrics.jsonl"), read_lines(folder / "updates.jsonl")
+    metrics, updates = read_metrics(folder / "metrics.jsonl"), read_updates(folder / "updates.jsonl")
     draw(folder / "plots", metrics, updates, info.phases, info.steps)
     page = _template().render(
         title=f"Fine-tuning of {info.settings.get('model', 'a model')}",
@@ -167,8 +167,7 @@ def _pictures(folder: Path) -> list[dict[str, Any]]:
 
 def _samples(path: Path) -> list[dict[str, str]]:
     """Split samples.md into the texts before and after training."""
-    whole = path.read_text("utf-8", "replace") if path.is_file() else ""
-    before, *later = re.split(r"^## After (\d+) steps$", whole, maxsplit=1, flags=re.M)
+    before, *later = re.split(r"^## After (\d+) steps$", read_samples(path), maxsplit=1, flags=re.M)
     texts = {"Before training": before.removeprefix("## Before training").strip("\n")}
     if later:
         step, after = later
@@ -231,7 +230,7 @@ def _commands(folder: Path, info: RunInfo, metrics: list[dict[str, Any]]) -> lis
         "Make this run again": info.command,
         "Go on with it": f"jaxgpt train --resume {run}",
         "Export it for transformers": f"jaxgpt convert {model} {export} --to=hf",
-        "Generate text": f"jaxgpt generate {model} {chat}--prompt={shlex.quote(prompt)}",
+        "Generate text": f"jaxgpt generate {model} {chat}--prompt={shlex.quote(str(prompt))}",
     }
     return [{"purpose": purpose, "line": line} for purpose, line in lines.items()]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jaxgpt.convert.command_line.console import say
 from jaxgpt.convert.disk import temporary_sibling
 from jaxgpt.convert.errors import InputError, about
 from jaxgpt.convert.source import complete_steps
@@ -126,7 +127,7 @@ class RunFolder:
 
     def note_changes(self, info: RunInfo, step: int, changes: list[str]) -> None:
         """Write into run.json that from a step on the run was another."""
-        print(f"resumed after step {step} although {'; '.join(changes)}")
+        say(f"resumed after step {step} although {'; '.join(changes)}")
         if not self.is_writer:
             return
         earlier = self.read().changed

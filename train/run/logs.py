@@ -1,20 +1,27 @@
 """The files of a run that grow: metrics, updates and samples, one writer and one reader."""
 
+import contextlib
 import json
 import math
 import resource
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.json_input import field, open_file, parse_json
 from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.tracking.trackers import Trackers
 
 COLUMNS = 150
 """Most lines of updates.jsonl, which are the columns of a picture."""
+
+LONGEST = 10**6
+"""Bytes of a line of a log, at most; what is longer is cut off, and no line."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,9 @@ class RunLog:
             return
         last_metrics = step if is_evaluated else step - 1
         for path, last in ((self._run.metrics, last_metrics), (self._run.updates, step)):
-            lines = path.read_text("utf-8").splitlines() if path.exists() else []
-            kept = [line for line in lines if -1 < _step_of(line) <= last]
+            kept = [line for line in _texts(path) if -1 < _step_of(line) <= last]
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
+            temporary.write_bytes(b"".join(line + b"\n" for line in kept))
             temporary.replace(path)
 
     def sample(self, step: int, text: str) -> None:
@@ -62,7 +68,7 @@ class RunLog:
             return
         path = self._run.samples
         title = f"## After {step} steps" if step else "## Before training"
-        earlier = path.read_text("utf-8") if step and path.exists() else ""
+        earlier = read_samples(path) if step else ""
         earlier = earlier.split("\n## After ")[0].rstrip("\n")
         path.write_text("\n\n".join(filter(None, [earlier, title, text])) + "\n", "utf-8")
         if self._trackers:
@@ -103,19 +109,52 @@ class RunLog:
                 file.write(json.dumps(line) + "\n")
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl in the order of their steps, without those that are damaged."""
+    columns = [item.name for item in fields(MetricsLine)]
+    return [
+        {"step": line["step"]} | {name: _number(line, name) for name in columns if name != "step"}
+        for line in read_lines(path)
+    ]
+
+
+def read_updates(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of updates.jsonl in the order of their steps, without those that are damaged."""
+    lines = [line for line in read_lines(path) if isinstance(line.get("updates"), dict)]
+    return [
+        {"step": line["step"], "updates": {name: _number(line["updates"], name, math.nan) for name in line["updates"]}}
+        for line in lines
+    ]
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log in the order of their steps, without those that were cut off.
+    """Return the lines of a log in the order of their steps, without those that were cut off or damaged.
 
     Of several lines of a step the last counts.
     """
     lines = {}
-    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else []:
-        try:
-            found = json.loads(line)
-            lines[int(found["step"])] = found
-        except (ValueError, KeyError, TypeError):
-            continue
+    for text in _texts(path):
+        if (step := _step_of(text)) >= 0:
+            lines[step] = parse_json(text)
     return [lines[step] for step in sorted(lines)]
+
+
+def _texts(path: Path) -> Iterator[bytes]:
+    """Read the lines of a log, without their ends; of a file that is no log there are none."""
+    with contextlib.suppress(InputError, FileNotFoundError), open_file(path) as file:
+        while line := file.readline(LONGEST):
+            yield line.rstrip(b"\n")
+
+
+def _number(line: dict[str, Any], name: str, absent: float | None = None) -> Any:
+    """Return a number of a line, and what stands for none where it has none."""
+    value = line.get(name)
+    return value if type(value) is float or (type(value) is int and abs(value) < 2**63) else absent
+
+
+def read_samples(path: Path) -> str:
+    """Return what samples.md holds; a damaged byte is shown as such."""
+    return path.read_text("utf-8", "replace") if path.is_file() else ""
 
 
 def best_step(metrics: list[dict[str, Any]]) -> int:
@@ -131,9 +170,9 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _step_of(line: str) -> int:
+def _step_of(line: bytes) -> int:
     """Return the step of a line; -1 for one that was cut off or broken."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return field(parse_json(line), "step", int)
+    except InputError:
         return -1

@@ -1,6 +1,5 @@
 """run.json: what a run is, as dataclasses, with one writer and one reader that does not trust the file."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -8,11 +7,10 @@ from typing import Any, Self
 
 from jaxgpt.convert.disk import write_json
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.json_input import field as field_of
+from jaxgpt.convert.json_input import read_json
 
 NAME = "run.json"
-
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""The errors that reading a damaged file may raise."""
 
 
 @dataclass(frozen=True)
@@ -108,20 +106,49 @@ class RunInfo:
         """
         path = folder / NAME
         try:
-            found = json.loads(path.read_text("utf-8"))
-            settings = dict(found["settings"])
-            phases = tuple(
-                PhaseInfo(int(p["start"]), str(p["name"]), int(p["trainable"]), {**p["trains"]})
-                for p in found.get("phases", ())
-            )
-            known = {item.name: found[item.name] for item in fields(cls) if item.name in found}
-            for name, kind in (("resolved", dict), ("parameters", dict), ("machine", dict), ("changed", list)):
-                known[name] = known[name] if isinstance(known.get(name), kind) else kind()
-            steps = found.get("steps", settings.get("steps"))
-            known["steps"] = steps if isinstance(steps, int) else 0
-            stored = dict(found.get("data") or {})
-            data = {item.name: stored[item.name] for item in fields(DataInfo) if item.name in stored}
-            return cls(**(known | {"settings": settings, "phases": phases, "data": DataInfo(**data)}))
-        except UNREADABLE as error:
-            reason = f"{type(error).__name__}: {error}"
+            return cls._of(read_json(path))
+        except InputError as error:
+            reason = str(error).removeprefix(f"{path}: ")
             raise InputError(f"{path} can't be read as the run.json of a run ({reason})") from None
+
+    @classmethod
+    def _of(cls, found: dict[str, Any]) -> Self:
+        settings = field_of(found, "settings", dict)
+        phases = tuple(
+            PhaseInfo(
+                field_of(phase, "start", int),
+                field_of(phase, "name", str),
+                field_of(phase, "trainable", int),
+                {module: field_of(phase["trains"], module, float) for module in field_of(phase, "trains", dict)},
+            )
+            for phase in field_of(found, "phases", list, [])
+        )
+        parameters = _or_empty(found, "parameters", dict)
+        steps = found.get("steps", settings.get("steps"))
+        stored = field_of({"data": found.get("data") or {}}, "data", dict)
+        data = {item.name: _data_field(stored, item.name, item.default) for item in fields(DataInfo)}
+        return cls(
+            settings=settings,
+            command=field_of(found, "command", str, cls.command),
+            resolved=_or_empty(found, "resolved", dict),
+            steps=field_of({"steps": steps if type(steps) is int else 0}, "steps", int),
+            data=DataInfo(**{name: value for name, value in data.items() if name in stored}),
+            parameters={name: field_of(parameters, name, int) for name in parameters},
+            phases=phases,
+            sanity=field_of(found, "sanity", str, cls.sanity),
+            changed=[change for change in _or_empty(found, "changed", list) if isinstance(change, dict)],
+            machine=_or_empty(found, "machine", dict),
+        )
+
+
+def _or_empty(found: dict[str, Any], name: str, kind: Any) -> Any:
+    """Return a field, or nothing of its type where it has another, as in runs of old versions."""
+    return found[name] if isinstance(found.get(name), kind) else kind()
+
+
+def _data_field(stored: dict[str, Any], name: str, default: Any) -> Any:
+    if name == "notes":
+        return [str(note) for note in field_of(stored, name, list, [])]
+    if stored.get(name) is None:
+        return default
+    return field_of(stored, name, int if isinstance(default, int) else str)

@@ -1,7 +1,6 @@
 """Optimizers by name, and their learning rates: decay on matrices, one clip over all that trains, rates by layer."""
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,8 +10,9 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxgpt import freeze
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, about
 from jaxgpt.params import Rules, match
+from jaxgpt.patterns import Pattern
 
 DECAYED: Rules[bool] = ((r".*\.(kernel|embedding|new|lora_[ab])", True), (r".*\.(bias|scale|lora_m)", False))
 """Weight decay by name: a bias of heads has three axes and still is no matrix."""
@@ -176,12 +176,14 @@ def rate_factors(
 def _scale(text: str, names: Iterable[str]) -> tuple[str, float]:
     pattern, _, number = text.rpartition("=")
     try:
-        factor, compiled = float(number), re.compile(pattern)
-    except (ValueError, re.error) as error:
+        factor, compiled = float(number), Pattern(pattern)
+    except ValueError as error:
         raise InputError(rf"--lr-scale={text}: must be PATTERN=FACTOR, as in blocks\.1\d\..*=2.0 ({error})") from None
     if not pattern or not 0 < factor < math.inf:
         raise InputError(f"--lr-scale={text}: must be PATTERN=FACTOR with a finite factor above 0")
-    if not any(map(compiled.fullmatch, names)):
+    with about(f"--lr-scale={text}"):
+        is_used = bool(compiled.matching(names))
+    if not is_used:
         raise InputError(
             f"--lr-scale={text}: no trainable parameter matches; one is called, for example, {next(iter(names))}"
         )

@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxgpt.convert.command_line.console import say
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.json_input import field, read_json
 from jaxgpt.train.tracking.worker import DROPPED, TITLES
 
 CLOSE_SECONDS = 20.0
@@ -151,8 +153,8 @@ class _Pipe:
 
 def _stored_id(path: Path) -> str:
     """Return the id of this run for trackers, which stays the same after a resume."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if re.fullmatch(r"[0-9a-f]{16}", stored := json.loads(path.read_text("utf-8"))["id"]):
+    with contextlib.suppress(InputError):
+        if re.fullmatch(r"[0-9a-f]{16}", stored := field(read_json(path), "id", str)):
             return stored
     new, temporary = uuid.uuid4().hex[:16], path.with_suffix(".tmp")
     try:
@@ -162,7 +164,7 @@ def _stored_id(path: Path) -> str:
         says = (
             f"the trackers' run id could not be saved to {path}: {error}; after a resume, trackers will show a new run"
         )
-        print(f"train: warning: {says}", file=sys.stderr)
+        say(f"train: warning: {says}", sys.stderr)
     return new
 
 
@@ -174,4 +176,4 @@ def _installed(package: str) -> bool:
 
 def _warn(name: str, reason: object) -> None:
     says = f"logging to {TITLES[name]} has stopped: {reason}; training continues"
-    print(f"train: warning: {says}", file=sys.stderr, flush=True)
+    say(f"train: warning: {says}", sys.stderr)

@@ -1,0 +1,58 @@
+"""Regular expressions of users, matched within a time limit: some would go back and forth over a name for ever."""
+
+import re
+import time
+from collections.abc import Iterable
+
+import regex
+
+from jaxgpt.convert.errors import InputError
+
+SECONDS = 1.0
+"""Time to match one pattern against all names."""
+
+LONGEST = 10_000
+"""Letters of a pattern, at most."""
+
+
+OTHERWISE = re.compile(r"\[\[?:|\{(?![0-9]*,?[0-9]*\})")
+"""What Python takes for its letters, and `regex` for something else."""
+
+
+class Pattern:
+    """A regular expression in Python's own syntax.
+
+    Raises:
+        InputError: it is none.
+    """
+
+    def __init__(self, text: str):
+        self.text = text
+        try:
+            if len(text) > LONGEST:
+                raise ValueError(f"it is longer than {LONGEST:,} letters")
+            if found := OTHERWISE.search(text):
+                raise ValueError(f"{found[0]} has a meaning in other languages only")
+            re.compile(text)  # whose syntax counts
+            self._compiled = regex.compile(text)
+        except (re.error, regex.error, ValueError, TypeError, RecursionError, OverflowError) as error:
+            raise InputError(f"{str(text)[:60]!r} is not a regular expression ({error})") from None
+
+    def matching(self, names: Iterable[str]) -> set[str]:
+        """Return the names that it matches from their first letter to their last.
+
+        Raises:
+            InputError: it takes too long.
+        """
+        until = time.monotonic() + SECONDS
+        try:
+            return {name for name in names if self._compiled.fullmatch(name, timeout=_left(until))}
+        except TimeoutError:
+            raise InputError(
+                f"the pattern {self.text[:60]!r} takes too long to match: write it without a repetition inside of a "
+                "repetition"
+            ) from None
+
+
+def _left(until: float) -> float:
+    return max(until - time.monotonic(), 1e-3)
