@@ -89,7 +89,7 @@ def temporary_sibling(path: Path) -> Iterator[Path]:
             if not leftovers:
                 break
             for leftover in leftovers:
-                _remove(leftover)
+                remove(leftover, ignore_errors=True)
             time.sleep(0.1)
 
 
@@ -116,7 +116,7 @@ def publish(temporary: Path, path: Path, *, replaces: bool) -> None:
         if error.errno == errno.ENOTEMPTY:
             raise _taken(path) from None
         raise
-    _remove(old)
+    remove(old, ignore_errors=True)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -142,8 +142,9 @@ def _taken(path: Path) -> InputError:
     return InputError(f"{path} exists already: choose another name, or replace it with force=True")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path, *, ignore_errors: bool = False) -> None:
+    """Remove a file, a link or a folder with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=ignore_errors)
     else:
         path.unlink(missing_ok=True)

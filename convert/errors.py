@@ -26,4 +26,6 @@ def did_you_mean(word: str, known: Collection[str], *, cutoff: float = 0.6) -> s
 
 def what_failed(error: OSError) -> str:
     """Return the file and what the operating system says of it."""
-    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    if not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

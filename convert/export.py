@@ -24,7 +24,7 @@ from jaxgpt.convert.mapping import check_params, same, to_theirs
 from jaxgpt.convert.recognise import dialect_called
 
 TARGETS: dict[str, tuple[Dialect, tuple[str, ...]]] = {
-    "orbax": (JAXGPT, ("_CHECKPOINT_METADATA", "commit_success.txt", "params", "config", "tokenizer")),
+    "orbax": (JAXGPT, ("_CHECKPOINT_METADATA", "commit_success.txt", "digests.json", "params", "config", "tokenizer")),
     "hf": (HF, FILES),
     "nanogpt": (NANOGPT, ()),
     "lesson": (LESSON, ()),

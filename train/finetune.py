@@ -11,13 +11,13 @@ from jaxgpt.convert.errors import InputError, what_failed
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.params import count_params
 from jaxgpt.train.command import command_of, resume_command
-from jaxgpt.train.distributed import agree_on_step, connect, disconnect, wait_for_all
+from jaxgpt.train.distributed import connect, disconnect, wait_for_all
 from jaxgpt.train.evaluation import Evaluator, sample
 from jaxgpt.train.failures import NonFiniteLoss, explain_non_finite
 from jaxgpt.train.loop import TrainLoop, is_done
 from jaxgpt.train.output import log_to
 from jaxgpt.train.report.console import draw_new_rows, how_to_use, outcome, sanity_checks
-from jaxgpt.train.run.checkpoints import Checkpoints
+from jaxgpt.train.run.checkpoints import Checkpoints, newest_undamaged
 from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.run.logs import RunLog
@@ -45,15 +45,16 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
     inputs, params = prepare(settings, run)
     compiler, info = PhaseCompiler(inputs.spec), describe_run(inputs)
 
-    # go on from the newest complete checkpoint, or begin
+    # go on from the newest checkpoint that is not damaged, or begin
     resumes = settings.resume or settings.resume_anyway
-    first = agree_on_step(run.last_step if resumes else None)
+    with busy("comparing the checkpoint with its digests"):
+        first, damaged = newest_undamaged(run.folder) if resumes else (None, {})
     changes = [] if first is None else run.changes(settings, info)
     stop.go_on = "" if first is None else resume_command(settings, run.read().settings)
     if first is None:
         state, eval_state = compiler.init(params), EvalState()
     else:
-        checkpoints = Checkpoints(run.checkpoints, settings.keep)
+        checkpoints = Checkpoints(run, settings.keep)
         # written by the phase of the last step that was made, also when the next step begins another
         shapes = inputs.spec.state(max(first - 1, 0))
         with busy(f"loading the checkpoint of step {first}"):
@@ -96,18 +97,19 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
         log = RunLog(run, trackers)
         log.metrics(0, None, before, None, phase.n_trainable)
         log.sample(0, text)
-        checkpoints = Checkpoints(run.checkpoints, settings.keep)
+        checkpoints = Checkpoints(run, settings.keep)
         if inputs.added:
             draw_new_rows(inputs, state, run)
     else:
+        checkpoints.set_aside(damaged, first)
         trackers = Trackers(tracked, run.folder, asdict(info), first)
         log_to_run(run)
         log = RunLog(run, trackers)
         log.truncate(first, eval_state.pending_metrics is None)
-        if run.is_writer:
-            run.report.unlink(missing_ok=True)  # it would tell of less
+        run.go_on()
         if changes:
             run.note_changes(info, first, changes)
+    run.place.remember()
     run.save_tokenizer(inputs.tokenizer)
     stop.go_on = resume_command(settings, to_json(settings) if not resumes else run.read().settings)
 

@@ -52,9 +52,7 @@ class RunLog:
         for path, last in ((self._run.metrics, last_metrics), (self._run.updates, step)):
             lines = path.read_text("utf-8").splitlines() if path.exists() else []
             kept = [line for line in lines if -1 < _step_of(line) <= last]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
-            temporary.replace(path)
+            _replace(path, "".join(line + "\n" for line in kept))
 
     def sample(self, step: int, text: str) -> None:
         """Write a text into samples.md, in the place of one of the same step or later."""
@@ -64,7 +62,8 @@ class RunLog:
         title = f"## After {step} steps" if step else "## Before training"
         earlier = path.read_text("utf-8") if step and path.exists() else ""
         earlier = earlier.split("\n## After ")[0].rstrip("\n")
-        path.write_text("\n\n".join(filter(None, [earlier, title, text])) + "\n", "utf-8")
+        self._run.place.check()
+        _replace(path, "\n\n".join(filter(None, [earlier, title, text])) + "\n")
         if self._trackers:
             self._trackers.text(step, "sample", text)
 
@@ -99,8 +98,16 @@ class RunLog:
 
     def _append(self, path: Path, line: dict[str, Any]) -> None:
         if self._run.is_writer:
+            self._run.place.check()
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
