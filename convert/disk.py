@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, writing
 
 
 def check_free(path: Path, replaceable: tuple[str, ...], force: bool) -> None:
@@ -70,7 +70,7 @@ def with_progress(title: str, names: Iterable[str], arrays: Mapping[str, Any], d
 
 def write_json(path: Path, fields: dict[str, Any]) -> None:
     """Write a new JSON file and flush it to the disk."""
-    with path.open("x", encoding="utf-8") as file:
+    with writing(path), path.open("x", encoding="utf-8") as file:
         file.write(json.dumps(fields, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -22,6 +23,17 @@ def did_you_mean(word: str, known: Collection[str], *, cutoff: float = 0.6) -> s
     """Return `: did you mean first6?` where a known word is like the given one, and nothing elsewhere."""
     close = difflib.get_close_matches(word, known, 1, cutoff)
     return f": did you mean {close[0]}?" if close else ""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file in an error of the system that does not: that of a full disk, which comes with a write."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def what_failed(error: OSError) -> str:

@@ -21,6 +21,7 @@ from jaxgpt.train.run.checkpoints import Checkpoints, newest_undamaged
 from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.run.logs import RunLog
+from jaxgpt.train.run.place import FolderGone
 from jaxgpt.train.run.run_json import RunInfo
 from jaxgpt.train.settings import Settings, to_json
 from jaxgpt.train.setup import TrainingInputs, prepare
@@ -36,6 +37,11 @@ def train(settings: Settings, stop: StopSignals) -> int:
     run = RunFolder(settings.out.expanduser())
     try:
         return train_in(run, settings, stop)
+    except OSError as error:
+        if not run.is_begun:
+            raise
+        show(f"train: {what_failed(error)}: {newest(run)}", sys.stderr)
+        stop.leave(ExitCode.DISK)
     finally:
         run.unlock()
 
@@ -101,12 +107,14 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
         if inputs.added:
             draw_new_rows(inputs, state, run)
     else:
+        run.go_on()
         checkpoints.set_aside(damaged, first)
         trackers = Trackers(tracked, run.folder, asdict(info), first)
         log_to_run(run)
         log = RunLog(run, trackers)
+        for lost in () if changes else log.find_lost(first, inputs.spec.steps):
+            print(f"{lost}; plots and report go on without it")
         log.truncate(first, eval_state.pending_metrics is None)
-        run.go_on()
         if changes:
             run.note_changes(info, first, changes)
     run.place.remember()
@@ -130,8 +138,9 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
         show(f"train: {explain_non_finite(error, inputs, last_good)}", sys.stderr)
         return ExitCode.FAILED
     except OSError as error:
-        good = f"the newest checkpoint is that of step {run.last_step}" if run.last_step else "there is no checkpoint"
-        show(f"train: {what_failed(error)}: stopped after step {loop.step}; {good}", sys.stderr)
+        if isinstance(error, FolderGone):
+            checkpoints.abandon()
+        show(f"train: {what_failed(error)}: stopped after step {loop.step}; {newest(run)}", sys.stderr)
         stop.leave(ExitCode.DISK)
     finally:
         compiler.close()
@@ -170,6 +179,11 @@ def describe_run(inputs: TrainingInputs) -> RunInfo:
         parameters={"all": count_params(inputs.spec.params), "trainable": phases[-1].trainable},
         phases=phases,
     )
+
+
+def newest(run: RunFolder) -> str:
+    """Return which checkpoint is the newest one."""
+    return f"the newest checkpoint is that of step {run.last_step}" if run.last_step else "there is no checkpoint there"
 
 
 def log_to_run(run: RunFolder) -> None:

@@ -150,7 +150,8 @@ def write(path: Path, params: Mapping[str, Any], config: GPTConfig, dtype: np.dt
     read is first written to a scratch file beside `path`, one at a time, and mapped.
     """
     # Orbax warns that there is nothing to merge and no `jax.Array`, which is intended
-    with full_disk_as_os_error(), _quiet("absl", logging.ERROR):
+    with full_disk_as_os_error(), _quiet("absl", logging.CRITICAL):
+        _ignore_late_callbacks()
         scratch = path.with_name(f"{path.name}.scratch")
         scratch.mkdir()
         arrays = {name: _mapped(array, dtype, scratch / name) for name, array in params.items()}
@@ -202,23 +203,28 @@ class Noise:
 
     def __init__(self) -> None:
         self._heard: list[str] = []
+        self.error: BaseException | None = None
+        """The first error that was logged since the last time that nothing was."""
 
     def close(self) -> None:
         """Let Orbax speak for itself again."""
         logging.getLogger("absl").removeFilter(self._keep_out)
 
-    @contextlib.contextmanager
-    def silenced(self) -> Iterator[None]:
-        """Listen from now on; what was only logged until the end of the context is said."""
+    def listen(self) -> None:
+        """Hear from now on what is logged."""
         logging.getLogger("absl").addFilter(self._keep_out)  # once
         _ignore_late_callbacks()
+
+    @contextlib.contextmanager
+    def said_once(self) -> Iterator[None]:
+        """Say at the end what was logged, if nothing is raised."""
         try:
             yield
         except BaseException:
             # every other tensor fails too: one message is enough
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise
-        heard, self._heard = self._heard, []
+        heard, self._heard, self.error = self._heard, [], None
         for text in dict.fromkeys(heard):
             logging.getLogger(__name__).warning("%s", text)
 
@@ -226,6 +232,7 @@ class Noise:
         if record.levelno < logging.ERROR:
             return True
         error = record.exc_info[1] if record.exc_info else None
+        self.error = self.error or error
         self._heard.append(first_line(record.getMessage()) + (f": {brief(error)}" if error else ""))
         return False
 

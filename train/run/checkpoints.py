@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,8 @@ class Checkpoints:
 
     def __init__(self, run: RunFolder, keep: int):
         self._best = _Best()
-        self._saved = 0
-        """The step whose checkpoint is being written."""
+        self._saved: int | None = None
+        """The step whose checkpoint is being written, if one is."""
         policies = [ocp.checkpoint_managers.LatestN(keep), self._best]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
@@ -104,7 +105,8 @@ class Checkpoints:
         self.wait()  # for the one before, whose step is named by `_saved`
         self._saved = step
         moments = ocp.args.StandardSave(leaves_by_path(state.opt_state))
-        with self._noise.silenced(), orbax.full_disk_as_os_error():
+        self._noise.listen()
+        with orbax.full_disk_as_os_error():
             items = orbax.items(state.params, config) | {
                 "opt_state": moments,
                 "eval_state": ocp.args.JsonSave(eval_state.as_json()),
@@ -116,16 +118,12 @@ class Checkpoints:
 
         Orbax then gives the folder its name.
         """
-        [folder] = self._folder.glob(f"{self._saved}.orbax-checkpoint-tmp*")
-        try:
-            self._run.place.check()
-        except OSError:  # Orbax has made the folder anew
-            remove(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                self._folder.rmdir()  # if nothing else is there
-                self._run.folder.rmdir()
-            raise
+        self._run.place.check()
+        [folder] = self._unfinished()
         write_digests(folder, self._saved)
+
+    def _unfinished(self) -> list[Path]:
+        return list(self._folder.glob(f"{self._saved}.orbax-checkpoint-tmp*"))
 
     def set_aside(self, damaged: Mapping[int, str], step: int) -> None:
         """Rename damaged checkpoints, so that others can be written in their places. All processes must ask.
@@ -196,8 +194,24 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until all is on disk; raise what went wrong in the background."""
-        with self._noise.silenced(), orbax.full_disk_as_os_error():
+        with self._noise.said_once(), orbax.full_disk_as_os_error():
             self._manager.wait_until_finished()
+            saved, self._saved = self._saved, None
+            if saved is not None and self._run.is_writer and not (self._folder / str(saved)).is_dir():
+                # Orbax raises only some of its errors
+                raise self._noise.error or OSError(errno.EIO, "Orbax wrote no checkpoint", str(self._folder))
+
+    def abandon(self) -> None:
+        """Remove what Orbax has written where the run's folder was before it was renamed or removed."""
+        with contextlib.suppress(Exception):
+            self._manager.wait_until_finished()
+        for _ in range(10):  # its threads may go on writing for a moment
+            for path in self._unfinished():
+                remove(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()  # if nothing else is there
+                self._run.folder.rmdir()
+            time.sleep(0.05)
 
     def close(self) -> None:
         """End the background work."""

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxgpt.convert.disk import remove, temporary_sibling
-from jaxgpt.convert.errors import InputError, about
+from jaxgpt.convert.errors import InputError, about, writing
 from jaxgpt.convert.source import complete_steps
 from jaxgpt.train.distributed import is_first
 from jaxgpt.train.run.lock import RunLock
@@ -29,6 +29,8 @@ class RunFolder:
     def __init__(self, folder: Path):
         self.folder = folder
         self.is_writer = is_first()
+        self.is_begun = False
+        """True once something in the folder is changed."""
         self._lock = RunLock(folder)
         self.place = Place(folder)
         self.run_json = folder / NAME
@@ -152,6 +154,7 @@ class RunFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock()
         self.check(settings)
+        self.is_begun = True
         for path in self.files:
             if path != self.run_json:
                 remove(path)
@@ -160,6 +163,7 @@ class RunFolder:
 
     def go_on(self) -> None:
         """Make ready to write where an earlier process stopped."""
+        self.is_begun = True
         if self.is_writer:
             self._remove_leftovers()
             self.report.unlink(missing_ok=True)  # it would tell of less
@@ -172,7 +176,7 @@ class RunFolder:
     def save_tokenizer(self, tokenizer: Any) -> None:
         """Write the tokenizer beside the checkpoints, if it is not there."""
         if self.is_writer and not self.tokenizer.exists():
-            with temporary_sibling(self.tokenizer) as temporary:
+            with writing(self.tokenizer), temporary_sibling(self.tokenizer) as temporary:
                 try:
                     tokenizer.save_pretrained(temporary)
                 except Exception as error:  # of the tokenizers package, which raises no OSError

@@ -5,6 +5,10 @@ import os
 from pathlib import Path
 
 
+class FolderGone(OSError):
+    """The folder is not where it was."""
+
+
 class Place:
     """The folder that was there when it was remembered, whatever its name is now."""
 
@@ -27,7 +31,7 @@ class Place:
         """Compare the folder with the one that was remembered, if one was.
 
         Raises:
-            OSError: it is not there any more, or another one is.
+            FolderGone: it is not there any more, or another one is.
         """
         if self._descriptor is None:
             return
@@ -35,10 +39,10 @@ class Place:
         try:
             if os.path.samestat(kept, self._folder.stat()):
                 return
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             if kept.st_nlink == 0:
-                raise
-        raise OSError(errno.ESTALE, f"this folder was {self._fate()} while the run went on", str(self._folder))
+                raise FolderGone(error.errno, error.strerror, error.filename) from None
+        raise FolderGone(errno.ESTALE, f"this folder was {self._fate()} while the run went on", str(self._folder))
 
     def _fate(self) -> str:
         """Return what became of the folder, as far as the system tells: Linux knows its new name."""
