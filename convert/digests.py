@@ -104,20 +104,18 @@ def _find_damage(folder: Path, items: Collection[str] | None, step: int | None, 
 
 
 def _announces(file: Path) -> bool:
-    """Tell whether Orbax's file says that there are digests."""
-    try:
-        return json.loads(file.read_text("utf-8"))["custom_metadata"].items() >= ANNOUNCEMENT.items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False  # as in checkpoints of earlier versions
+    """Tell whether Orbax's file says that there are digests; those of earlier versions do not."""
+    told = _lasting_fields(file).get("custom_metadata")
+    return isinstance(told, dict) and told.items() >= ANNOUNCEMENT.items()
 
 
-def _lasting_fields(file: Path) -> Any:
+def _lasting_fields(file: Path) -> dict[str, Any]:
     """Return what Orbax's file says but the time of its end; nothing where it is no JSON."""
     try:
-        fields = json.loads(file.read_text("utf-8"))
+        fields = json.loads(file.read_text("utf-8")) if file.stat().st_size <= MOST_BYTES else {}
         return {name: value for name, value in fields.items() if name != "commit_timestamp_nsecs"}
     except (ValueError, AttributeError, RecursionError):
-        return None
+        return {}
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -338,6 +338,25 @@ def test_headers_that_ask_for_too_much_never_reach_tensorstore(small, tmp_path, 
         shutil.rmtree(tmp_path / "model" / "params")
 
 
+@pytest.mark.parametrize("name", ["_METADATA", "tok_emb.embedding/.zarray", "d/pipe"])
+def test_a_pipe_in_a_file_s_place_is_not_waited_for(tmp_path, name):
+    write_hostile(tmp_path / "params", 2, "files", {})
+    path = tmp_path / "params" / name
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"{name} is no file"):
+        check_arrays(tmp_path / "params")
+
+
+def test_a_pipe_in_the_config_s_place_is_not_waited_for(old):
+    path = old / "checkpoints" / "9" / "config" / "metadata"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(jaxgpt.InputError, match="metadata is no file"):
+        jaxgpt.load(old)
+
+
 def test_a_sharded_header_s_inner_chunks_count_too(tmp_path):
     inner = {"name": "sharding_indexed", "configuration": {"chunk_shape": [2**40, 36], "codecs": [{"name": "bytes"}]}}
     write_hostile(tmp_path / "params", 3, "files", {})

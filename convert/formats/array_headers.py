@@ -25,8 +25,12 @@ def check_arrays(item: Path) -> None:
     Raises:
         ValueError: the first thing that is wrong.
     """
+    on_disk = 0
+    for path in item.rglob("*"):
+        if not path.is_file() and not path.is_dir():  # a reader could wait for ever
+            raise ValueError(f"{path.relative_to(item).as_posix()} is no file")
+        on_disk += path.stat().st_size
     _check_names(item / "_METADATA")
-    on_disk = sum(path.stat().st_size for path in item.rglob("*") if path.is_file())
     total = 0
     for name, text in _headers(item):
         if len(text) > MOST_BYTES:

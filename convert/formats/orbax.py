@@ -36,8 +36,11 @@ NEWER_FIELDS = frozenset({"n_padding", "carried"})
 
 def read_config(path: Path) -> GPTConfig:
     """Read the item `config`."""
+    stored = path / "config" / "metadata"
     try:
-        fields = json.loads((path / "config" / "metadata").read_text("utf-8"))
+        if stored.exists() and not stored.is_file():  # a reader could wait for ever
+            raise InputError(f"{stored.name} is no file")
+        fields = json.loads(stored.read_text("utf-8"))
         known = {field.name for field in dataclasses.fields(GPTConfig)}
         if not isinstance(fields, dict) or not known - NEWER_FIELDS <= fields.keys() <= known:
             raise InputError(f"its fields must be {', '.join(sorted(known))}")
