@@ -1,5 +1,7 @@
 """A disk that is full at any write of a run: one line that names the file; the next start tidies up and goes on."""
 
+import contextlib
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from conftest import call
 from runs import QUICK, assert_same_run
 
+from jaxgpt.convert.formats import orbax
 from jaxgpt.convert.source import complete_steps
 from jaxgpt.train.run.folder import RunFolder
 
@@ -114,3 +117,24 @@ def test_what_the_files_of_a_run_have_lost_is_said(small, whole_run, tmp_path, d
     ]
     assert complete_steps(out)[-1] == 9
     assert (out / "report.html").exists()
+
+
+def test_what_orbax_only_logs_is_said_once_in_one_line(caplog):
+    noise, log = orbax.Noise(), logging.getLogger("absl")
+    noise.listen()
+    with noise.said_once():
+        for step in (3, 3):
+            try:
+                raise PermissionError(13, "Permission denied", "/r/checkpoints/3")
+            except PermissionError:
+                log.exception("[process=0][step=%d] Failed to remove checkpoint\nand more", step)
+    text = "Failed to remove checkpoint: [Errno 13] Permission denied: '/r/checkpoints/3'"
+    assert [record.getMessage() for record in caplog.records] == [text]
+    caplog.clear()
+    with contextlib.suppress(OSError), noise.said_once():
+        log.error("one of many")
+        raise OSError("full")
+    noise.close()
+    assert caplog.records == []
+    log.error("after its end")
+    assert len(caplog.records) == 1

@@ -236,7 +236,8 @@ class Noise:
             return True
         error = record.exc_info[1] if record.exc_info else None
         self.error = self.error or error
-        self._heard.append(first_line(record.getMessage()) + (f": {brief(error)}" if error else ""))
+        said = re.sub(r"^(\[[^]]*\])+ *", "", first_line(record.getMessage()))  # begins with process, thread, step
+        self._heard.append(f"{said}: {brief(error)}" if error else said)
         return False
 
 
