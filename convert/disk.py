@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, writing
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """The beginning of a URL; pathlib makes one slash of two."""
@@ -106,7 +106,7 @@ def with_progress(title: str, names: Iterable[str], arrays: Mapping[str, Any], d
 
 def write_json(path: Path, fields: dict[str, Any]) -> None:
     """Write a new JSON file and flush it to the disk."""
-    with path.open("x", encoding="utf-8") as file:
+    with writing(path), path.open("x", encoding="utf-8") as file:
         file.write(json.dumps(fields, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -125,7 +125,7 @@ def temporary_sibling(path: Path) -> Iterator[Path]:
             if not leftovers:
                 break
             for leftover in leftovers:
-                _remove(leftover)
+                remove(leftover, ignore_errors=True)
             time.sleep(0.1)
 
 
@@ -152,7 +152,7 @@ def publish(temporary: Path, path: Path, *, replaces: bool) -> None:
         if error.errno == errno.ENOTEMPTY:
             raise _taken(path) from None
         raise
-    _remove(old)
+    remove(old, ignore_errors=True)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -178,8 +178,9 @@ def _taken(path: Path) -> InputError:
     return InputError(f"{path} exists already: choose another name, or replace it with force=True")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path, *, ignore_errors: bool = False) -> None:
+    """Remove a file, a link or a folder with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=ignore_errors)
     else:
         path.unlink(missing_ok=True)

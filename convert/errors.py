@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import re
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 LONGEST_LINE = 4000
 """Letters of a line of a message, at most."""
@@ -49,12 +50,25 @@ def did_you_mean(word: str, known: Collection[str], *, cutoff: float = 0.6) -> s
     return f": did you mean {close[0]}?" if close else ""
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file in an error of the system that does not: that of a full disk, which comes with a write."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def what_failed(error: OSError) -> str:
     """Return the file and what the operating system says of it, in one line."""
+    if not error.strerror:
+        return escaped(str(error))
     name = error.filename
     if isinstance(name, bytes):
         name = name.decode("utf-8", "surrogateescape")
-    return escaped(f"{name}: {error.strerror}" if name and error.strerror else str(error))
+    return escaped(f"{name}: {error.strerror}" if name else error.strerror)
 
 
 def _cut(line: str) -> str:

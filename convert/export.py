@@ -35,7 +35,7 @@ from jaxgpt.convert.recognise import dialect_called
 from jaxgpt.convert.source import SIDECARS
 
 TARGETS: dict[str, tuple[Dialect, tuple[str, ...]]] = {
-    "orbax": (JAXGPT, ("_CHECKPOINT_METADATA", "commit_success.txt", "params", "config", "tokenizer")),
+    "orbax": (JAXGPT, ("_CHECKPOINT_METADATA", "commit_success.txt", "digests.json", "params", "config", "tokenizer")),
     "hf": (HF, FILES),
     "nanogpt": (NANOGPT, ()),
     "lesson": (LESSON, ()),

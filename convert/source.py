@@ -66,10 +66,20 @@ def _alike(source: str | Path) -> str:
 
 
 def newest_step(run: Path) -> Path:
-    """Return the folder of a run's newest complete checkpoint."""
-    if steps := complete_steps(run):
+    """Return the folder of a run's newest checkpoint.
+
+    Raises:
+        InputError: there is none.
+    """
+    if steps := steps_of(run):
         return run / "checkpoints" / str(steps[-1])
     raise InputError(f"{run}: this run has no complete checkpoint yet")
+
+
+def steps_of(run: Path) -> list[int]:
+    """List the steps of a run's checkpoints, ascending, also damaged ones; one under way has another name."""
+    names = [folder.name for folder in (run / "checkpoints").glob("*") if folder.is_dir()]
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
 
 def complete_steps(run: Path) -> list[int]:

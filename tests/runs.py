@@ -39,6 +39,13 @@ def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
     return found
 
 
+def without_digests(step: Path) -> None:
+    """Make a checkpoint what an earlier version wrote."""
+    (step / "digests.json").unlink()
+    told = json.loads((step / "_CHECKPOINT_METADATA").read_text())
+    (step / "_CHECKPOINT_METADATA").write_text(json.dumps(told | {"custom_metadata": {}}))
+
+
 def assert_same_run(a: Path, b: Path, step: int) -> None:
     assert metrics(a) == metrics(b)
     updates = [[json.loads(line) for line in (run / "updates.jsonl").read_text().splitlines()] for run in (a, b)]

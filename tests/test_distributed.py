@@ -1,5 +1,6 @@
 """One run in several processes, and on other devices than it began on: the same losses and parameters."""
 
+import json
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ from conftest import call, random_hf
 from forked import Forked, simulated
 from runs import QUICK, arrays, metrics
 
+from jaxgpt.convert.digests import find_damage
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.source import complete_steps
 from jaxgpt.train.distributed import connect, is_one_of_several
@@ -102,6 +104,9 @@ def test_two_processes_are_stopped_and_go_on_as_one(small, tmp_path):
     assert complete_steps(tmp_path / "r")[-1] == int(step)
     writers = {path.name for path in (tmp_path / "r" / "checkpoints" / step / "params").glob("ocdbt.process_*")}
     assert writers == {"ocdbt.process_0", "ocdbt.process_1"}
+    assert find_damage(tmp_path / "r" / "checkpoints" / step, step=int(step)) == ""
+    told = json.loads((tmp_path / "r" / "checkpoints" / step / "digests.json").read_text())["files"]
+    assert writers == {name.split("/")[1] for name in told if name.startswith("params/ocdbt")}
     assert "step 4/9" not in other
     assert "model  " not in other
     call("train", *flags, f"--out={tmp_path}/r", "--resume")
@@ -182,14 +187,28 @@ def cut(run: Path, copy: Path, step: int) -> Path:
     for later in complete_steps(copy):
         if later > step:
             shutil.rmtree(copy / "checkpoints" / str(later))
+    assert complete_steps(copy)[-1] == step
     return copy
+
+
+def add_damaged(run: Path, step: int, newer: int) -> None:
+    """Add a newer checkpoint, in which one bit is wrong; of several processes only one compares that piece."""
+    folder = shutil.copytree(run / "checkpoints" / str(step), run / "checkpoints" / str(newer))
+    told = json.loads((folder / "digests.json").read_text())
+    (folder / "digests.json").write_text(json.dumps(told | {"step": newer}, indent=2) + "\n")
+    assert find_damage(folder, step=newer) == ""
+    file = max((folder / "params").rglob("*"), key=lambda file: file.stat().st_size)
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
 
 
 @pytest.mark.parametrize(("devices", "processes"), [(1, 1), (2, 1), (8, 1), (1, 2)])
 def test_a_checkpoint_of_four_devices_goes_on_elsewhere(of_four, small, tmp_path, devices, processes):
-    copy = cut(of_four, tmp_path / "r", 3)
+    copy = cut(of_four, tmp_path / "r", 6)
+    add_damaged(copy, 6, 7)
     flags = (f"--model={small}", *FLAGS, f"--out={copy}", "--resume")
-    ended(train(flags, devices=devices, processes=processes))
+    said = ended(train(flags, devices=devices, processes=processes))
+    assert f"checkpoint {copy}/checkpoints/7 is damaged (" in said[0]
+    assert "set aside as 7.damaged; the run goes on from step 6\n" in said[0]
     assert_alike(copy, of_four, 9)
 
 
@@ -201,7 +220,7 @@ def test_rows_of_padding_come_and_go_with_the_mesh(small, tmp_path):
     ended(train((*flags, f"--out={tmp_path}/six", "--mesh=data=2,tensor=3"), devices=6))
     assert arrays(tmp_path / "six", 9)["params/tok_emb.embedding"].shape == (4224, 36)
     assert_alike(tmp_path / "six", tmp_path / "one", 9)
-    fewer, more = cut(tmp_path / "six", tmp_path / "fewer", 3), cut(tmp_path / "one", tmp_path / "more", 3)
+    fewer, more = cut(tmp_path / "six", tmp_path / "fewer", 6), cut(tmp_path / "one", tmp_path / "more", 6)
     call("train", *flags, f"--out={fewer}", "--resume")
     ended(train((*flags, f"--out={more}", "--resume", "--mesh=data=2,tensor=3"), devices=6))
     for run in (fewer, more):

@@ -13,16 +13,17 @@ from jaxgpt.convert.errors import InputError, escaped, what_failed
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.params import count_params
 from jaxgpt.train.command import command_of, resume_command
-from jaxgpt.train.distributed import agree_on_step, connect, disconnect, wait_for_all
+from jaxgpt.train.distributed import connect, disconnect, wait_for_all
 from jaxgpt.train.evaluation import Evaluator, sample
 from jaxgpt.train.failures import NonFiniteLoss, explain_non_finite
 from jaxgpt.train.loop import TrainLoop, is_done
 from jaxgpt.train.output import log_to
 from jaxgpt.train.report.console import draw_new_rows, how_to_use, outcome, sanity_checks
-from jaxgpt.train.run.checkpoints import Checkpoints
+from jaxgpt.train.run.checkpoints import Checkpoints, newest_undamaged
 from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.run.logs import RunLog, read_samples
+from jaxgpt.train.run.place import FolderGone
 from jaxgpt.train.run.run_json import RunInfo
 from jaxgpt.train.settings import Settings, to_json
 from jaxgpt.train.setup import TrainingInputs, prepare
@@ -38,6 +39,11 @@ def train(settings: Settings, stop: StopSignals) -> int:
     run = RunFolder(target_path(settings.out))
     try:
         return train_in(run, settings, stop)
+    except OSError as error:
+        if not run.is_begun:
+            raise
+        say(f"train: {what_failed(error)}: {newest(run)}", sys.stderr)
+        stop.leave(ExitCode.DISK)
     finally:
         run.unlock()
 
@@ -47,15 +53,16 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
     inputs, params = prepare(settings, run)
     compiler, info = PhaseCompiler(inputs.spec), describe_run(inputs)
 
-    # go on from the newest complete checkpoint, or begin
+    # go on from the newest checkpoint that is not damaged, or begin
     resumes = settings.resume or settings.resume_anyway
-    first = agree_on_step(run.last_step if resumes else None)
+    with busy("comparing the checkpoint with its digests"):
+        first, damaged = newest_undamaged(run.folder) if resumes else (None, {})
     changes = [] if first is None else run.changes(settings, info)
     stop.go_on = "" if first is None else resume_command(settings, run.read().settings)
     if first is None:
         state, eval_state = compiler.init(params), EvalState()
     else:
-        checkpoints = Checkpoints(run.checkpoints, settings.keep)
+        checkpoints = Checkpoints(run, settings.keep)
         # written by the phase of the last step that was made, also when the next step begins another
         shapes = inputs.spec.state(max(first - 1, 0))
         with busy(f"loading the checkpoint of step {first}"):
@@ -98,18 +105,21 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
         log = RunLog(run, trackers)
         log.metrics(0, None, before, None, phase.n_trainable)
         log.sample(0, text)
-        checkpoints = Checkpoints(run.checkpoints, settings.keep)
+        checkpoints = Checkpoints(run, settings.keep)
         if inputs.added:
             draw_new_rows(inputs, state, run)
     else:
+        run.go_on()
+        checkpoints.set_aside(damaged, first)
         trackers = Trackers(tracked, run.folder, asdict(info), first)
         log_to_run(run)
         log = RunLog(run, trackers)
+        for lost in () if changes else log.find_lost(first, inputs.spec.steps):
+            print(f"{lost}; plots and report go on without it")
         log.truncate(first, eval_state.pending_metrics is None)
-        if run.is_writer:
-            run.report.unlink(missing_ok=True)  # it would tell of less
         if changes:
             run.note_changes(info, first, changes)
+    run.place.remember()
     run.save_tokenizer(inputs.tokenizer)
     stop.go_on = resume_command(settings, to_json(settings) if not resumes else run.read().settings)
 
@@ -130,8 +140,9 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
         say(f"train: {explain_non_finite(error, inputs, last_good)}", sys.stderr)
         return ExitCode.FAILED
     except OSError as error:
-        good = f"the newest checkpoint is that of step {run.last_step}" if run.last_step else "there is no checkpoint"
-        say(f"train: {what_failed(error)}: stopped after step {loop.step}; {good}", sys.stderr)
+        if isinstance(error, FolderGone):
+            checkpoints.abandon()
+        say(f"train: {what_failed(error)}: stopped after step {loop.step}; {newest(run)}", sys.stderr)
         stop.leave(ExitCode.DISK)
     except Exception:  # a fault of ours: what is being saved is saved to its end
         with contextlib.suppress(Exception):
@@ -174,6 +185,11 @@ def describe_run(inputs: TrainingInputs) -> RunInfo:
         parameters={"all": count_params(inputs.spec.params), "trainable": phases[-1].trainable},
         phases=phases,
     )
+
+
+def newest(run: RunFolder) -> str:
+    """Return which checkpoint is the newest one."""
+    return f"the newest checkpoint is that of step {run.last_step}" if run.last_step else "there is no checkpoint there"
 
 
 def log_to_run(run: RunFolder) -> None:

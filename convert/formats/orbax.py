@@ -5,11 +5,14 @@ A training run's step folder has the same two items beside its optimizer state, 
 
 import contextlib
 import dataclasses
-import json
+import gc
 import logging
 import os
 import re
 import shutil
+import sys
+import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,10 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.digests import ANNOUNCEMENT, find_damage, write_digests
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.formats.array_headers import check_arrays
+from jaxgpt.convert.json_input import read_json
 from jaxgpt.convert.layout import LazyArray
 
 CHUNK_BYTES = 2**26
@@ -30,27 +36,42 @@ NEWER_FIELDS = frozenset({"n_padding", "carried", "head_bias", "lora", "n_new_to
 
 def read_config(path: Path) -> GPTConfig:
     """Read the item `config`."""
+    stored = path / "config" / "metadata"
     try:
-        fields = json.loads((path / "config" / "metadata").read_text("utf-8"))
+        fields = read_json(stored)
         known = {field.name for field in dataclasses.fields(GPTConfig)}
-        if not isinstance(fields, dict) or not known - NEWER_FIELDS <= fields.keys() <= known:
+        if not known - NEWER_FIELDS <= fields.keys() <= known:
             raise InputError(f"its fields must be {', '.join(sorted(known))}")
         return GPTConfig(**fields)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: the item `config` can't be read ({error})") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: the item `config` can't be read ({brief(error)})") from None
 
 
 def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig]:
-    """Return the parameters, which are read when they are used, and the config."""
+    """Return the parameters, which are read when they are used, and the config; all are as they were written.
+
+    Raises:
+        InputError: a file is damaged or missing, or asks for what can't be.
+    """
+    if damage := find_damage(path, ("params", "config")):
+        raise InputError(f"{path} is damaged: {damage}{_another(path)}")
     params = path.absolute() / "params"
-    try:
+    with reading(f"{path}: Orbax can't read this checkpoint ({{}}){_another(path)}"):
+        check_arrays(params)
         tree = ocp.PyTreeCheckpointHandler().metadata(params).tree
         found = {
             str(name): LazyArray(tuple(m.shape), np.dtype(m.dtype), _reader(params, name)) for name, m in tree.items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: Orbax can't read this checkpoint ({brief(error)})") from None
     return found, read_config(path)
+
+
+def _another(path: Path) -> str:
+    """Return what to say of the checkpoint before one of a run's, if there is one."""
+    if not (path.name.isdecimal() and path.parent.name == "checkpoints"):
+        return ""
+    steps = [int(other.name) for other in path.parent.iterdir() if other.name.isdecimal()]
+    earlier = [step for step in steps if step < int(path.name)]
+    return f"; the checkpoint before it is {path.parent / str(max(earlier))}" if earlier else ""
 
 
 def restore(path: Path, shardings: Mapping[str, Any], dtypes: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,18 +80,68 @@ def restore(path: Path, shardings: Mapping[str, Any], dtypes: Mapping[str, Any])
         name: ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtypes[name], strict=False)
         for name, sharding in shardings.items()
     }
+    with reading(f"{path}: the checkpoint is damaged ({{}})"), ocp.PyTreeCheckpointer() as checkpointer:
+        arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(targets, 0), restore_args=targets)
+        return checkpointer.restore(path.absolute() / "params", arguments)
+
+
+@contextlib.contextmanager
+def reading(refusal: str) -> Iterator[None]:
+    """Refuse what Orbax can't read in one line; it raises all kinds of exceptions for a damaged file.
+
+    Args:
+        refusal: the message, with `{}` for what Orbax says.
+    """
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(targets, 0), restore_args=targets)
-            return checkpointer.restore(path.absolute() / "params", arguments)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: the checkpoint is damaged ({brief(error)})") from None
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = brief(error)
+        _forget(error)
+        raise InputError(refusal.replace("{}", reason)) from None
 
 
-def brief(error: Exception) -> str:
-    """Return the first line of an error; TensorStore's can have hundreds."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}…"
+def _forget(error: BaseException | None) -> None:
+    """Collect the tasks that failed beside the one whose error is told, which would say so later."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    _ignore_late_callbacks()
+    hook, sys.unraisablehook = sys.unraisablehook, lambda *_: None
+    try:
+        with _quiet("asyncio", logging.CRITICAL), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
+def _ignore_late_callbacks() -> None:
+    """From now on, say nothing of results that TensorStore's threads have for tasks that Orbax has given up."""
+    hook = sys.unraisablehook
+    if getattr(hook, "ignores_late_callbacks", False):
+        return
+
+    def unraisable(told: Any) -> None:
+        if str(told.exc_value) != "Event loop is closed":
+            hook(told)
+
+    unraisable.ignores_late_callbacks = True  # type: ignore[attr-defined]
+    sys.unraisablehook = unraisable
+
+
+def brief(error: BaseException) -> str:
+    """Return the first line of an error, or of its cause; TensorStore's can have hundreds."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(str(error)) or type(error).__name__
+
+
+def first_line(text: str) -> str:
+    """Return the first line in which there is something, at most 200 letters of it."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= 200 else f"{line[:200]}…"
 
 
 def write(path: Path, params: Mapping[str, Any], config: GPTConfig, dtype: np.dtype | None = None) -> None:
@@ -80,7 +151,9 @@ def write(path: Path, params: Mapping[str, Any], config: GPTConfig, dtype: np.dt
     checkpoint are in memory; Orbax's defaults take 1.7 times the checkpoint. An array that has to be cast, re-laid or
     read is first written to a scratch file beside `path`, one at a time, and mapped.
     """
-    with full_disk_as_os_error(), _quiet("absl"):
+    # Orbax warns that there is nothing to merge and no `jax.Array`, which is intended
+    with full_disk_as_os_error(), _quiet("absl", logging.CRITICAL):
+        _ignore_late_callbacks()
         scratch = path.with_name(f"{path.name}.scratch")
         scratch.mkdir()
         arrays = {name: _mapped(array, dtype, scratch / name) for name, array in params.items()}
@@ -97,8 +170,9 @@ def write(path: Path, params: Mapping[str, Any], config: GPTConfig, dtype: np.dt
             "config": ocp.args.JsonSave(dataclasses.asdict(config)),
         }
         with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(path.absolute(), args=ocp.args.Composite(**items))
+            checkpointer.save(path.absolute(), args=ocp.args.Composite(**items), custom_metadata=ANNOUNCEMENT)
         shutil.rmtree(scratch)
+        write_digests(path)
 
 
 def _mapped(array: Any, dtype: np.dtype | None, scratch: Path) -> np.ndarray:
@@ -119,18 +193,59 @@ def full_disk_as_os_error() -> Iterator[None]:
         yield
     except ValueError as error:
         if found := re.search(r"os_error_code='(\d+)'", str(error)):
-            # every other tensor fails too: one message is enough
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-            raise OSError(int(found[1]), f"while a checkpoint was written: {os.strerror(int(found[1]))}") from None
+            raise OSError(int(found[1]), f"{os.strerror(int(found[1]))} (a checkpoint was being written)") from None
         raise
 
 
+class Noise:
+    """What Orbax says when a save fails: each of its threads logs all errors, with tracebacks.
+
+    An error that is raised is said by whoever catches it. One that is only logged is said here, in one line.
+    """
+
+    def __init__(self) -> None:
+        self._heard: list[str] = []
+        self.error: BaseException | None = None
+        """The first error that was logged since the last time that nothing was."""
+
+    def close(self) -> None:
+        """Let Orbax speak for itself again."""
+        logging.getLogger("absl").removeFilter(self._keep_out)
+
+    def listen(self) -> None:
+        """Hear from now on what is logged."""
+        logging.getLogger("absl").addFilter(self._keep_out)  # once
+        _ignore_late_callbacks()
+
+    @contextlib.contextmanager
+    def said_once(self) -> Iterator[None]:
+        """Say at the end what was logged, if nothing is raised."""
+        try:
+            yield
+        except BaseException:
+            # every other tensor fails too: one message is enough
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            raise
+        heard, self._heard, self.error = self._heard, [], None
+        for text in dict.fromkeys(heard):
+            logging.getLogger(__name__).warning("%s", text)
+
+    def _keep_out(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.ERROR:
+            return True
+        error = record.exc_info[1] if record.exc_info else None
+        self.error = self.error or error
+        said = re.sub(r"^(\[[^]]*\])+ *", "", first_line(record.getMessage()))  # begins with process, thread, step
+        self._heard.append(f"{said}: {brief(error)}" if error else said)
+        return False
+
+
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Silence Orbax's warnings that there is nothing to merge and no `jax.Array`, which is intended."""
+def _quiet(name: str, level_inside: int) -> Iterator[None]:
+    """Silence what is logged below a level."""
     logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(level_inside)
     try:
         yield
     finally:
@@ -148,11 +263,8 @@ def items(params: Mapping[str, Any], config: GPTConfig) -> dict[str, Any]:
 def _reader(params: Path, name: str):
     def read_one() -> np.ndarray:
         how = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
-        try:
-            with ocp.PyTreeCheckpointer() as checkpointer:
-                arguments = ocp.args.PyTreeRestore(item={name: 0}, restore_args=how, partial_restore=True)
-                return checkpointer.restore(params, arguments)[name]
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{params.parent}: {name} is damaged ({brief(error)})") from None
+        with reading(f"{params.parent}: {name} is damaged ({{}})"), ocp.PyTreeCheckpointer() as checkpointer:
+            arguments = ocp.args.PyTreeRestore(item={name: 0}, restore_args=how, partial_restore=True)
+            return checkpointer.restore(params, arguments)[name]
 
     return read_one

@@ -2,7 +2,7 @@
 
 import os
 import platform
-import shutil
+import re
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,13 +11,17 @@ from typing import Any
 import jax
 
 from jaxgpt.convert.command_line.console import say
-from jaxgpt.convert.disk import temporary_sibling
-from jaxgpt.convert.errors import InputError, about
+from jaxgpt.convert.disk import remove, temporary_sibling
+from jaxgpt.convert.errors import InputError, about, writing
 from jaxgpt.convert.source import complete_steps
 from jaxgpt.train.distributed import is_first
 from jaxgpt.train.run.lock import RunLock
+from jaxgpt.train.run.place import Place
 from jaxgpt.train.run.run_json import IDENTITY, NAME, RunInfo, refusal
 from jaxgpt.train.settings import Settings, changed_settings, stored_settings, to_json
+
+LEFTOVER = re.compile(r"(run|metrics|updates|samples)\.tmp|\.(tokenizer|report\.html)\.[0-9a-f]{8}\.tmp")
+"""Names under which files and folders are written until they are whole; a kill or a full disk leaves them."""
 
 
 class RunFolder:
@@ -26,7 +30,10 @@ class RunFolder:
     def __init__(self, folder: Path):
         self.folder = folder
         self.is_writer = is_first()
+        self.is_begun = False
+        """True once something in the folder is changed."""
         self._lock = RunLock(folder)
+        self.place = Place(folder)
         self.run_json = folder / NAME
         self.metrics = folder / "metrics.jsonl"
         self.updates = folder / "updates.jsonl"
@@ -97,6 +104,7 @@ class RunFolder:
 
     def unlock(self) -> None:
         """Let other processes have the folder."""
+        self.place.forget()
         self._lock.give_back()
 
     def read(self) -> RunInfo:
@@ -147,18 +155,35 @@ class RunFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock()
         self.check(settings)
+        self.is_begun = True
         for path in self.files:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path != self.run_json:
-                path.unlink(missing_ok=True)
+            if path != self.run_json:
+                remove(path)
+        self._remove_leftovers()
         replace(info, machine=_machine()).write(self.folder)
+
+    def go_on(self) -> None:
+        """Make ready to write where an earlier process stopped."""
+        self.is_begun = True
+        if self.is_writer:
+            self._remove_leftovers()
+            self.report.unlink(missing_ok=True)  # it would tell of less
+
+    def _remove_leftovers(self) -> None:
+        for path in self.folder.iterdir():
+            if LEFTOVER.fullmatch(path.name):
+                remove(path)
 
     def save_tokenizer(self, tokenizer: Any) -> None:
         """Write the tokenizer beside the checkpoints, if it is not there."""
         if self.is_writer and not self.tokenizer.exists():
-            with temporary_sibling(self.tokenizer) as temporary:
-                tokenizer.save_pretrained(temporary)
+            with writing(self.tokenizer), temporary_sibling(self.tokenizer) as temporary:
+                try:
+                    tokenizer.save_pretrained(temporary)
+                except Exception as error:  # of the tokenizers package, which raises no OSError
+                    if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+                        raise
+                    raise OSError(int(found[1]), os.strerror(int(found[1])), str(self.tokenizer)) from None
                 temporary.rename(self.tokenizer)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, writing
 from jaxgpt.convert.json_input import field, open_file, parse_json
 from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.tracking.trackers import Trackers
@@ -47,6 +47,24 @@ class RunLog:
     def __init__(self, run: RunFolder, trackers: Trackers | None = None):
         self._run, self._trackers = run, trackers
 
+    def find_lost(self, step: int, n_steps: int) -> list[str]:
+        """Return what the files of a run that goes on after `step` have lost: a sentence for each of them."""
+        if not self._run.is_writer:
+            return []
+        every = _spacing(n_steps)
+        expected = {self._run.metrics: range(step), self._run.updates: range(every, step + 1, every)}
+        lost = []
+        for path, steps in expected.items():
+            there = {line["step"] for line in read_lines(path)}
+            if missing := [i for i in steps if i not in there]:
+                lost.append(
+                    f"{path} has lost {len(missing):,} of {len(steps):,} lines: that of step {missing[0]} is the first"
+                )
+        samples = self._run.samples
+        if not samples.is_file() or not samples.read_bytes().startswith(b"## Before training\n"):
+            lost.append(f"{samples} has lost the text from before training")
+        return lost
+
     def truncate(self, step: int, is_evaluated: bool = True) -> None:
         """Forget lines of steps after `step`, which will be written again.
 
@@ -58,9 +76,7 @@ class RunLog:
         last_metrics = step if is_evaluated else step - 1
         for path, last in ((self._run.metrics, last_metrics), (self._run.updates, step)):
             kept = [line for line in _texts(path) if -1 < _step_of(line) <= last]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_bytes(b"".join(line + b"\n" for line in kept))
-            temporary.replace(path)
+            _replace(path, b"".join(line + b"\n" for line in kept))
 
     def sample(self, step: int, text: str) -> None:
         """Write a text into samples.md, in the place of one of the same step or later."""
@@ -70,7 +86,8 @@ class RunLog:
         title = f"## After {step} steps" if step else "## Before training"
         earlier = read_samples(path) if step else ""
         earlier = earlier.split("\n## After ")[0].rstrip("\n")
-        path.write_text("\n\n".join(filter(None, [earlier, title, text])) + "\n", "utf-8")
+        self._run.place.check()
+        _replace(path, ("\n\n".join(filter(None, [earlier, title, text])) + "\n").encode())
         if self._trackers:
             self._trackers.text(step, "sample", text)
 
@@ -99,13 +116,14 @@ class RunLog:
 
     def updates(self, step: int, n_steps: int, updates: dict[str, float], modules: list[str]) -> None:
         """Append a line to updates.jsonl, if it is this step's turn; a frozen module's update is 0."""
-        if step % -(-n_steps // COLUMNS) == 0:
+        if step % _spacing(n_steps) == 0:
             ratios = {module: ratio if math.isfinite(ratio) else None for module, ratio in updates.items()}
             self._append(self._run.updates, {"step": step, "updates": dict.fromkeys(modules, 0.0) | ratios})
 
     def _append(self, path: Path, line: dict[str, Any]) -> None:
         if self._run.is_writer:
-            with path.open("a", encoding="utf-8") as file:
+            self._run.place.check()
+            with writing(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
 
@@ -125,6 +143,19 @@ def read_updates(path: Path) -> list[dict[str, Any]]:
         {"step": line["step"], "updates": {name: _number(line["updates"], name, math.nan) for name in line["updates"]}}
         for line in lines
     ]
+
+
+def _spacing(n_steps: int) -> int:
+    """Return how many steps there are between two lines of updates.jsonl."""
+    return -(-n_steps // COLUMNS)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    with writing(path):
+        temporary.write_bytes(content)
+        temporary.replace(path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,140 @@
+"""Digests of a checkpoint's files, made when it is written and compared when it is read: a flipped bit is found."""
+
+import json
+import os
+import zlib
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.convert.disk import write_json
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.json_input import parse_json, read_file, read_json
+
+NAME = "digests.json"
+"""The file in a checkpoint's folder."""
+
+COMPLETE = "_CHECKPOINT_METADATA"
+"""The file of JSON that Orbax writes into the folder of every checkpoint."""
+
+WRITTEN_LATER = {NAME, COMPLETE, "commit_success.txt"}
+"""Files that Orbax writes once more after the digests are made. Nothing is read from the last one."""
+
+PIECE_BYTES = 2**26
+"""Bytes of which a digest is made at once, so that several threads share a large file."""
+
+BUFFER_BYTES = 2**20
+MOST_BYTES = 2**26
+"""Size of the largest file of digests that is read."""
+
+ANNOUNCEMENT = {"digests": NAME}
+"""What Orbax's own file says of a checkpoint that has digests: their loss is noticed."""
+
+
+def write_digests(folder: Path, step: int | None = None) -> None:
+    """Write the digests of all files of a checkpoint beside them.
+
+    Args:
+        step: the one that the folder is named after; a checkpoint in another's place is noticed.
+    """
+    files = _files(folder)
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    pieces = [(name, begin) for name, size in sizes.items() for begin in range(0, size, PIECE_BYTES)]
+    digests: dict[str, list[str]] = {name: [] for name in files}
+    for (name, _), digest in zip(pieces, _digests(files, pieces, PIECE_BYTES), strict=True):
+        digests[name].append(digest)
+    listed = {name: {"bytes": sizes[name], "crc32": digests[name]} for name in files}
+    lasting = _lasting_fields(folder / COMPLETE)
+    write_json(folder / NAME, {"step": step, COMPLETE: lasting, "piece_bytes": PIECE_BYTES, "files": listed})
+
+
+def find_damage(
+    folder: Path, items: Collection[str] | None = None, step: int | None = None, share: tuple[int, int] = (0, 1)
+) -> str:
+    """Return what differs from the digests: a few words that name the file; nothing for one of an earlier version.
+
+    No path is opened because the digests name it: files are looked for in the folder.
+
+    Args:
+        items: the parts that are read; all by default.
+        step: the one that the checkpoint is expected to be of, if any.
+        share: which of how many processes this is; each compares a part of the bytes.
+    """
+    try:
+        if not (folder / COMPLETE).is_file():
+            return f"{COMPLETE} is missing"
+        if not (folder / NAME).exists():
+            return f"{NAME} is missing" if _announces(folder / COMPLETE) else ""
+        return _find_damage(folder, items, step, share)
+    except OSError as error:
+        return f"{Path(error.filename or folder).name}: {error.strerror or error}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{NAME} is damaged"
+
+
+def _find_damage(folder: Path, items: Collection[str] | None, step: int | None, share: tuple[int, int]) -> str:
+    text = read_file(folder / NAME, MOST_BYTES).decode()
+    told = parse_json(text)
+    if text != json.dumps(told, indent=2) + "\n":  # every bit counts
+        return f"{NAME} is damaged"
+    if step is not None and told["step"] != step:
+        return f"it is the checkpoint of step {told['step']}"
+    if _lasting_fields(folder / COMPLETE) != told[COMPLETE]:
+        return f"{COMPLETE} is not what was written"
+    size_of_piece, there = told["piece_bytes"], _files(folder)
+    if not isinstance(size_of_piece, int) or size_of_piece < BUFFER_BYTES:
+        return f"{NAME} is damaged"
+    expected: dict[tuple[str, int], str] = {}
+    for name, file in told["files"].items():
+        if items is not None and name.partition("/")[0] not in items:
+            continue
+        if name not in there:
+            return f"{name} is missing"
+        if (size := there[name].stat().st_size) != file["bytes"]:
+            return f"{name} has {size:,} bytes instead of {file['bytes']:,}"
+        begins = range(0, size, size_of_piece)
+        expected |= {(name, begin): digest for begin, digest in zip(begins, file["crc32"], strict=True)}
+    pieces = list(expected)[share[0] :: share[1]]
+    for (name, begin), digest in zip(pieces, _digests(there, pieces, size_of_piece), strict=True):
+        if digest != expected[name, begin]:
+            return f"{name} is not what was written"
+    return ""
+
+
+def _announces(file: Path) -> bool:
+    """Tell whether Orbax's file says that there are digests; those of earlier versions do not."""
+    told = _lasting_fields(file).get("custom_metadata")
+    return isinstance(told, dict) and told.items() >= ANNOUNCEMENT.items()
+
+
+def _lasting_fields(file: Path) -> dict[str, Any]:
+    """Return what Orbax's file says but the time of its end; nothing where it is no JSON."""
+    try:
+        fields = read_json(file, max_bytes=MOST_BYTES)
+    except InputError:
+        return {}
+    return {name: value for name, value in fields.items() if name != "commit_timestamp_nsecs"}
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the files of a checkpoint whose bytes are compared, by their names in it."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path for name, path in found.items() if name not in WRITTEN_LATER}
+
+
+def _digests(files: dict[str, Path], pieces: Iterable[tuple[str, int]], size_of_piece: int) -> Iterable[str]:
+    """Return the digests of some pieces, several at once: `crc32` leaves the interpreter to others."""
+
+    def digest(piece: tuple[str, int]) -> str:
+        name, begin = piece
+        value, left, buffer = 0, size_of_piece, memoryview(bytearray(BUFFER_BYTES))
+        with files[name].open("rb", buffering=0) as file:
+            file.seek(begin)
+            while left and (n := file.readinto(buffer[:left])):
+                value = zlib.crc32(buffer[:n], value)
+                left -= n
+        return f"{value:08x}"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(digest, pieces))
