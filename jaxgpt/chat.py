@@ -55,6 +55,10 @@ class Encoded:
     """Fields of messages that the template does not write."""
 
 
+MARKED = "; {% generation %} and {% endgeneration %} around them in the template say where they are"
+"""What to do about a template whose assistant's tokens can't be found."""
+
+
 def prepare_chat(tokenizer: Any) -> tuple[str, ...]:
     """Give a tokenizer that has no chat template the one above, and return the tokens that are new to it.
 
@@ -331,7 +335,7 @@ def _spans(tokenizer: Any, given: _Input, look: list[Written | InputError] | Non
             if not (whole.startswith(said) and said.startswith(opening)):
                 raise InputError(
                     "the chat template renders a turn differently once others follow, so that the assistant's tokens "
-                    "can't be located"
+                    f"can't be located{MARKED}"
                 )
             spans.append((len(opening), _end_of_answer(tokenizer, said, len(opening), len(said)), len(said)))
     return spans
@@ -433,5 +437,5 @@ def _opening(tokenizer: Any, chat: Sequence[Message], tools: Sequence[Any], said
         return opening
     raise InputError(
         "the chat template does not show where the assistant's first message begins, so that its tokens can't be "
-        "located"
+        f"located{MARKED}"
     )

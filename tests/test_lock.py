@@ -98,10 +98,16 @@ def test_a_run_that_came_meanwhile_is_not_deleted(small, tmp_path):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+PAIRS: list[tuple[str, ...]] = [(), ("--resume",), ("--resume", "--force")]
+N_PAIRS = int(os.environ.get("JAXGPT_TEST_PAIRS", len(PAIRS)))
+"""Pairs of starts; 30 of them take ten minutes."""
+
+
 def test_two_starts_at_once_lose_no_checkpoint_and_write_no_line_twice(small, tmp_path):
     """Fresh, resumed and forced, at random offsets: one of them finishes, and what is there is whole."""
     chance = random.Random(5)
-    for i, pair in enumerate([(), ("--resume",), ("--resume", "--force")]):
+    for i in range(N_PAIRS):
+        pair = PAIRS[i % len(PAIRS)]
         out = tmp_path / f"r{i}"
         flags = [f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK]
         extra = [pair[0] if pair else "", pair[-1] if pair else ""]

@@ -56,7 +56,9 @@ def logits_of(model) -> np.ndarray:
 
 
 def test_a_run_is_taken_out_as_an_adapter_and_merged(small, tmp_path):
-    call("train", f"--model={small}", "--freeze=lora:r=2,on=attn", *QUICK, f"--out={tmp_path}/run")
+    said = call("train", f"--model={small}", "--freeze=lora:r=2,on=attn", *QUICK, f"--out={tmp_path}/run").stdout
+    assert re.search(r"parameters +[\d,]+, as its config implies", said)
+    assert "--to=peft    # for PEFT" in said
     ours = jaxgpt.from_pretrained(tmp_path / "run")
     tokens, expected = random_tokens((2, 32)), logits_of(ours)
     call("convert", tmp_path / "run", tmp_path / "peft", "--to=peft")
@@ -90,7 +92,9 @@ def test_new_rows_train_and_nothing_else(small, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("<|a|> The quick brown fox <|b|> jumps over the lazy dog. " * 200)
     flags = (*QUICK, f"--data={text}", "--add-tokens=<|a|>,<|b|>", "--weight-decay=0.1")
-    call("train", f"--model={small}", "--freeze=new-tokens", *flags, f"--out={tmp_path}/run")
+    said = call("train", f"--model={small}", "--freeze=new-tokens", *flags, f"--out={tmp_path}/run").stdout
+    assert re.search(r"parameters +[\d,]+, as its config implies", said)
+    assert re.search(r"new; their embeddings start at the mean of the others$", said, re.M)
     merged = jaxgpt.merge_lora(jaxgpt.from_pretrained(tmp_path / "run"))
     begin = jaxgpt.resize_vocab(jaxgpt.from_pretrained(small), 4098, pad_multiple=128)
     for name, p in named_params(begin).items():

@@ -56,6 +56,11 @@ class TrainingInputs:
         return self.data.train.corpus.kind == "chat"
 
     @property
+    def has_adapter(self) -> bool:
+        config = self.spec.model.config
+        return config.lora is not None or config.n_new_tokens > 0
+
+    @property
     def phases(self) -> tuple[PhaseInfo, ...]:
         """The phases of the plan, as run.json has them."""
         spec = self.spec

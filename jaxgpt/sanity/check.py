@@ -13,7 +13,7 @@ from jaxgpt.adapter import merge_lora
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
 from jaxgpt.model.gpt import GPT
-from jaxgpt.params import by_module, count_params, named_params
+from jaxgpt.params import by_module, count_params, module_of, named_params
 from jaxgpt.sanity.comparison import compare
 from jaxgpt.sanity.language import NOT_ENGLISH, SENTENCES, check_loss, check_text, reads_english, texts_loss
 from jaxgpt.sanity.parity import TOLERANCE, Parity
@@ -100,7 +100,16 @@ def expected_counts(config: GPTConfig) -> dict[str, int]:
     block = 2 * norm + attention + D * F + b * F + F * D + b * D
     counts = {"tok_emb": V * D, "pos_emb": T * D}
     counts |= {f"blocks.{i}": block for i in range(config.n_layer)} | {"ln_f": norm}
-    return counts if config.tie_word_embeddings else counts | {"lm_head": V * D + config.head_bias * V}
+    counts |= {} if config.tie_word_embeddings else {"lm_head": V * D + config.head_bias * V}
+    for module in ("tok_emb", "lm_head"):  # rows of new tokens that are apart
+        if module in counts:
+            counts[module] += config.n_new_tokens * D
+    sizes = {"c_attn": (D, 3 * D), "c_proj": (D, D), "fc1": (D, F), "fc2": (F, D), "lm_head": (D, V)}
+    for layer in config.lora.modules if config.lora else ():
+        assert config.lora is not None
+        n_in, n_out = sizes[layer.rpartition(".")[2]]
+        counts[module_of(layer)] += config.lora.r * (n_in + n_out) + config.lora.dora * n_out
+    return counts
 
 
 def check_counts(model: GPT, reference: Reference | None = None) -> Check:

@@ -11,9 +11,19 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from jaxgpt.convert.adapter import merged
+from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.contents import open_contents
+from jaxgpt.convert.dialects.hf import HF
+from jaxgpt.convert.dialects.jaxgpt import JAXGPT, OWN
+from jaxgpt.convert.dialects.own import read_dialect
+from jaxgpt.convert.digests import ANNOUNCEMENT, find_damage, write_digests
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import safetensors, torch_zip
+from jaxgpt.convert.formats.array_headers import check_arrays
+from jaxgpt.convert.layout import shape_of
+from jaxgpt.convert.mapping import check_params, to_ours, to_theirs
+from jaxgpt.convert.peft import with_adapter
 from jaxgpt.convert.recognise import recognise
 from jaxgpt.data import token_files
 from jaxgpt.templates import Request, write_chats
@@ -121,6 +131,56 @@ def chat_template(data: bytes) -> None:
         write_chats(tokenizer, [Request(messages)])
 
 
+def array_header(data: bytes) -> None:
+    """The header of an array in an Orbax checkpoint, and the names that it lists."""
+    item = HERE / "params"
+    (item / "x").mkdir(parents=True, exist_ok=True)
+    (item / "x" / "0.0").write_bytes(bytes(64))
+    header, _, names = data.partition(b"\n")
+    (item / "x" / ".zarray").write_bytes(header)
+    (item / "_METADATA").write_bytes(names or b'{"tree_metadata": {}}')
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # as `orbax.read` does
+        check_arrays(item)
+
+
+def digests_json(data: bytes) -> None:
+    """The digests of a checkpoint: they are those of its files, or something is damaged."""
+    step = HERE / "3"
+    step.mkdir(exist_ok=True)
+    (step / "a").write_bytes(bytes(10))
+    (step / "_CHECKPOINT_METADATA").write_text(json.dumps({"custom_metadata": ANNOUNCEMENT}))
+    (step / "digests.json").write_bytes(data)
+    assert isinstance(find_damage(step, None, 3), str)
+
+
+def adapter_config(data: bytes) -> None:
+    """The config of an adapter beside sound weights, on a small model."""
+    folder = HERE / "adapter"
+    folder.mkdir(exist_ok=True)
+    if not (folder / "adapter_model.safetensors").exists():
+        stem = "base_model.model.transformer.h.0.attn.c_attn.lora_"
+        tensors = {f"{stem}A.weight": np.ones((2, 4), np.float32), f"{stem}B.weight": np.ones((12, 2), np.float32)}
+        safetensors.write(folder / "adapter_model.safetensors", tensors)
+    (folder / "adapter_config.json").write_bytes(data)
+    config = GPTConfig(vocab_size=3, n_positions=2, n_embd=4, n_head=2, n_layer=1, n_inner=16)
+    params = {row.ours: np.zeros(shape_of(row.right, config.dims), np.float32) for row in HF.expand(config)}
+    with contextlib.suppress(InputError):
+        found, adapted = with_adapter(params, config, folder)
+        check_params(found, adapted, JAXGPT)
+        for array in merged(found, adapted.lora, adapted.n_tokens).values():
+            np.asarray(array)
+
+
+def dialect_table(data: bytes) -> None:
+    """A table of a user's own."""
+    (HERE / "mine.toml").write_bytes(data)
+    with contextlib.suppress(InputError):
+        dialect = read_dialect(HERE / "mine.toml")
+        config = GPTConfig(vocab_size=3, n_positions=2, n_embd=4, n_head=2, n_layer=1, n_inner=16)
+        params = {row.ours: np.zeros(shape_of(row.right, config.dims), np.float32) for row in JAXGPT.expand(config)}
+        to_ours(dialect, to_theirs(dialect, params, config), config)
+
+
 def seeds() -> dict[str, bytes]:
     """A sound input for each target."""
     import zipfile
@@ -149,7 +209,24 @@ def seeds() -> dict[str, bytes]:
     template = (
         "{% for m in messages %}{{ m['role'] + m.content | trim }}{{ eos_token * 2 }}{% endfor %}{{ 'a'.ljust(9) }}"
     )
+    zarr = {"zarr_format": 2, "shape": [2, 8], "chunks": [2, 8], "dtype": "<f4", "order": "C", "compressor": None}
+    listed = {"tree_metadata": {"('x',)": {"key_metadata": [{"key": "x", "key_type": 2}]}}}
+    adapter = {
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "use_dora": False, "lora_dropout": 0.0,
+        "trainable_token_indices": None, "rank_pattern": {}, "base_model_name_or_path": "gpt2",
+    }  # fmt: skip
+    rows = [[row.ours, row.ours, f"{row.right} -> {row.right}"] for row in OWN if not row.ours.endswith("lm_head.bias")]
+    table = f"rows = {json.dumps(rows)}\nbuffers = [['h.{{i}}.{{j}}.m', 'T T']]\nfixed = {{n_head = 2}}\n"
+    (HERE / "3").mkdir(exist_ok=True)
+    (HERE / "3" / "a").write_bytes(bytes(10))
+    (HERE / "3" / "_CHECKPOINT_METADATA").write_text(json.dumps({"custom_metadata": ANNOUNCEMENT}))
+    (HERE / "3" / "digests.json").unlink(missing_ok=True)
+    write_digests(HERE / "3", 3)
     return {
+        "array_header": json.dumps(zarr).encode() + b"\n" + json.dumps(listed).encode(),
+        "digests_json": (HERE / "3" / "digests.json").read_bytes(),
+        "adapter_config": json.dumps(adapter).encode(),
+        "dialect_table": table.encode(),
         "shard_index": json.dumps({"weight_map": dict.fromkeys(TENSORS, "a.safetensors")}).encode(),
         "run_json": json.dumps(run).encode(),
         "run_logs": "\n".join(map(json.dumps, lines)).encode(),

@@ -36,7 +36,7 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
         *(f"rows        {escaped(note)}" for note in data.train.notes),
     ]
     if inputs.added:
-        is_frozen = "tok_emb.embedding" not in spec.plan.partition(params, spec.steps)[0]
+        is_frozen = not {"tok_emb.embedding", "tok_emb.new"} & spec.plan.partition(params, spec.steps)[0].keys()
         stays = "; the token embedding is frozen, so they STAY there" if is_frozen else ""
         says = f"new; their embeddings start at the mean of the others{stays}"
         lines.append(f"tokens      {escaped(', '.join(inputs.added))}: {says}")
@@ -79,19 +79,21 @@ def outcome(
     return text
 
 
-def how_to_use(run: RunFolder, best: int | None = None, is_chat: bool = False) -> str:
+def how_to_use(run: RunFolder, best: int | None = None, is_chat: bool = False, has_adapter: bool = False) -> str:
     """Return what was written, and how to use it: of several checkpoints the best."""
     ask = "--chat --prompt='Who are you?'" if is_chat else "--prompt=The"
     path = run.checkpoints / str(best) if best and best != run.last_step else run.folder
     model = escaped(shlex.quote(str(path)))
     files = "\n".join(f"  {escaped(str(path))}" for path in run.files if path.exists())
+    merged = "    # for transformers" + (", the adapter merged" if has_adapter else "")
+    adapter = f"\n  jaxgpt convert {model} {escaped(shlex.quote(f'{run.folder}-peft'))} --to=peft    # for PEFT"
     return f"""
 written:
 {files}
 
 use it:
   jaxgpt generate {model} {ask}
-  jaxgpt convert {model} {escaped(shlex.quote(f"{run.folder}-hf"))} --to=hf    # for transformers"""
+  jaxgpt convert {model} {escaped(shlex.quote(f"{run.folder}-hf"))} --to=hf{merged}{adapter * has_adapter}"""
 
 
 def _counted(n_params: int, n_expected: int) -> str:
@@ -104,11 +106,12 @@ def _training(inputs: TrainingInputs) -> str:
     settings, resolved = inputs.settings, inputs.resolved
     parts = f" in {settings.accumulate} micro-batches" if settings.accumulate > 1 else ""
     dropout = resolved["dropout"] if isinstance(resolved["dropout"], str) else f"{resolved['dropout']:g}"
+    by = "" if settings.optimizer == "adamw" else f", by {settings.optimizer}"
     rate = f"{resolved['lr']:.3g} at its peak, after {resolved['warmup_steps']:,} steps of warm-up"
     return (
         f"training    {resolved['steps']:,} steps of {settings.batch_size:,} x {resolved['context']:,} tokens{parts} "
         f"in {settings.dtype} on {resolved['mesh']}\n"
-        f"lr          {rate}; dropout {dropout}"
+        f"lr          {rate}{by}; dropout {dropout}"
     )
 
 
