@@ -312,3 +312,11 @@ def test_where_processes_meet_is_said_in_full(flags, message):
 )
 def test_the_environment_says_whether_there_are_others(variables, several):
     assert is_one_of_several(variables) == several
+
+
+def test_adapters_and_new_rows_train_in_two_processes_as_in_one(small, tmp_path):
+    flags = [f"--model={small}", *FLAGS, "--freeze=lora:r=2,dora+new-tokens", "--add-tokens=<|a|>,<|b|>"]
+    two = train([*flags, f"--out={tmp_path}/two"], devices=2, processes=2)
+    one = train([*flags, f"--out={tmp_path}/one"], devices=1)
+    ended([*two, *one])
+    assert_alike(tmp_path / "two", tmp_path / "one", 9, frozen=())
