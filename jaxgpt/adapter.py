@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgpt import convert
-from jaxgpt.convert.adapter import LoRA, column_lengths, input_axes, without_adapters
+from jaxgpt.convert.adapter import LoRA, input_axes, without_adapters
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialect import EMBEDDING, HEAD
 from jaxgpt.convert.errors import InputError
 from jaxgpt.freeze.strategies import lora_of
 from jaxgpt.model.gpt import GPT
+from jaxgpt.model.layers import initial_adapter
 from jaxgpt.params import named_params
 from jaxgpt.vocab import rebuilt
 
@@ -42,20 +43,12 @@ def add_lora(model: GPT, lora: str | LoRA = "lora", *, seed: int = 0) -> GPT:
 
 
 def initial_lora(params: Mapping[str, Array], lora: LoRA, seed: int) -> dict[str, Array]:
-    """Return the parameters of new adapters by name, float32 whatever the model's are.
-
-    A is uniform within 1 / sqrt(inputs), PEFT's Kaiming initialisation.
-    """
+    """Return the parameters of new adapters by name."""
     made: dict[str, Array] = {}
     for i, module in enumerate(lora.modules):
-        kernel, n_in = params[f"{module}.kernel"], input_axes(module)
-        inputs, outputs = kernel.shape[:n_in], kernel.shape[n_in:]
-        bound = 1 / float(jnp.prod(jnp.array(inputs))) ** 0.5
         key = jax.random.fold_in(jax.random.key(seed), i)
-        made[f"{module}.lora_a"] = jax.random.uniform(key, (*inputs, lora.r), jnp.float32, -bound, bound)
-        made[f"{module}.lora_b"] = jnp.zeros((lora.r, *outputs))
-        if lora.dora:
-            made[f"{module}.lora_m"] = column_lengths(kernel.astype(jnp.float32), n_in, jnp)
+        found = initial_adapter(params[f"{module}.kernel"], input_axes(module), lora, key)
+        made |= {f"{module}.{name}": value for name, value in found.items()}
     return made
 
 

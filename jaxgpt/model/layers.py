@@ -1,14 +1,30 @@
 """GPT-2's linear layers and LayerNorms, as Flax has them, and what adapters add to them."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.convert.adapter import LoRA
+from jaxgpt.convert.adapter import LoRA, column_lengths
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.mesh import constrain, exchange_columns
 from jaxgpt.model.dropout import Keys, dropout
+
+
+def initial_adapter(kernel: Array, n_in: int, lora: LoRA, key: Array) -> dict[str, Array]:
+    """Return the parameters of a new adapter of a kernel by name, float32 whatever the kernel is.
+
+    As PEFT initialises them: A is uniform within 1 / sqrt(inputs), and B zero, so that nothing changes at first.
+    """
+    inputs, outputs = kernel.shape[:n_in], kernel.shape[n_in:]
+    bound = math.prod(inputs) ** -0.5
+    made = {"lora_a": jax.random.uniform(key, (*inputs, lora.r), jnp.float32, -bound, bound)}
+    made["lora_b"] = jnp.zeros((lora.r, *outputs))
+    if lora.dora:
+        made["lora_m"] = column_lengths(kernel.astype(jnp.float32), n_in, jnp)
+    return made
 
 
 class Embed(nnx.Embed):
@@ -24,6 +40,9 @@ class Linear(nnx.LinearGeneral):
     the product is that of W and two thin ones.
     """
 
+    lora_a: nnx.Param
+    lora_b: nnx.Param
+    lora_m: nnx.Param
     new: nnx.Param
     """Columns of new tokens apart from the kernel, of an output head."""
 
@@ -31,11 +50,9 @@ class Linear(nnx.LinearGeneral):
         super().__init__(in_features, out_features, rngs=rngs, **kwargs)
         self.lora = lora
         if lora is not None:
-            inputs, outputs = self.in_features, self.out_features
-            self.lora_a = nnx.Param(jnp.zeros((*inputs, lora.r)))  # jaxgpt.lora gives all three their values
-            self.lora_b = nnx.Param(jnp.zeros((lora.r, *outputs)))
-            if lora.dora:
-                self.lora_m = nnx.Param(jnp.zeros(outputs))
+            made = initial_adapter(self.kernel[...], len(self.in_features), lora, rngs.params())
+            for name, value in made.items():
+                setattr(self, name, nnx.Param(value))
 
     def __call__(self, inputs, keys: Keys | None = None):
         """Return the outputs of (B, T, …) inputs; `keys` turn on the adapter's dropout."""
