@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.json_input import parse_json, read_json
 
 HEADERS = (".zarray", "zarr.json")
@@ -87,7 +88,10 @@ def _n_bytes(header: dict[str, Any]) -> int:
 
 def _check_names(metadata: Path) -> None:
     """Refuse an array's name that is a path to elsewhere."""
-    tree = read_json(metadata)["tree_metadata"]
+    try:
+        tree = read_json(metadata)["tree_metadata"]
+    except InputError as error:
+        raise ValueError(str(error)) from None
     for entry in tree.values():
         for key in entry["key_metadata"]:
             if "/" in str(key["key"]) or "\\" in str(key["key"]):

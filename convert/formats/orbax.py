@@ -56,8 +56,9 @@ def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig]:
     if damage := find_damage(path, ("params", "config")):
         raise InputError(f"{path} is damaged: {damage}{_another(path)}")
     params = path.absolute() / "params"
-    with reading(f"{path}: Orbax can't read this checkpoint ({{}}){_another(path)}"):
-        check_arrays(params)
+    refusal = f"{path}: Orbax can't read this checkpoint ({{}}){_another(path)}"
+    check(params, refusal)
+    with reading(refusal):
         tree = ocp.PyTreeCheckpointHandler().metadata(params).tree
         found = {
             str(name): LazyArray(tuple(m.shape), np.dtype(m.dtype), _reader(params, name)) for name, m in tree.items()
@@ -83,6 +84,14 @@ def restore(path: Path, shardings: Mapping[str, Any], dtypes: Mapping[str, Any])
     with reading(f"{path}: the checkpoint is damaged ({{}})"), ocp.PyTreeCheckpointer() as checkpointer:
         arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(targets, 0), restore_args=targets)
         return checkpointer.restore(path.absolute() / "params", arguments)
+
+
+def check(arrays: Path, refusal: str) -> None:
+    """Refuse arrays that can't be what they say, before Orbax sees them; see `reading`."""
+    try:
+        check_arrays(arrays)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(refusal.replace("{}", brief(error))) from None
 
 
 @contextlib.contextmanager

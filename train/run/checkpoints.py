@@ -19,7 +19,6 @@ from jaxgpt.convert.digests import ANNOUNCEMENT, find_damage, write_digests
 from jaxgpt.convert.disk import remove
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import orbax
-from jaxgpt.convert.formats.array_headers import check_arrays
 from jaxgpt.convert.source import steps_of
 from jaxgpt.mesh import replicated
 from jaxgpt.params import leaves_by_path
@@ -175,9 +174,9 @@ class Checkpoints:
             f"--resume: checkpoint {folder} is damaged ({{}}); delete that folder, and --resume goes on from the one "
             "before it"
         )
+        for arrays in ("params", "opt_state"):
+            orbax.check(folder.absolute() / arrays, refusal)
         with orbax.reading(refusal):
-            for arrays in ("params", "opt_state"):
-                check_arrays(folder.absolute() / arrays)
             restored = self._manager.restore(step, args=arguments)
             eval_state = EvalState.from_json(restored[item])
             params = restored["params"]
