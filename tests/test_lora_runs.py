@@ -59,6 +59,7 @@ def test_a_run_is_taken_out_as_an_adapter_and_merged(small, tmp_path):
     said = call("train", f"--model={small}", "--freeze=lora:r=2,on=attn", *QUICK, f"--out={tmp_path}/run").stdout
     assert re.search(r"parameters +[\d,]+, as its config implies", said)
     assert "--to=peft    # for PEFT" in said
+    assert "times that" not in said  # as a rate was given
     ours = jaxgpt.from_pretrained(tmp_path / "run")
     tokens, expected = random_tokens((2, 32)), logits_of(ours)
     call("convert", tmp_path / "run", tmp_path / "peft", "--to=peft")
@@ -79,7 +80,10 @@ def test_a_run_is_taken_out_as_an_adapter_and_merged(small, tmp_path):
 
     # another run goes on from it: with its adapter, or, where that is not named, with merged weights
     flags = (f"--model={small}", f"--adapter={tmp_path}/peft", *QUICK, "--steps=1")
-    call("train", *flags, "--freeze=lora", f"--out={tmp_path}/on")
+    said = call(
+        "train", *(flag for flag in flags if "--lr" not in flag), "--freeze=lora", f"--out={tmp_path}/on"
+    ).stdout
+    assert re.search(r"lr +0\.004 at its peak, after 1 steps of warm-up, adapters at 10 times that", said)
     call("train", f"--model={tmp_path}/run", *QUICK, "--steps=1", "--freeze=last1", f"--out={tmp_path}/other")
     assert jaxgpt.from_pretrained(tmp_path / "on").config.lora.r == 2
     other = jaxgpt.from_pretrained(tmp_path / "other")

@@ -166,7 +166,8 @@ class Settings(ModelFlags):
         "stays; wsd: it stays, and falls to zero in the last fifth.", group="optimizer",
     )  # fmt: skip
     lr: float | None = setting(
-        None, "The peak learning rate. By default Lion's is a fifth of AdamW's, and SGD's 200 times it.",
+        None, "The peak learning rate. By default Lion's is a fifth of AdamW's, SGD's 200 times it, and adapters have "
+        "ten times that of the rest.",
         metavar="RATE", group="optimizer", is_common=True, brief="Peak learning rate",
         default_text="0.128 / n_embd: 1e-3 for tiny, 1.7e-4 for gpt2", low=0, is_above=True, high=10,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.run.logs import read_metrics
 from jaxgpt.train.setup import TrainingInputs
+from jaxgpt.train.step.optimizer import ADAPTER_RATE
 from jaxgpt.train.step.step import TrainState
 
 
@@ -107,6 +108,8 @@ def _training(inputs: TrainingInputs) -> str:
     parts = f" in {settings.accumulate} micro-batches" if settings.accumulate > 1 else ""
     dropout = resolved["dropout"] if isinstance(resolved["dropout"], str) else f"{resolved['dropout']:g}"
     by = "" if settings.optimizer == "adamw" else f", by {settings.optimizer}"
+    if settings.lr is None and inputs.spec.model.config.lora:
+        by += f", adapters at {ADAPTER_RATE:g} times that"
     rate = f"{resolved['lr']:.3g} at its peak, after {resolved['warmup_steps']:,} steps of warm-up"
     return (
         f"training    {resolved['steps']:,} steps of {settings.batch_size:,} x {resolved['context']:,} tokens{parts} "

@@ -15,7 +15,7 @@ from jaxgpt.mesh import batch_sharding, batch_shards, shardings
 from jaxgpt.params import by_module, named_params, with_params
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import PEAK_LR, lr_schedule, make_optimizer, rate_factors, warmup_steps
+from jaxgpt.train.step.optimizer import ADAPTER_RATE, PEAK_LR, lr_schedule, make_optimizer, rate_factors, warmup_steps
 from jaxgpt.train.step.step import Objective, Rates, TrainState, make_train_step, shape_at, state_shapes
 
 STEPS = 150
@@ -105,6 +105,9 @@ def make_step_spec(
     with about("--freeze"):
         plan = freeze.parse(settings.freeze, config, steps, epoch_steps=epoch_steps)
     trainable = plan.partition(params, steps)[0]
+    factors = rate_factors(trainable, config.n_layer, settings.layer_lr_decay, settings.lr_scale)
+    if settings.lr is None:
+        factors = {name: factor * (ADAPTER_RATE if ".lora_" in name else 1) for name, factor in factors.items()}
     return StepSpec(
         settings=settings,
         mesh=mesh,
@@ -114,7 +117,7 @@ def make_step_spec(
         batch=batch_shapes(settings, mesh, config.n_positions, packed=packed),
         schedule=lr_schedule(steps, settings.warmup, settings.schedule),
         peak_lr=settings.lr or PEAK_LR[settings.optimizer] / config.n_embd,
-        rate_factors=rate_factors(trainable, config.n_layer, settings.layer_lr_decay, settings.lr_scale),
+        rate_factors=factors,
     )
 
 
