@@ -1,7 +1,9 @@
 """The tokenizer of a checkpoint, and checks that it belongs to the model."""
 
+import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,9 @@ from jaxgpt.convert.source import SENTENCEPIECE, VOCABULARIES, check_link, resol
 
 READ_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".pkl")
 """Endings of files that a tokenizer may be made of."""
+
+CHARACTER_MAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)"')
+"""A table of the normaliser, as sentencepiece's models have it."""
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_END = 50256
@@ -54,14 +59,30 @@ def load_tokenizer(source: str | Path) -> Any:
     # a vocab.txt is BERT's, unless a class is named; transformers would make an empty tokenizer of it
     bert = "vocab.txt" in files and not files.keys() & {"tokenizer.json", "vocab.json"} and not _class_named(folder)
     kind = {"tokenizer_type": "bert"} if bert else {}
+    if "tokenizer.json" in files:
+        _check_character_maps(files["tokenizer.json"])
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **kind)
         if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
             raise ValueError("it has no tokens")
-    except Exception as error:  # the tokenizers library raises plain Exception for a broken file
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the tokenizers library raises plain Exception, and worse, for a broken file
         cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
         raise InputError(f"{folder}: the tokenizer can't be read ({type(error).__name__}: {cause})") from None
     return tokenizer
+
+
+def _check_character_maps(path: Path) -> None:
+    """Refuse a map of characters that is cut off, of which the tokenizers library dies with all its threads."""
+    for found in CHARACTER_MAP.finditer(path.read_bytes()):
+        try:
+            content = base64.b64decode(found[1].replace(b"\\/", b"/"), validate=True)
+        except ValueError:
+            content = b""
+        size = int.from_bytes(content[:4], "little")
+        if len(content) < 4 or size % 4 or 4 + size > len(content):
+            raise InputError(f"{path}: the tokenizer can't be read (its precompiled_charsmap is damaged)")
 
 
 def _class_named(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Tokenizers as they lie beside checkpoints: what AutoTokenizer reads, and nanoGPT's characters; never their code."""
 
+import base64
 import contextlib
 import json
 import pickle
@@ -129,6 +130,22 @@ def test_a_vocabulary_of_an_unknown_class_is_refused(tmp_path, kind):
     folder = pieces_in(tmp_path / "pieces", kind, named=False)
     with pytest.raises(jaxgpt.InputError, match=rf"{PIECES[kind][0]} alone does not say how it is read: name the"):
         jaxgpt.load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("content", ["AAAA", "", "////", "no base64!", "/////wAA"])
+def test_a_map_of_characters_that_is_cut_off_never_reaches_the_library(tmp_path, content):
+    """It would end the process, with pages of Rust's; one that is whole is read."""
+    shutil.copytree(TINY, tmp_path / "tiny")
+    file = tmp_path / "tiny" / "tokenizer.json"
+    fields = json.loads(file.read_text())
+    for text, is_whole in ((content, False), (base64.b64encode(bytes([8, 0, 0, 0, *b"12345678", 0])).decode(), True)):
+        table = {"type": "Precompiled", "precompiled_charsmap": text}
+        file.write_text(json.dumps(fields | {"normalizer": {"type": "Sequence", "normalizers": [table]}}))
+        if is_whole:
+            assert jaxgpt.load_tokenizer(tmp_path / "tiny")("a")["input_ids"]
+        else:
+            with pytest.raises(jaxgpt.InputError, match="its precompiled_charsmap is damaged"):
+                jaxgpt.load_tokenizer(tmp_path / "tiny")
 
 
 # nanoGPT's characters

@@ -81,6 +81,7 @@ def run(command: EvalCommand) -> int:
             )
     checkpoint = convert.read(command.model, **command.how_to_read)
     tokenizer = jaxgpt.load_tokenizer(checkpoint.path)
+    jaxgpt.tokenizer.check_vocabulary(tokenizer, checkpoint.config)
     with about("--data"):
         corpus = tokenise(source, tokenizer, cache=command.cache, progress=True)
     for remark in corpus.remarks:
