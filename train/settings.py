@@ -106,7 +106,7 @@ class Settings(ModelFlags):
     )  # fmt: skip
     workers: int = setting(
         2, "Threads that prepare batches ahead of the step. The batches are the same for any number.", metavar="N",
-        group="data", may_change=True, is_per_process=True, **COUNT,
+        group="data", may_change=True, is_per_process=True, low=1, high=1000,
     )  # fmt: skip
     cache: Path | None = setting(
         None, "The folder of the cache of tokenised texts.", metavar="PATH", group="data",

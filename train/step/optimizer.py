@@ -1,6 +1,5 @@
 """Optimizers by name, and their learning rates: decay on matrices, one clip over all that trains, rates by layer."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -183,8 +182,8 @@ def _scale(text: str, names: Iterable[str]) -> tuple[str, float]:
         factor, compiled = float(number), Pattern(pattern)
     except ValueError as error:
         raise InputError(rf"--lr-scale={text}: must be PATTERN=FACTOR, as in blocks\.1\d\..*=2.0 ({error})") from None
-    if not pattern or not 0 < factor < math.inf:
-        raise InputError(f"--lr-scale={text}: must be PATTERN=FACTOR with a finite factor above 0")
+    if not pattern or not 0 < factor <= 1e6:
+        raise InputError(f"--lr-scale={text}: must be PATTERN=FACTOR with a factor above 0, at most 1,000,000")
     with about(f"--lr-scale={text}"):
         is_used = bool(compiled.matching(names))
     if not is_used:
