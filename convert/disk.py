@@ -43,6 +43,8 @@ def target_path(path: str | Path) -> Path:
     Raises:
         InputError: it is a URL, or not text that everything that reads the path can take.
     """
+    if not str(path):
+        raise InputError("the name of the file or folder to write is empty")
     if found := URL.match(str(path)):
         url = f"{found[0]}/{str(path)[found.end() :].lstrip('/')}"
         raise InputError(

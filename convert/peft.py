@@ -69,6 +69,8 @@ def with_adapter(params: Tensors, config: GPTConfig, folder: Path) -> tuple[dict
     if weights is None:
         raise InputError(f"{folder}: the adapter's weights are missing: {' or '.join(ADAPTER_WEIGHTS)}")
     found = {_bare(name): array for name, array in open_file(weights).items()}
+    if not found:
+        raise InputError(f"{folder}: the adapter holds no tensors")
     if config.lora is not None or config.n_new_tokens:
         raise InputError(f"{folder}: the model has an adapter already; merge that first (jaxgpt convert … --to=hf)")
     params = dict(params)

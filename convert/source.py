@@ -43,6 +43,8 @@ def resolve(source: str | Path) -> Path:
     Raises:
         InputError: there is no such file, folder or run, and the hub does not have it either.
     """
+    if not str(source):
+        raise InputError("the name of the model is empty")
     if str(source) in BUNDLED:
         return BUNDLED[str(source)]
     path = local_path(source)

@@ -138,6 +138,26 @@ def test_a_fault_of_ours_says_what_to_report(capsys, tmp_path):
     assert "Traceback" in (tmp_path / "run.log").read_text()
 
 
+def test_a_panic_of_a_library_in_rust_is_no_fault_of_ours(capsys):
+    panic = type("PanicException", (BaseException,), {})
+    with pytest.raises(SystemExit) as ended, one_clear_line("jaxgpt"):
+        raise panic("index out of bounds")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "jaxgpt: a file of the tokenizer or the data is damaged (index out of bounds)\n"
+
+
+@pytest.mark.parametrize("command", [("jaxgpt", "convert", ""), ("jaxgpt", "eval", "tiny", "--data=")])
+def test_an_empty_name_is_not_the_folder_here(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call(*command, check=False)
+    assert (done.returncode, " is empty" in done.stderr) == (2, True)
+
+
+def test_no_run_is_written_into_the_root_of_a_disk():
+    done = call("train", "--out=/", check=False)
+    assert (done.returncode, "/ is the root of a disk" in done.stderr) == (2, True)
+
+
 def test_a_machine_that_is_too_small_is_no_fault_of_ours(capsys):
     with pytest.raises(SystemExit) as ended, one_clear_line("convert"):
         raise MemoryError

@@ -373,3 +373,12 @@ def test_names_of_arrays_do_not_lead_out_of_the_item(tmp_path, name):
     path.write_text(path.read_text().replace('"key": "tok_emb.embedding"', f'"key": {json.dumps(name)}'))
     with pytest.raises(ValueError, match="no name of an array"):
         check_arrays(tmp_path / "params")
+
+
+def test_a_checkpoint_under_the_number_of_another_is_no_model(run, tmp_path):
+    """`--resume` says so too; the newest number alone does not make the newest model."""
+    (run / "checkpoints" / "6").rename(run / "checkpoints" / "99")
+    with pytest.raises(jaxgpt.InputError, match="99 is damaged: it is the checkpoint of step 6"):
+        jaxgpt.load(run)
+    shutil.copytree(run / "checkpoints" / "9", tmp_path / "7")  # elsewhere a folder's name means nothing
+    jaxgpt.load(tmp_path / "7")

@@ -242,9 +242,9 @@ def test_rates_fall_by_layer_and_patterns_multiply_them():
         ("=2", "must be PATTERN=FACTOR"),
         ("(=2", "must be PATTERN=FACTOR"),
         ("ln_f.*=fast", "must be PATTERN=FACTOR"),
-        ("ln_f.*=0", "a finite factor above 0"),
-        ("ln_f.*=nan", "a finite factor above 0"),
-        ("ln_f.*=inf", "a finite factor above 0"),
+        ("ln_f.*=0", "a factor above 0, at most"),
+        ("ln_f.*=nan", "a factor above 0, at most"),
+        ("ln_f.*=inf", "a factor above 0, at most"),
         ("ln_g.*=2", "no trainable parameter matches; one is called, for example, tok_emb.embedding"),
     ],
 )

@@ -9,6 +9,8 @@ from pathlib import Path
 import forked
 import pytest
 
+import jaxgpt
+
 LOAD = """
 import resource, sys
 from jaxgpt import convert
@@ -98,3 +100,14 @@ def test_a_pickle_that_would_hang_or_crash_is_refused(tmp_path, form, name):
     assert done.stdout != "read\n"
     assert done.stdout.startswith(str(file))
     assert len(done.stdout) < 2000
+
+
+@pytest.mark.parametrize("is_zip64", [False, True])
+def test_a_directory_of_too_many_members_is_refused_by_its_size(tmp_path, is_zip64):
+    """A million names would take seconds and half a gigabyte to be read and then counted."""
+    n_bytes = 30_000_000
+    zip64 = b"PK\6\6" + bytes(36) + n_bytes.to_bytes(8, "little") + bytes(8)
+    end = b"PK\5\6" + bytes(8) + (2**32 - 1 if is_zip64 else n_bytes).to_bytes(4, "little") + bytes(6)
+    (tmp_path / "model.pt").write_bytes(b"PK\3\4" + bytes(n_bytes) + zip64 * is_zip64 + end)
+    with pytest.raises(jaxgpt.InputError, match="too many members"):
+        jaxgpt.convert.read(tmp_path / "model.pt")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, call
+from runs import without_digests
 
 import jaxgpt
 from jaxgpt.convert.errors import InputError
@@ -105,3 +106,20 @@ def test_the_cache_of_the_hub_is_followed_also_by_another_name(folder, tmp_path)
         assert len(jaxgpt.load_tokenizer(path)) == 4096
         call("convert", path, tmp_path / "out", "--to=hf", "--force")
         assert json.loads((tmp_path / "out" / "config.json").read_text())["n_layer"] > 0
+
+
+@pytest.mark.parametrize("name", ["params/ln_f.bias", "params", "config", "config/metadata", "a chunk"])
+def test_links_in_an_orbax_checkpoint_lead_nowhere(tmp_path, name):
+    jaxgpt.save(jaxgpt.from_pretrained("tiny"), tmp_path / "model")
+    without_digests(tmp_path / "model")
+    path = tmp_path / "model" / name
+    if name == "a chunk":
+        path = max((tmp_path / "model" / "params").rglob("*"), key=lambda file: file.stat().st_size * file.is_file())
+    path.parent.mkdir(exist_ok=True)
+    if path.exists():
+        path.rename(tmp_path / "elsewhere")
+    else:
+        (tmp_path / "elsewhere").mkdir()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"is a link|is no file"):
+        jaxgpt.load(tmp_path / "model")

@@ -206,3 +206,10 @@ def test_a_form_that_is_no_adapter_of_the_base_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
     done = call("convert", tmp_path / "base", tmp_path / "out", "--to=peft", check=False)
     assert (done.returncode, "give --base" in done.stderr) == (2, True)
+
+
+def test_an_adapter_without_tensors_is_refused(tmp_path):
+    base_and_adapter(tmp_path, r=2)
+    save_file({}, tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(convert.InputError, match="the adapter holds no tensors"):
+        convert.read(tmp_path / "base", adapter=tmp_path / "adapter")

@@ -72,7 +72,15 @@ def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
     except MemoryError:
         say(f"{program}: this takes more memory than there is", sys.stderr)
         sys.exit(ExitCode.MISTAKE)
-    except Exception as error:  # nobody's mistake but ours
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # of a library in Rust, such as tokenizers, over a file
+            say(f"{program}: a file of the tokenizer or the data is damaged ({error})", sys.stderr)
+            sys.exit(ExitCode.MISTAKE)
+        if not isinstance(error, Exception):
+            raise
+        # nobody's mistake but ours
         _say_what_to_report(program, error)
         sys.exit(ExitCode.FAILED)
 

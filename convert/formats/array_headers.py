@@ -29,7 +29,7 @@ def check_arrays(item: Path) -> None:
     """
     on_disk = 0
     for path in item.rglob("*"):
-        if not path.is_file() and not path.is_dir():  # a reader could wait for ever
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):  # which leads elsewhere, or a reader waits
             raise ValueError(f"{path.relative_to(item).as_posix()} is no file")
         on_disk += path.stat().st_size
     _check_names(item / "_METADATA")

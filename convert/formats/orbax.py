@@ -53,10 +53,14 @@ def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig]:
     Raises:
         InputError: a file is damaged or missing, or asks for what can't be.
     """
-    if damage := find_damage(path, ("params", "config")):
+    step = int(path.name) if path.parent.name == "checkpoints" and path.name.isdecimal() else None
+    if damage := find_damage(path, ("params", "config"), step):
         raise InputError(f"{path} is damaged: {damage}{_another(path)}")
     params = path.absolute() / "params"
     refusal = f"{path}: Orbax can't read this checkpoint ({{}}){_another(path)}"
+    for place in (params, path / "config", path / "config" / "metadata"):
+        if place.is_symlink():
+            raise InputError(f"{path}: {place.name} is a link, which is not followed")
     check(params, refusal)
     with reading(refusal):
         tree = ocp.PyTreeCheckpointHandler().metadata(params).tree

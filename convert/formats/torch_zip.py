@@ -20,7 +20,23 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats.torch_pickle import MAX_PICKLE, PickleMachine, Storage, pickle_of
 
 MAX_MEMBERS = 100_000
+MAX_END, MAX_DIRECTORY = 70_000, 20_000_000
+"""Bytes in which the end of a zip file is, and of its directory, which names its members."""
 """Most members of the zip; a GPT-2 has one for each tensor."""
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse a directory of too many members by its size, before the library reads it."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - MAX_END))
+        end = file.read(MAX_END)
+    at = end.rfind(b"PK\5\6")
+    n_bytes = int.from_bytes(end[at + 12 : at + 16], "little") if at >= 0 else 0
+    if (at64 := end.rfind(b"PK\6\6")) >= 0:  # of large files
+        n_bytes = max(n_bytes % (2**32 - 1), int.from_bytes(end[at64 + 40 : at64 + 48], "little"))
+    if n_bytes > MAX_DIRECTORY:
+        raise InputError(f"{path}: too many members, or a duplicate one")
 
 
 def read(path: Path) -> Any:
@@ -30,6 +46,7 @@ def read(path: Path) -> Any:
         InputError: the file is damaged, or its pickle names anything but containers and tensors.
     """
     try:
+        _check_directory(path)
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
             if len(members) > MAX_MEMBERS or len(members) != len(archive.infolist()):

@@ -40,6 +40,8 @@ def find(source: str | Path | Source, *, text_field: str | None = None, skip_bad
     """
     if isinstance(source, Source):
         return source
+    if not str(source):
+        raise InputError("the name of the data is empty")
     text, reading = str(source), Reading(text_field, skip_bad_records)
     if text.startswith("hf:") and not text.startswith("hf:/"):
         from jaxgpt.data.hub import find_on_hub

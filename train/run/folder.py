@@ -62,6 +62,8 @@ class RunFolder:
 
     def check(self, settings: Settings) -> None:
         """Refuse a folder that can't be written to, or holds something that must not be resumed or replaced."""
+        if self.folder.absolute().resolve().parent == self.folder.absolute().resolve():
+            raise InputError(f"--out: {self.folder} is the root of a disk: name a folder in it")
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"--out: {self.folder} is not a folder")
         parent = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())

@@ -182,8 +182,8 @@ def _scale(text: str, names: Iterable[str]) -> tuple[str, float]:
         factor, compiled = float(number), Pattern(pattern)
     except ValueError as error:
         raise InputError(rf"--lr-scale={text}: must be PATTERN=FACTOR, as in blocks\.1\d\..*=2.0 ({error})") from None
-    if not pattern or not 0 < factor <= 1e6:
-        raise InputError(f"--lr-scale={text}: must be PATTERN=FACTOR with a factor above 0, at most 1,000,000")
+    if not pattern or not 0 < factor <= 1e30:
+        raise InputError(f"--lr-scale={text}: must be PATTERN=FACTOR with a factor above 0, at most 1e30")
     with about(f"--lr-scale={text}"):
         is_used = bool(compiled.matching(names))
     if not is_used:
