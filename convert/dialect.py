@@ -89,6 +89,11 @@ class Dialect:
             elif row not in blocks:
                 yield row
 
+    @property
+    def names(self) -> set[str]:
+        """Names of all tensors that are parameters, with `{i}` and `{j}`."""
+        return {name for row in self.rows for name in row.names}
+
     def row(self, ours: str) -> Row:
         """Return the row with this name of ours; of a block's parameter with `{i}` in it."""
         return next(row for row in self.rows if row.ours == ours)

@@ -22,6 +22,7 @@ from jaxgpt.convert.dialects.lecture import LECTURE
 from jaxgpt.convert.dialects.lesson import LESSON
 from jaxgpt.convert.dialects.linear import BUILD_NANOGPT, MINGPT, NANOGPT, UNKNOWN_LINEAR
 from jaxgpt.convert.dialects.llmc import LLMC
+from jaxgpt.convert.dialects.mixture import mixture_of
 from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
 from jaxgpt.convert.dialects.own import read_dialect
 from jaxgpt.convert.dialects.raschka import RASCHKA
@@ -174,6 +175,9 @@ def _dialect_by_names(contents: Contents, tensors: Tensors) -> tuple[Dialect, st
     names = {HF.bare(name) for name in tensors}
     if "lm_head.decoder.weight" in names:
         return DIALOGPT, "its head is called lm_head.decoder.weight"
+    mixed = mixture_of(names)
+    if mixed is not None and all(mixed.names != known.names for known in (OLD_MINGPT, LESSON)):
+        return mixed, "its parts are named as in several small GPTs"
     if "blocks.0.attn.key.weight" in names:
         return OLD_MINGPT, "query, key and value are separate"
     if "h.0.attn.c_attn.kernel" in names:

@@ -10,7 +10,7 @@ from conftest import DIMS, call
 from test_dialects import assert_same_logits, logits_of
 from torch import nn
 from torch.nn import functional as F
-from torch_gpts import attend, tanh_gelu
+from torch_gpts import Mixture, attend, tanh_gelu
 
 import jaxgpt
 from jaxgpt import convert
@@ -154,6 +154,32 @@ def test_a_draft_is_completed_and_reads_and_writes_like_a_built_in_dialect(tmp_p
     assert all(torch.equal(back[name], expected[name]) for name in expected)
     again = call("convert", file, f"--propose={table}", check=False)
     assert "--force replaces it" in again.stderr
+
+
+@pytest.mark.parametrize("attention", ["query", "joint"])
+@pytest.mark.parametrize("mlp", ["mlp", "fc", "numbers"])
+@pytest.mark.parametrize(
+    ("head", "pos", "norms"),
+    [
+        ("head", "parameter", ("ln1", "ln2")),
+        ("lm_head", "parameter", ("ln_1", "ln_2")),
+        ("head", "table", ("ln_1", "ln_2")),
+    ],
+)  # fmt: skip
+def test_a_mixture_of_known_names_is_read(tmp_path, attention, mlp, head, pos, norms):
+    """As tok_emb, pos_emb, blocks, mlp.c_fc and head, with masks called mask."""
+    model = Mixture(attention, mlp, head, pos, norms)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    assert_same_logits(tmp_path / "model.pt", logits_of(model), n_head=N, activation="gelu")
+    checkpoint = convert.read(tmp_path / "model.pt", n_head=N, activation="gelu")
+    is_old_mingpt = (attention, mlp, head, pos, norms) == ("query", "numbers", "head", "parameter", ("ln1", "ln2"))
+    assert checkpoint.dialect.name == ("old-mingpt" if is_old_mingpt else "mixture")
+    assert len(checkpoint.buffers) == L
+    state = dict(model.state_dict())
+    state["blocks.1.attn.proj.weight" if attention == "query" else "blocks.1.attn.c_proj.weight"] = torch.ones(D, D + 1)
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(jaxgpt.InputError, match=r"shape: blocks\.1\.attn\.\w+\.weight is"):
+        convert.read(tmp_path / "model.pt", n_head=N, activation="gelu")
 
 
 GOOD = """

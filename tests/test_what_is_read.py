@@ -17,7 +17,7 @@ from test_dialects import TOKENS, GPTConfig, N, logits_of, nanogpt_checkpoint, w
 from test_own_dialects import Raschka
 from torch import nn
 from torch.nn import functional as F
-from torch_gpts import HuggingFaceNames, Lecture, Lesson, OldMinGPT, tanh_gelu
+from torch_gpts import HuggingFaceNames, Lecture, Lesson, Mixture, OldMinGPT, tanh_gelu
 from transformers import GPT2LMHeadModel
 
 import jaxgpt
@@ -93,6 +93,8 @@ def make(dialect: str, folder: Path) -> tuple[Path, np.ndarray]:
             return saved(Raschka(qkv_bias=False), file)
         case "lecture":
             return saved(Lecture(), file)
+        case "mixture":
+            return saved(Mixture("query", "mlp", "head"), file)
         case "my.toml":
             model = Lesson(True, F.gelu)
             state = {name.replace("blocks.", "layers."): tensor for name, tensor in model.state_dict().items()}
@@ -109,7 +111,7 @@ def make(dialect: str, folder: Path) -> tuple[Path, np.ndarray]:
 
 
 def test_the_table_has_every_dialect_and_every_form():
-    assert {*TABLE} == {*DIALECTS, "my.toml"}
+    assert {*TABLE} == {*DIALECTS, "mixture", "my.toml"}
     forms = {form for row in TABLE.values() for form in re.findall(r"--to=([\w.]+)", row["written"])}
     assert forms | {"peft"} == {*TARGETS, "my.toml"}  # an adapter is no checkpoint; tests/test_peft_files.py
 

@@ -195,3 +195,35 @@ class Lecture(nn.Module):
     def forward(self, tokens):
         x = self.token_embedding_table(tokens) + self.position_embedding_table(torch.arange(tokens.shape[1]))
         return self.lm_head(self.ln_f(self.blocks(x)))
+
+
+class Mixture(nn.Module):
+    """Parts that are named as in one small GPT or another."""
+
+    def __init__(self, attention: str, mlp: str, head: str, pos: str = "parameter", norms: tuple = ("ln1", "ln2")):
+        super().__init__()
+        self.tok_emb = nn.Embedding(V, D)
+        self.pos_emb = nn.Parameter(torch.zeros(1, T, D)) if pos == "parameter" else nn.Embedding(T, D)
+        names = {"mlp": ("c_fc", "c_proj"), "fc": ("fc1", "fc2")}.get(mlp, ())
+        self.blocks = nn.ModuleList(
+            Block(
+                SplitAttention() if attention == "query" else Attention(True, True),
+                MLP(names, F.gelu, True)
+                if names
+                else nn.Sequential(nn.Linear(D, 4 * D), nn.GELU(), nn.Linear(4 * D, D)),
+                norms=norms,
+            )
+            for _ in range(L)
+        )
+        self.ln_f = Norm()
+        setattr(self, head, nn.Linear(D, V, bias=False))
+        self.head_name = head
+        randomise(self)
+
+    def forward(self, tokens):
+        t = tokens.shape[1]
+        x = self.tok_emb(tokens)
+        x = x + (self.pos_emb[:, :t] if isinstance(self.pos_emb, nn.Parameter) else self.pos_emb(torch.arange(t)))
+        for block in self.blocks:
+            x = block(x)
+        return getattr(self, self.head_name)(self.ln_f(x))
