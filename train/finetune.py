@@ -142,7 +142,8 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
     except OSError as error:
         if isinstance(error, FolderGone):
             checkpoints.abandon()
-        good = "the checkpoints are there" if isinstance(error, FolderGone) else newest(run)
+        is_elsewhere = "was renamed" in str(error.strerror)
+        good = "its checkpoints are there" if is_elsewhere else newest(run)
         say(f"train: {what_failed(error)}: stopped after step {loop.step}; {good}", sys.stderr)
         stop.leave(ExitCode.DISK)
     except Exception:  # a fault of ours: what is being saved is saved to its end
