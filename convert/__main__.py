@@ -103,7 +103,7 @@ def run(command: ConvertCommand) -> None:
         force=command.force,
     )
     if command.to == "peft":
-        print(f"{checkpoint.path} -> {command.dst}: an adapter for {base_name}, written, read back, bitwise equal")
+        say(f"{checkpoint.path} -> {command.dst}: an adapter for {base_name}, written, read back, bitwise equal")
         return
     how = f"compared as {command.dtype}" if command.dtype else "bitwise equal"
     say(f"{checkpoint.path} -> {command.dst}: {len(checkpoint.params)} tensors written, read back, {how}")

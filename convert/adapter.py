@@ -5,7 +5,7 @@ columns of W + scale A B to the lengths in a parameter m. Merged, they are a mod
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ class LoRA:
 
     @property
     def scale(self) -> float:
-        """What the product of A and B is multiplied by."""
+        """The factor of the product of A and B."""
         return self.alpha / (self.r**0.5 if self.rslora else self.r)
 
 
@@ -93,28 +93,36 @@ def merged(params: Mapping[str, Any], lora: LoRA | None, n_tokens: int) -> dict[
         module = found["module"]
         if found["part"] == "new":
             kernel = f"{module}.{'embedding' if module == 'tok_emb' else 'kernel'}"
-            own[kernel] = _lazy(own[kernel], _with_rows(own[kernel], params[name], n_tokens))
+            n_new = params[name].shape[0 if module == "tok_emb" else 1]
+            own[kernel] = with_rows(own[kernel], range(n_tokens - n_new, n_tokens), params[name], module != "tok_emb")
         elif found["part"] == "lora_a":
             assert lora is not None
             kernel = f"{module}.kernel"
-            own[kernel] = _lazy(own[kernel], _with_product(own[kernel], params, module, lora))
+            shape, dtype = tuple(own[kernel].shape), own[kernel].dtype
+            own[kernel] = LazyArray(shape, dtype, _with_product(own[kernel], params, module, lora))
     return own
 
 
-def _lazy(like: Any, read: Any) -> LazyArray:
-    return LazyArray(tuple(like.shape), like.dtype, read)
+def with_rows(
+    table: Any, numbers: Sequence[int], rows: Any, is_head: bool = False, n_rows: int | None = None
+) -> LazyArray:
+    """Return a token embedding (V, D) in which some rows (S, D) are others, or a head, both transposed.
 
+    Args:
+        numbers: of the rows.
+        n_rows: rows of the result, if it is to have more; all of those are among `numbers`.
+    """
+    n_rows = table.shape[1 if is_head else 0] if n_rows is None else n_rows
 
-def _with_rows(table: Any, rows: Any, n_tokens: int) -> Any:
     def read() -> np.ndarray:
-        whole, new = np.array(table), np.asarray(rows)
-        if whole.shape[1] == new.shape[1]:  # an embedding (V, D) and its rows (S, D)
-            whole[n_tokens - len(new) : n_tokens] = new
-        else:  # a head (D, V) and its columns (D, S)
-            whole[:, n_tokens - new.shape[1] : n_tokens] = new
-        return whole
+        before, new = ((np.asarray(x).T if is_head else np.asarray(x)) for x in (table, rows))
+        whole = np.zeros((n_rows, before.shape[1]), before.dtype)
+        whole[: len(before)] = before
+        whole[list(numbers)] = new
+        return whole.T if is_head else whole
 
-    return read
+    width = table.shape[0 if is_head else 1]
+    return LazyArray((width, n_rows) if is_head else (n_rows, width), table.dtype, read)
 
 
 def _with_product(kernel: Any, params: Mapping[str, Any], module: str, lora: LoRA) -> Any:

@@ -75,7 +75,7 @@ class Dialect:
     writes_tied_head: bool = False
     """A tied head is written twice, as in the state dict of a module that shares one parameter."""
     caution: str = ""
-    """What else this family's files do not state, and how it is read, in a sentence."""
+    """A sentence about anything else that this family's files do not state, and how it is read."""
 
     def expand(self, config: GPTConfig) -> Iterator[Row]:
         """Yield one row for each parameter of a model, in the order of the network."""

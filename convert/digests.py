@@ -29,7 +29,7 @@ MOST_BYTES = 2**26
 """Size of the largest file of digests that is read."""
 
 ANNOUNCEMENT = {"digests": NAME}
-"""What Orbax's own file says of a checkpoint that has digests: their loss is noticed."""
+"""The mark in Orbax's own file of a checkpoint that has digests: their loss is noticed."""
 
 
 def write_digests(folder: Path, step: int | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.convert.adapter import ADAPTERS, LoRA, input_axes
+from jaxgpt.convert.adapter import LoRA, input_axes, with_rows
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.contents import open_file
 from jaxgpt.convert.dialect import EMBEDDING, HEAD, Row, Tensors, problem_list
@@ -17,7 +17,7 @@ from jaxgpt.convert.disk import write_json
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import safetensors
 from jaxgpt.convert.json_input import read_json
-from jaxgpt.convert.layout import LazyArray, relayout, shape_of, swap
+from jaxgpt.convert.layout import relayout, shape_of, swap
 from jaxgpt.convert.mapping import same
 from jaxgpt.convert.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HUB_NAME
 
@@ -80,7 +80,7 @@ def with_adapter(params: Tensors, config: GPTConfig, folder: Path) -> tuple[dict
     adapters = {_our_name(folder, name): array for name, array in found.items()}
     if not adapters:
         return params, config
-    modules = {ADAPTERS.fullmatch(name)["module"] for name in adapters}  # type: ignore[index]
+    modules = {name.rpartition(".")[0] for name in adapters}
     layers = [row.ours.removesuffix(".kernel") for row in HF.expand(config) if row.ours.endswith(".kernel")]
     lora = LoRA(
         r=said.get("r", 8), alpha=said.get("lora_alpha", 8), dropout=said.get("lora_dropout", 0.0),
@@ -244,22 +244,10 @@ def _replace_rows(
         is_whole = n_rows <= config.vocab_size + len(numbers) and {*range(config.vocab_size, n_rows)} <= {*numbers}
         if not is_whole or tuple(rows.shape) != (len(numbers), config.n_embd) or not numbers or ours not in params:
             raise InputError(f"{folder}: trainable_token_indices does not fit the rows of {table} in the adapter")
-        params[ours] = _with_rows(params[ours], numbers, rows, n_rows, is_head=ours == HEAD)
+        params[ours] = with_rows(params[ours], numbers, rows.T if ours == HEAD else rows, ours == HEAD, n_rows)
     if any(n_rows not in params[name].shape for name in (EMBEDDING, HEAD) if name in params):
         raise InputError(f"{folder}: tokens were added, but not to both the embedding and the head")
     return config if n_rows == config.vocab_size else replace(config, vocab_size=n_rows, n_padding=0)
-
-
-def _with_rows(table: Any, numbers: list[int], rows: Any, n_rows: int, *, is_head: bool) -> LazyArray:
-    def read() -> np.ndarray:
-        before = np.asarray(table).T if is_head else np.asarray(table)
-        whole = np.zeros((n_rows, before.shape[1]), before.dtype)
-        whole[: len(before)] = before
-        whole[numbers] = np.asarray(rows)
-        return whole.T if is_head else whole
-
-    width = table.shape[0 if is_head else 1]
-    return LazyArray((width, n_rows) if is_head else (n_rows, width), table.dtype, read)
 
 
 def _is_same(ours: Any, theirs: Any, name: str, config: GPTConfig) -> bool:

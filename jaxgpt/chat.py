@@ -56,7 +56,7 @@ class Encoded:
 
 
 MARKED = "; {% generation %} and {% endgeneration %} around them in the template say where they are"
-"""What to do about a template whose assistant's tokens can't be found."""
+"""Advice about a template whose assistant's tokens can't be found."""
 
 
 def prepare_chat(tokenizer: Any) -> tuple[str, ...]:
@@ -373,7 +373,7 @@ class _Place:
     begin: int
     end: int
     request: str
-    """What it writes before the message where it asks the assistant for it; empty for messages of others."""
+    """The text that it writes before the message where it asks the assistant for it; empty for messages of others."""
 
 
 def _places(tokenizer: Any, given: _Input) -> list[_Place] | None:

@@ -16,7 +16,7 @@ LONGEST = 10_000
 
 
 OTHERWISE = re.compile(r"\[\[?:|\{(?![0-9]*,?[0-9]*\})")
-"""What Python takes for its letters, and `regex` for something else."""
+"""Text that is letters to Python, and something else to `regex`."""
 
 
 class Pattern:

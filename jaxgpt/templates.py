@@ -38,7 +38,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Written:
-    """What a template wrote."""
+    """A text that a template wrote."""
 
     text: str
     marks: tuple[tuple[int, int], ...] = ()

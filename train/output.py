@@ -1,4 +1,4 @@
-"""What a run prints: to the terminal as long as there is one, and into `run.log`. A lost terminal never ends a run."""
+"""Output of a run: to the terminal as long as there is one, and into `run.log`. A lost terminal never ends a run."""
 
 import contextlib
 import io

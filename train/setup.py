@@ -42,7 +42,7 @@ class TrainingInputs:
     added: tuple[str, ...]
     """Tokens that were new to the model and its tokenizer."""
     ends: str
-    """What ends a text, and who says so."""
+    """The tokens that end a text, and who says so."""
     data: TrainingData
     prompt: list[int]
     """The tokens with which the text samples begin."""
@@ -154,8 +154,7 @@ def load_model(
         model = jaxgpt.from_pretrained(checkpoint, mesh=mesh, dtype=settings.dtype)
     with about("--freeze"):
         lora, config = lora_of(settings.freeze, model.config), model.config
-    keeps = lora is not None and config.lora is not None and (lora == config.lora or "lora:" not in settings.freeze)
-    if (config.lora and not keeps) or config.n_new_tokens:
+    if config.lora != lora or config.n_new_tokens:
         model = merge_lora(model)
     tokenizer = jaxgpt.load_tokenizer(checkpoint.path if settings.tokenizer is None else settings.tokenizer)
     model, ends = match_tokenizer(model, tokenizer)

@@ -211,7 +211,7 @@ def full_disk_as_os_error() -> Iterator[None]:
 
 
 class Noise:
-    """What Orbax says when a save fails: each of its threads logs all errors, with tracebacks.
+    """The messages of Orbax when a save fails: each of its threads logs all errors, with tracebacks.
 
     An error that is raised is said by whoever catches it. One that is only logged is said here, in one line.
     """

@@ -78,7 +78,7 @@ class Watched(np.memmap):
     """Token ids in a file of the user's, which must stay as it is: every look at a part of it makes sure."""
 
     stamp: Any = None
-    """What `jaxgpt.data.streams.stamp` said of the file; views have none."""
+    """The file's stamp, as of `jaxgpt.data.streams.stamp`; views have none."""
 
     def __getitem__(self, index: Any) -> Any:
         if self.stamp is None:

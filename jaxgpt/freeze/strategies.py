@@ -171,7 +171,7 @@ def with_lora(text: str, config: GPTConfig) -> GPTConfig:
         InputError: it has other ones.
     """
     lora = lora_of(text, config)
-    if lora is None or config.lora == lora or (config.lora is not None and "lora:" not in text):
+    if lora is None or config.lora == lora:
         return config
     if config.lora is not None:
         raise InputError(
@@ -181,7 +181,7 @@ def with_lora(text: str, config: GPTConfig) -> GPTConfig:
 
 
 def lora_of(text: str, config: GPTConfig) -> LoRA | None:
-    """Return the adapter that a strategy names, if it does.
+    """Return the adapter that a strategy names, if it does; `lora` alone is the one that the model has, if it has one.
 
     Raises:
         InputError: it names several, or one that does not fit the model.
@@ -192,6 +192,8 @@ def lora_of(text: str, config: GPTConfig) -> LoRA | None:
         return None
     if len(found) > 1:
         raise InputError(f"strategy {text!r}: {found[0]} and {found[1]}: a model has one kind of adapter")
+    if found[0] == "lora" and config.lora is not None:
+        return config.lora
     with about(f"strategy {text!r}"):
         return _parse_lora(found[0].removeprefix("lora").removeprefix(":"), config)
 

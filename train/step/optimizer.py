@@ -122,14 +122,11 @@ def update_rule(kind: str, rate: optax.Schedule, weight_decay: float) -> optax.G
         case "muon":
             muon = optax.contrib.muon(
                 rate, weight_decay=weight_decay, consistent_rms=MUON_RMS,
-                muon_weight_dimension_numbers=lambda params: {
-                    name: match(MUON, [name])[name] if isinstance(p, jax.Array | jax.ShapeDtypeStruct) else p
-                    for name, p in params.items()
-                },
+                muon_weight_dimension_numbers=lambda params: match(MUON, params),
             )  # fmt: skip
             groups = {"muon": muon, "adamw": adamw}
             return optax.multi_transform(
-                groups, lambda params: {name: "muon" if match(MUON, [name])[name] else "adamw" for name in params}
+                groups, lambda params: {name: "muon" if axes else "adamw" for name, axes in match(MUON, params).items()}
             )
     return adamw
 
