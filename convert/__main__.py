@@ -158,6 +158,7 @@ def describe(checkpoint: Checkpoint, width: int | None = None) -> str:
     summary = [
         f"source      {checkpoint.path}",
         f"format      {checkpoint.format}",
+        *([f"base        {base.model}: what never trained is there"] if (base := checkpoint.base) else []),
         f"dialect     {dialect.title}: {checkpoint.reason}",
         f"model       {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, MLP {config.n_inner}, "
         f"context {config.n_positions}, vocabulary {config.vocab_size:,}{padding}, {config.activation_function}, "

@@ -1,14 +1,15 @@
 """A checkpoint on disk of any format and dialect, opened lazily."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jaxgpt.convert.base import Base
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.contents import open_contents
 from jaxgpt.convert.dialect import Dialect, Tensors
-from jaxgpt.convert.errors import about
+from jaxgpt.convert.errors import InputError, about
 from jaxgpt.convert.layout import Shape
 from jaxgpt.convert.mapping import to_ours
 from jaxgpt.convert.peft import base_of, with_adapter
@@ -23,6 +24,7 @@ class Checkpoint:
     """An opened checkpoint; its tensors are read only when a parameter is used."""
 
     path: Path
+    """Where its tokenizer is: its own place, or that of its adapter."""
     format: str
     dialect: Dialect
     reason: str
@@ -38,6 +40,14 @@ class Checkpoint:
     """A sentence for each thing that was left out, ignored or assumed."""
     adapter: Path | None = None
     """The folder of an adapter that is not one of the checkpoint's own."""
+    weights: Path = Path()
+    """Where its own parameters are."""
+    own: Tensors = field(default_factory=dict)
+    """Our parameters as they are in the file itself, without that adapter."""
+    base: Base | None = None
+    """Where the other parameters of a run's checkpoint are: in the model that the run began as."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """How the file was read: `dialect` and the like."""
 
 
 def read(
@@ -86,12 +96,31 @@ def open_checkpoint(source: str | Path, *, adapter: str | Path | None = None, **
     return replace(base, path=path, params=params, config=config, adapter=folder)
 
 
-def _open(path: Path, **told: Any) -> Checkpoint:
+def _open(path: Path, *, is_base: bool = False, **told: Any) -> Checkpoint:
     contents = open_contents(path)
+    if contents.base is not None:
+        if is_base:
+            raise InputError(f"{path} leaves parameters in another model, and no base does")
+        contents = replace(contents, tensors=_left_in(contents.base, path) | dict(contents.tensors))
     with about(str(path)):
         found = recognise(contents, **told)
         params, config = to_ours(found.dialect, found.tensors, found.config)
     buffers = found.dialect.buffers_in(found.dialect.bare_names(found.tensors), config)
     return Checkpoint(
-        path, contents.format, found.dialect, found.reason, config, found.tensors, params, buffers, found.notes
-    )
+        path, contents.format, found.dialect, found.reason, config, found.tensors, params, buffers, found.notes,
+        weights=path, own=params, base=contents.base, told=told,
+    )  # fmt: skip
+
+
+def _left_in(base: Base, path: Path) -> dict[str, Any]:
+    """Return the parameters that a checkpoint leaves in its base, each compared with its digest when it is read.
+
+    Raises:
+        InputError: the base is gone, or is another model.
+    """
+    place = base.place(path)
+    with about(f"{path}: what never trained in this run is in the model that it began as, and that can't be read"):
+        found = _open(resolve(place), is_base=True, **base.told)
+        if missing := base.digests.keys() - found.own.keys():
+            raise InputError(f"{place} has no {min(missing)}; put the model back, also as RUN/base")
+    return {name: base.checked(name, found.own[name], place) for name in base.digests}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgpt.convert.base import Base
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialect import Tensors
 from jaxgpt.convert.errors import InputError
@@ -48,9 +49,11 @@ class Contents:
     generation_json: dict[str, Any] | None = None
     """Its settings of generation, where they are beside the config."""
     model_args: dict[str, Any] | None = None
+    """nanoGPT's config, where the file has one."""
     is_build_nanogpt: bool = False
     """True if these are a config object as build-nanogpt saves it, which has no `bias`."""
-    """nanoGPT's config, where the file has one."""
+    base: Base | None = None
+    """Where other parameters are, which a run's checkpoint leaves in the model that the run began as."""
 
 
 def open_contents(path: Path) -> Contents:
@@ -62,8 +65,8 @@ def open_contents(path: Path) -> Contents:
     if path.is_dir() and (path / "params").is_dir():
         from jaxgpt.convert.formats import orbax
 
-        params, config = orbax.read(path)
-        return Contents("Orbax", params, config=config)
+        params, config, base = orbax.read(path)
+        return Contents("Orbax", params, config=config, base=base)
     weights = path if path.is_file() else next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if weights is None:
         raise InputError(f"{path}: no checkpoint found; looked for {', '.join(WEIGHT_FILES)} and Orbax's params")

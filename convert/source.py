@@ -78,6 +78,12 @@ def newest_step(run: Path) -> Path:
     raise InputError(f"{run}: this run has no complete checkpoint yet")
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the folder of the run that a checkpoint is of, by where it lies; nothing if it is no run's."""
+    is_runs = checkpoint.parent.name == "checkpoints" and checkpoint.name.isdecimal()
+    return checkpoint.parent.parent if is_runs else None
+
+
 def steps_of(run: Path) -> list[int]:
     """List the steps of a run's checkpoints, ascending, also damaged ones; one under way has another name."""
     names = [folder.name for folder in (run / "checkpoints").glob("*") if folder.is_dir()]

@@ -27,16 +27,19 @@ def to_jax(checkpoint: convert.Checkpoint, dtype: np.dtype, mesh: Mesh | None = 
     if mesh is not None:
         whole = checkpoint.config.vocab_size % mesh.shape["tensor"] > 0
         sharding_of |= shardings(params, mesh, WHOLE_VOCABULARY if whole else RULES)
+    restored: dict[str, jax.Array] = {}
     if checkpoint.format == "Orbax" and checkpoint.adapter is None:
         from jaxgpt.convert.formats import orbax
 
-        dtypes = {name: np.dtype(np.float32) if ADAPTERS.fullmatch(name) else dtype for name in params}
-        return orbax.restore(checkpoint.path, sharding_of, dtypes)
-    if mesh is not None and jax.process_count() > 1:
-        return _shared(params, sharding_of, dtype, mesh)
+        own = [name for name in params if checkpoint.base is None or name not in checkpoint.base.digests]
+        dtypes = {name: np.dtype(np.float32) if ADAPTERS.fullmatch(name) else dtype for name in own}
+        restored = orbax.restore(checkpoint.weights, {name: sharding_of[name] for name in own}, dtypes)
+        sharding_of = {name: sharding for name, sharding in sharding_of.items() if name not in restored}
+    if mesh is not None and jax.process_count() > 1 and sharding_of:
+        return restored | _shared({name: params[name] for name in sharding_of}, sharding_of, dtype, mesh)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         arrays = pool.map(lambda name: _put(params[name], sharding_of[name], dtype), sharding_of)
-        return dict(zip(sharding_of, arrays, strict=True))
+        return restored | dict(zip(sharding_of, arrays, strict=True))
 
 
 def _shared(

@@ -56,9 +56,12 @@ def load_tokenizer(source: str | Path) -> Any:
             f"{folder}: {next(iter(files))} alone does not say how it is read: name the tokenizer_class that it was "
             "made for in tokenizer_config.json, such as T5Tokenizer, LlamaTokenizer or XLMRobertaTokenizer"
         )
-    # a vocab.txt is BERT's, unless a class is named; transformers would make an empty tokenizer of it
-    bert = "vocab.txt" in files and not files.keys() & {"tokenizer.json", "vocab.json"} and not _class_named(folder)
-    kind = {"tokenizer_type": "bert"} if bert else {}
+    kind = {}
+    if "tokenizer.json" not in files and not _class_named(folder):
+        if "vocab.txt" in files and "vocab.json" not in files:  # of which transformers would make an empty tokenizer
+            kind = {"tokenizer_type": "bert"}
+        elif {"vocab.json", "merges.txt"} <= files.keys() and not (folder / "config.json").is_file():
+            kind = {"tokenizer_type": "gpt2"}
     if "tokenizer.json" in files:
         _check_character_maps(files["tokenizer.json"])
     try:

@@ -140,7 +140,8 @@ def rebuilt(model: GPT, config: GPTConfig, params: dict[str, Array]) -> GPT:
 def _map_tables(resize: Callable, params: Mapping[str, Array], key: Array) -> dict[str, Array]:
     """Resize every parameter that has a row, a column or a number for each token."""
     keys, resized = jax.random.split(key), dict(params)
-    resized[EMBEDDING] = resize(params[EMBEDDING], keys[0])
+    if EMBEDDING in params:
+        resized[EMBEDDING] = resize(params[EMBEDDING], keys[0])
     if HEAD in params:
         resized[HEAD] = resize(params[HEAD].T, keys[1]).T
     if HEAD_BIAS in params:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxgpt import convert
 from jaxgpt.convert.mapping import same
 
 WORDS = Path(__file__).parent / "old_run" / "words.txt"
@@ -25,18 +26,24 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint, parameters and moments, whatever devices wrote it."""
+    """Every array of a run at a step, parameters and moments, whatever devices wrote them, and those in its base."""
+    checkpoint = convert.read(folder / "checkpoints" / str(step))
+    left_out = {name: checkpoint.params[name] for name in (checkpoint.base.digests if checkpoint.base else ())}
+    found = {f"params/{name}": np.asarray(array) for name, array in left_out.items()}
+    return found | {
+        f"{item}/{name}": array for item in ("params", "opt_state") for name, array in held(folder, step, item).items()
+    }
+
+
+def held(folder: Path, step: int, item: str) -> dict[str, np.ndarray]:
+    """Every array that a checkpoint itself holds in one of its items."""
     from orbax import checkpoint as ocp
 
-    found = {}
-    for item in ("params", "opt_state"):
-        path = (folder / "checkpoints" / str(step) / item).absolute()
-        names = ocp.PyTreeCheckpointHandler().metadata(path).tree
-        how = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.restore(path, ocp.args.PyTreeRestore(restore_args=how))
-        found |= {f"{item}/{name}": array for name, array in tree.items()}
-    return found
+    path = (folder / "checkpoints" / str(step) / item).absolute()
+    names = ocp.PyTreeCheckpointHandler().metadata(path).tree
+    how = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(path, ocp.args.PyTreeRestore(restore_args=how))
 
 
 def without_digests(step: Path) -> None:

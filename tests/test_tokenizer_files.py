@@ -63,14 +63,30 @@ def test_a_run_keeps_a_tokenizer_of_another_kind(tmp_path):
     assert call("jaxgpt", "eval", tmp_path / "run", f"--data={tmp_path}/some.txt").stdout.startswith("loss")
 
 
-@pytest.mark.parametrize("form", ["strings", "objects"])
-def test_added_tokens_and_special_tokens_in_either_form(tmp_path, form):
-    folder = tmp_path / "old"
-    model_in(folder, 4100)
+def bpe_in(folder: Path) -> None:
+    """Write the bundled tokenizer as GPT-2's was published: two files."""
     tokenizer = json.loads((TINY / "tokenizer.json").read_text())
     (folder / "vocab.json").write_text(json.dumps(tokenizer["model"]["vocab"]))
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in tokenizer["model"]["merges"]]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
+
+
+@pytest.mark.parametrize("beside", ["nothing", "a model", "generation_config.json"])
+def test_a_vocabulary_and_merges_alone_are_gpt2_s(tmp_path, beside):
+    if beside == "a model":
+        model_in(tmp_path, 4096)
+    if beside == "generation_config.json":
+        (tmp_path / beside).write_text("{}")
+    bpe_in(tmp_path)
+    text = "In the beginning, God’s  heaven\n\tand 1234 earths…"
+    assert jaxgpt.load_tokenizer(tmp_path)(text)["input_ids"] == jaxgpt.load_tokenizer("tiny")(text)["input_ids"]
+
+
+@pytest.mark.parametrize("form", ["strings", "objects"])
+def test_added_tokens_and_special_tokens_in_either_form(tmp_path, form):
+    folder = tmp_path / "old"
+    model_in(folder, 4100)
+    bpe_in(folder)
     (folder / "added_tokens.json").write_text(json.dumps({"<|pad|>": 4096, "<|end|>": 4097}))
     marks = {"pad_token": "<|pad|>", "eos_token": "<|end|>"}
     if form == "objects":

@@ -62,11 +62,11 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
     if first is None:
         state, eval_state = compiler.init(params), EvalState()
     else:
-        checkpoints = Checkpoints(run, settings.keep)
+        checkpoints = Checkpoints(run, settings.keep, inputs.base, standalone=settings.standalone)
         # written by the phase of the last step that was made, also when the next step begins another
         shapes = inputs.spec.state(max(first - 1, 0))
         with busy(f"loading the checkpoint of step {first}"):
-            state, eval_state = checkpoints.restore(first, shapes, inputs.spec.model.config)
+            state, eval_state = checkpoints.restore(first, shapes, inputs.spec.model.config, params)
     del params
 
     # look before the first step, while that is traced
@@ -105,7 +105,7 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
         log = RunLog(run, trackers)
         log.metrics(0, None, before, None, phase.n_trainable)
         log.sample(0, text)
-        checkpoints = Checkpoints(run, settings.keep)
+        checkpoints = Checkpoints(run, settings.keep, inputs.base, standalone=settings.standalone)
         if inputs.added:
             draw_new_rows(inputs, state, run)
     else:

@@ -228,6 +228,11 @@ class Settings(ModelFlags):
         3, "Number of newest checkpoints that stay on disk, beside the one with the best evaluation.", metavar="N",
         group="run", may_change=True, **COUNT,
     )  # fmt: skip
+    standalone: bool = setting(
+        False, "Write all parameters into each checkpoint. Without it those that never trained stay in --model, and "
+        "its digest is kept: a checkpoint is small, and needs --model where it was, or beside the run.",
+        group="run", may_change=True,
+    )  # fmt: skip
     log_every: int = setting(
         10, "Steps between lines on the screen. metrics.jsonl has every step.", metavar="N", group="run",
         may_change=True, **COUNT,

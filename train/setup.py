@@ -1,6 +1,7 @@
 """Everything a run needs before its first step, and everything that can be refused before its first file."""
 
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,9 +14,10 @@ from jaxgpt import convert
 from jaxgpt.adapter import add_lora, merge_lora, separate_new_tokens
 from jaxgpt.chat import prepare_chat, render
 from jaxgpt.convert.command_line.console import busy, say
-from jaxgpt.convert.disk import check_space
+from jaxgpt.convert.disk import check_space, local_path
 from jaxgpt.convert.errors import InputError, about
-from jaxgpt.convert.source import resolve
+from jaxgpt.convert.formats.orbax import read_base
+from jaxgpt.convert.source import BUNDLED, newest_step, resolve, steps_of
 from jaxgpt.data.documents import Source
 from jaxgpt.data.sources import peek
 from jaxgpt.freeze.strategies import lora_of, names_new_tokens
@@ -25,6 +27,7 @@ from jaxgpt.tokenizer import add_tokens, check_vocabulary, encode_prompt
 from jaxgpt.train.command import check_settings
 from jaxgpt.train.data.load import TrainingData, find_sources, load_data
 from jaxgpt.train.distributed import check_processes_agree
+from jaxgpt.train.run.base import RunBase
 from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.run.run_json import IDENTITY, PhaseInfo
 from jaxgpt.train.settings import Settings
@@ -46,10 +49,24 @@ class TrainingInputs:
     data: TrainingData
     prompt: list[int]
     """The tokens with which the text samples begin."""
+    base: RunBase
+    """What the checkpoints may leave out."""
 
     @property
     def settings(self) -> Settings:
         return self.spec.settings
+
+    def left_out(self, step: int) -> set[str]:
+        """Return the names of the parameters that the checkpoint of a step leaves in the base."""
+        frozen = self.spec.plan.partition(self.spec.params, step)[1]
+        return set() if self.settings.standalone else frozen.keys() & self.base.unchanged
+
+    def checkpoint_bytes(self, step: int) -> int:
+        """Return the bytes of the parameters and moments in the checkpoint of a step."""
+        params, left_out = self.spec.params, self.left_out(step)
+        moments = self.spec.state(step).opt_state
+        held = [p for name, p in params.items() if name not in left_out]
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in (*held, *jax.tree.leaves(moments)))
 
     @property
     def is_chat(self) -> bool:
@@ -100,12 +117,12 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
     with busy("looking for the data"):
         sources = find_sources(settings)
     with busy(f"looking for {settings.model}"), about("--model"):
-        checkpoint = convert.read(resolve(settings.model), **settings.how_to_read)
+        checkpoint = convert.read(resolve(find_model(settings, run)), **settings.how_to_read)
     config = checkpoint.config
     mesh = make_mesh_of_run(settings, run, config.n_embd)
     batch_shapes(settings, mesh, config.n_positions, packed=False)  # before the model is read
     with busy(f"loading {settings.model}"):
-        model, tokenizer, added, ends = load_model(settings, checkpoint, sources.train, mesh)
+        model, tokenizer, added, ends, base = load_model(settings, checkpoint, sources.train, mesh, run)
     data = load_data(settings, tokenizer, settings.context or config.n_positions, sources)
     info = asdict(data.info)
     check_processes_agree({what: info[name] for name, what in IDENTITY.items()})
@@ -121,11 +138,24 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
     is_packed = "segments" in data.train.rows[0]
     spec = make_step_spec(settings, mesh, model, steps=steps, packed=is_packed, epoch_steps=epoch_steps)
     params = named_params(model)
-    trainable = spec.plan.partition(params, steps)[0]
+    inputs = TrainingInputs(spec, tokenizer, added, ends, data, prompt, base)
+    base.begin(inputs.left_out(0))
     n_kept = settings.keep + 2  # and the best, and the one that is being written
-    moments = [*trainable.values(), *trainable.values()]
-    check_space(run.checkpoints, n_kept * sum(p.nbytes for p in (*params.values(), *moments)))
-    return TrainingInputs(spec, tokenizer, added, ends, data, prompt), params
+    check_space(run.checkpoints, n_kept * inputs.checkpoint_bytes(steps))
+    return inputs, params
+
+
+def find_model(settings: Settings, run: RunFolder) -> str:
+    """Return `--model`, or of a resumed run where its base is now: see `Base.place`."""
+    steps = steps_of(run.folder) if settings.resume or settings.resume_anyway else []
+    if (run.folder / "base").exists() and steps:
+        return str(run.folder / "base")
+    if not steps or settings.model in BUNDLED or local_path(settings.model).exists():
+        return settings.model
+    newest = newest_step(run.folder)
+    base = read_base(newest)
+    place = None if base is None else base.place(newest)
+    return place if place is not None and os.path.exists(place) else settings.model
 
 
 def make_mesh_of_run(settings: Settings, run: RunFolder, width: int) -> Mesh:
@@ -147,11 +177,12 @@ def make_mesh_of_run(settings: Settings, run: RunFolder, width: int) -> Mesh:
 
 
 def load_model(
-    settings: Settings, checkpoint: convert.Checkpoint, source: Source, mesh: Mesh
-) -> tuple[jaxgpt.GPT, Any, tuple[str, ...], str]:
-    """Return the model that training starts from, its tokenizer, the tokens new to both, and what ends a text."""
+    settings: Settings, checkpoint: convert.Checkpoint, source: Source, mesh: Mesh, run: RunFolder
+) -> tuple[jaxgpt.GPT, Any, tuple[str, ...], str, RunBase]:
+    """Return the model that training starts from, its tokenizer, the tokens new to both, what ends a text, its base."""
     with about("--mesh"):
         model = jaxgpt.from_pretrained(checkpoint, mesh=mesh, dtype=settings.dtype)
+    base = RunBase(checkpoint, run.folder, named_params(model))
     with about("--freeze"):
         lora, config = lora_of(settings.freeze, model.config), model.config
     if config.lora != lora or config.n_new_tokens:
@@ -179,7 +210,8 @@ def load_model(
             raise InputError("--freeze: no tokens were added to the model, so that none are new: give --add-tokens")
         model = separate_new_tokens(model, len(added))
     params = named_params(model)
-    return with_params(model, jax.device_put(params, shardings(params, mesh))), tokenizer, added, ends
+    base.compare(params)
+    return with_params(model, jax.device_put(params, shardings(params, mesh))), tokenizer, added, ends, base
 
 
 def first_words(prompt: str | None, tokenizer: Any, data: TrainingData) -> list[int]:

@@ -1,6 +1,7 @@
 """Our own form on disk: an Orbax checkpoint with the items `params` (dotted name -> array) and `config`.
 
-A training run's step folder has the same two items beside its optimizer state, so that one reader serves both.
+A training run's step folder has the same two items beside its optimizer state, so that one reader serves both. It may
+have the item `base` too, for what it leaves in the model that the run began as.
 """
 
 import contextlib
@@ -20,12 +21,14 @@ from typing import Any
 import numpy as np
 from orbax import checkpoint as ocp
 
+from jaxgpt.convert.base import Base
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.digests import ANNOUNCEMENT, find_damage, write_digests
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats.array_headers import check_arrays
 from jaxgpt.convert.json_input import read_json
 from jaxgpt.convert.layout import LazyArray
+from jaxgpt.convert.source import run_of
 
 CHUNK_BYTES = 2**26
 """Largest piece of an array that is written, and has to be read, at once."""
@@ -47,18 +50,36 @@ def read_config(path: Path) -> GPTConfig:
         raise InputError(f"{path}: the item `config` can't be read ({brief(error)})") from None
 
 
-def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig]:
-    """Return the parameters, which are read when they are used, and the config; all are as they were written.
+def read_base(path: Path) -> Base | None:
+    """Read the item `base`: the parameters that the checkpoint leaves in another; nothing if it holds them all.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    stored = path / "base" / "metadata"
+    if not stored.exists():
+        return None
+    try:
+        return Base.from_json(read_json(stored))
+    except (OSError, InputError) as error:
+        raise InputError(f"{path}: the item `base` can't be read ({brief(error)})") from None
+
+
+def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig, Base | None]:
+    """Return the parameters, which are read when they are used, the config, and where other parameters are.
+
+    All are as they were written.
 
     Raises:
         InputError: a file is damaged or missing, or asks for what can't be.
     """
-    step = int(path.name) if path.parent.name == "checkpoints" and path.name.isdecimal() else None
-    if damage := find_damage(path, ("params", "config"), step):
+    step = int(path.name) if run_of(path) else None
+    if damage := find_damage(path, ("params", "config", "base"), step):
         raise InputError(f"{path} is damaged: {damage}{_another(path)}")
     params = path.absolute() / "params"
     refusal = f"{path}: Orbax can't read this checkpoint ({{}}){_another(path)}"
-    for place in (params, path / "config", path / "config" / "metadata"):
+    items = ("config", "base")
+    for place in (params, *(path / item for item in items), *(path / item / "metadata" for item in items)):
         if place.is_symlink():
             raise InputError(f"{path}: {place.name} is a link, which is not followed")
     check(params, refusal)
@@ -67,12 +88,12 @@ def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig]:
         found = {
             str(name): LazyArray(tuple(m.shape), np.dtype(m.dtype), _reader(params, name)) for name, m in tree.items()
         }
-    return found, read_config(path)
+    return found, read_config(path), read_base(path)
 
 
 def _another(path: Path) -> str:
     """Return what to say of the checkpoint before one of a run's, if there is one."""
-    if not (path.name.isdecimal() and path.parent.name == "checkpoints"):
+    if run_of(path) is None:
         return ""
     steps = [int(other.name) for other in path.parent.iterdir() if other.name.isdecimal()]
     earlier = [step for step in steps if step < int(path.name)]
@@ -265,12 +286,10 @@ def _quiet(name: str, level_inside: int) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def items(params: Mapping[str, Any], config: GPTConfig) -> dict[str, Any]:
-    """Make the two items of a checkpoint, for `ocp.args.Composite`."""
-    return {
-        "params": ocp.args.StandardSave(dict(params)),
-        "config": ocp.args.JsonSave(dataclasses.asdict(config)),
-    }
+def items(params: Mapping[str, Any], config: GPTConfig, base: Base | None = None) -> dict[str, Any]:
+    """Make the items of a checkpoint, for `ocp.args.Composite`; `base` is one if some parameters stay there."""
+    made = {"params": ocp.args.StandardSave(dict(params)), "config": ocp.args.JsonSave(dataclasses.asdict(config))}
+    return made if base is None else made | {"base": ocp.args.JsonSave(base.as_json())}
 
 
 def _reader(params: Path, name: str):

@@ -32,6 +32,7 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
         f"loss        {loss:.3f} nats per held-out token{counted} at step {step}; a uniform guess has "
         f"ln(V) = {uniform:.3f}: {_verdict(loss, uniform, inputs.is_chat)}",
         _training(inputs),
+        _checkpoints(inputs),
         spec.plan.describe(params, config),
         *(f"records     {escaped(note)}" for note in data.remarks),
         *(f"rows        {escaped(note)}" for note in data.train.notes),
@@ -116,6 +117,15 @@ def _training(inputs: TrainingInputs) -> str:
         f"in {settings.dtype} on {resolved['mesh']}\n"
         f"lr          {rate}{by}; dropout {dropout}"
     )
+
+
+def _checkpoints(inputs: TrainingInputs) -> str:
+    first, last = (inputs.checkpoint_bytes(step) for step in (0, inputs.spec.steps))
+    size = f"{first / 1e6:,.1f} MB" + (f" at first, {last / 1e6:,.1f} MB at last" if last > first else "")
+    if not inputs.left_out(0):
+        return f"checkpoint  {size}: all parameters, and the moments of those that train"
+    model = escaped(inputs.base.model)
+    return f"checkpoint  {size}: what trains, and its moments; what never trained stays in {model} (--standalone: all)"
 
 
 def _verdict(loss: float, uniform: float, is_chat: bool) -> str:

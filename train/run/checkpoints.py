@@ -23,6 +23,7 @@ from jaxgpt.convert.source import steps_of
 from jaxgpt.mesh import replicated
 from jaxgpt.params import leaves_by_path
 from jaxgpt.train.distributed import agree_on_step, any_process, wait_for_all
+from jaxgpt.train.run.base import RunBase
 from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.step.step import TrainState
@@ -66,8 +67,18 @@ def newest_undamaged(run: Path) -> tuple[int | None, dict[int, str]]:
 class Checkpoints:
     """The checkpoints of a run: Orbax writes them in the background, each complete or not there at all."""
 
-    def __init__(self, run: RunFolder, keep: int):
+    def __init__(self, run: RunFolder, keep: int, base: RunBase, *, standalone: bool = False):
+        """Open the folder of checkpoints.
+
+        Args:
+            keep: how many of the newest stay.
+            base: what a checkpoint may leave out while it is frozen.
+            standalone: leave nothing out.
+        """
         self._best = _Best()
+        self._base, self._standalone = base, standalone
+        self._held: set[str] = set()
+        """Names of parameters that trained once, or may have: every further checkpoint holds them."""
         self._saved: int | None = None
         """The step whose checkpoint is being written, if one is."""
         policies = [ocp.checkpoint_managers.LatestN(keep), self._best]
@@ -106,8 +117,11 @@ class Checkpoints:
         self._saved = step
         moments = ocp.args.StandardSave(leaves_by_path(state.opt_state))
         self._noise.listen()
+        self._held |= state.params.keys() if self._standalone else state.trainable.keys()
+        left_out = (state.frozen.keys() & self._base.unchanged) - self._held
+        held = {name: p for name, p in state.params.items() if name not in left_out}
         with orbax.full_disk_as_os_error():
-            items = orbax.items(state.params, config) | {
+            items = orbax.items(held, config, self._base.without(left_out)) | {
                 "opt_state": moments,
                 "eval_state": ocp.args.JsonSave(eval_state.as_json()),
             }
@@ -146,15 +160,18 @@ class Checkpoints:
         wait_for_all("damaged checkpoints are set aside")
         self._manager.reload()
 
-    def restore(self, step: int, shapes: TrainState, config: GPTConfig) -> tuple[TrainState, EvalState]:
+    def restore(
+        self, step: int, shapes: TrainState, config: GPTConfig, params: Mapping[str, jax.Array]
+    ) -> tuple[TrainState, EvalState]:
         """Return the state of a step and that of the evaluations, whatever devices and processes wrote them.
 
         Args:
             shapes: the shape and sharding of each array.
             config: the model's; the checkpoint may have more or fewer rows of padding, as another mesh needs them.
+            params: what the run began with, for what the checkpoint leaves out.
 
         Raises:
-            InputError: the checkpoint is damaged, or its model or plan differs.
+            InputError: the checkpoint is damaged, its model or plan differs, or the base has changed.
         """
         folder = self._folder / str(step)
         written = orbax.read_config(folder)
@@ -164,9 +181,16 @@ class Checkpoints:
                 "another --out"
             )
         has_other_rows = written.vocab_size != config.vocab_size
+        base = orbax.read_base(folder)
+        if base is not None:
+            self._base.check(base)
+        left_out = {} if base is None else {name: params[name] for name in base.digests if name in params}
+        self._held = shapes.params.keys() - left_out.keys()
         item = "eval_state" if (folder / "eval_state").exists() else "standing"  # of version 0.1
         arguments = ocp.args.Composite(
-            params=ocp.args.StandardRestore(shapes.params, strict=not has_other_rows),
+            params=ocp.args.StandardRestore(
+                {name: shapes.params[name] for name in self._held}, strict=not has_other_rows
+            ),
             opt_state=ocp.args.StandardRestore(leaves_by_path(shapes.opt_state), strict=not has_other_rows),
             **{item: ocp.args.JsonRestore()},
         )
@@ -179,14 +203,15 @@ class Checkpoints:
         with orbax.reading(refusal):
             restored = self._manager.restore(step, args=arguments)
             eval_state = EvalState.from_json(restored[item])
-            params = restored["params"]
+            found = restored["params"]
             moments = [restored["opt_state"][name] for name in leaves_by_path(shapes.opt_state)]
         if has_other_rows:
-            params = fill_padding(params, config)
+            found = fill_padding(found, config)
+        found |= left_out
         state = TrainState(
             replicated(np.int32(step), shapes.step.sharding.mesh),
-            {name: params[name] for name in shapes.trainable},
-            {name: params[name] for name in shapes.frozen},
+            {name: found[name] for name in shapes.trainable},
+            {name: found[name] for name in shapes.frozen},
             jax.tree.unflatten(jax.tree.structure(shapes.opt_state), moments),
         )
         self.best = eval_state.best_step
