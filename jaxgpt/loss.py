@@ -37,6 +37,36 @@ def next_token_loss(
     return (1 - label_smoothing) * losses + label_smoothing * of_all
 
 
+def preference_loss(
+    log_likelihoods: Float[Array, "B 2"],
+    lengths: Float[Array, "B 2"],
+    reference: Float[Array, "B 2"] | None,
+    *,
+    beta: float,
+    margin: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Array, " B"], Float[Array, "B 2"]]:
+    """Compute the loss of pairs of answers, the better one first, and the reward that each answer implies.
+
+    With a reference it is DPO (Rafailov et al. 2023): rewards are beta times log-likelihood ratios to it. Without, it
+    is SimPO (Meng et al. 2024): rewards are beta times the mean log-likelihood of an answer's tokens.
+
+    Args:
+        log_likelihoods: of all tokens of an answer, in nats.
+        lengths: the numbers of these tokens.
+        reference: the log-likelihoods by the model that training began with.
+        margin: how much more reward the better answer should have; gamma of SimPO.
+        label_smoothing: the probability that a pair is the wrong way round (Mitchell 2023).
+    """
+    if reference is None:
+        rewards = beta * log_likelihoods / jnp.maximum(lengths, 1)
+    else:
+        rewards = beta * (log_likelihoods - reference)
+    difference = rewards[:, 0] - rewards[:, 1] - margin
+    right, wrong = jax.nn.log_sigmoid(difference), jax.nn.log_sigmoid(-difference)
+    return -(1 - label_smoothing) * right - label_smoothing * wrong, rewards
+
+
 def mask_padding(logits: Float[Array, "... V"], config: GPTConfig) -> Float[Array, "... V"]:
     """Return the logits, with minus infinity for rows of the vocabulary that are padding.
 

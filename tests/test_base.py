@@ -263,7 +263,8 @@ def test_a_digest_tells_numbers_shapes_and_types_apart():
         {"model": "../model"}, {"model": "~/model"}, {"model": ""}, {"model": 3}, {"model": "a\0b"},
         {"told": []}, {"told": {"n_head": "4"}}, {"told": {"drop_heads": 1}},
         {"digests": {"ln_f.scale": 3}}, {"digests": []}, {"digests": {"../x": "0" * 64}}, {"model": "gpt2@main"},
-        {"model": "/dev/zero"}, {"model": "/proc/self/environ"}, {"beside": None}, {"model": "FIFO"}, {"model": "RUN"}, {"model": "LOOP"},
+        {"model": "/dev/zero"}, {"model": "/proc/self/environ"}, {"beside": None},
+        {"model": "FIFO"}, {"model": "RUN"}, {"model": "LOOP"},
     ],
     ids=str,
 )  # fmt: skip

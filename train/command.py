@@ -80,6 +80,20 @@ def check_settings(settings: Settings) -> None:
                 target_path(path)
     if settings.steps is not None and settings.epochs is not None:
         raise InputError("--steps and --epochs contradict each other: give one of them")
+    if settings.objective == "next-token":
+        given = [name for name in ("beta", "margin") if getattr(settings, name) is not None]
+    else:
+        given = [
+            name
+            for name, usual in (("rows", None), ("train_on", "assistant"), ("text_field", None))
+            if getattr(settings, name) != usual
+        ]
+    if settings.objective != "simpo" and settings.margin is not None:
+        given = ["margin"]
+    if given:
+        raise InputError(f"{spelled(given[0])} has no meaning with --objective={settings.objective}")
+    if settings.objective != "next-token" and settings.label_smoothing >= 0.5:
+        raise InputError("--label-smoothing: that a preference is wrong must be less probable than 0.5")
     if settings.topology is not None and not settings.compile_only:
         raise InputError(
             f"--topology={settings.topology} needs --compile-only, which prints what a step would need there; "

@@ -19,12 +19,14 @@ class Evaluator:
     """The compiled evaluation of a run."""
 
     def __init__(self, inputs: TrainingInputs):
-        self._inputs, self._step = inputs, make_eval_step(inputs.spec.model)
+        self._inputs, self._step = inputs, make_eval_step(inputs.spec.model, inputs.spec.objective)
+        self.measured: dict[str, float] = {}
+        """What else the last evaluation found: of preferences how often the better answer had the higher reward."""
 
     def loss(self, state: TrainState, stop: StopSignals) -> float | None:
-        """Return the mean loss of the held-out tokens that count, in nats; None if a signal came before."""
+        """Return the mean loss of what counts in the held-out part, in nats; None if a signal came before."""
         spec, settings = self._inputs.spec, self._inputs.settings
-        nats, tokens = 0.0, 0.0
+        nats, tokens, right = 0.0, 0.0, 0.0
         n = settings.batch_size // settings.accumulate  # what is known to fit
         with busy("evaluating"):
             for batch in device_eval_batches(self._inputs.data.held_out.rows, n, spec.mesh):
@@ -33,6 +35,8 @@ class Evaluator:
                 with jax.set_mesh(spec.mesh):
                     more = self._step(state.params, batch)
                 nats, tokens = nats + float(more[0]), tokens + float(more[1])
+                right += sum(map(float, more[2:]))
+        self.measured = {"eval_reward_accuracy": right / tokens} if spec.objective.preference else {}
         return nats / tokens
 
 

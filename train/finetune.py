@@ -13,6 +13,7 @@ from jaxgpt.convert.errors import InputError, escaped, what_failed
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.params import count_params
 from jaxgpt.train.command import command_of, resume_command
+from jaxgpt.train.data.reference import add_reference
 from jaxgpt.train.distributed import connect, disconnect, wait_for_all
 from jaxgpt.train.evaluation import Evaluator, sample
 from jaxgpt.train.failures import NonFiniteLoss, explain_non_finite
@@ -67,6 +68,7 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
         shapes = inputs.spec.state(max(first - 1, 0))
         with busy(f"loading the checkpoint of step {first}"):
             state, eval_state = checkpoints.restore(first, shapes, inputs.spec.model.config, params)
+    add_reference(inputs.spec, inputs.data, params, first or 0)
     del params
 
     # look before the first step, while that is traced
@@ -103,7 +105,7 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
         wait_for_all("the folder is there")
         trackers = Trackers(tracked, run.folder, asdict(info), first)
         log = RunLog(run, trackers)
-        log.metrics(0, None, before, None, phase.n_trainable)
+        log.metrics(0, evaluator.measured, before, None, phase.n_trainable)
         log.sample(0, text)
         checkpoints = Checkpoints(run, settings.keep, inputs.base, standalone=settings.standalone)
         if inputs.added:

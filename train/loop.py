@@ -42,9 +42,9 @@ class TrainLoop:
         self._inputs, self._stop, self._compiler, self._evaluator = inputs, stop, compiler, evaluator
         self._log, self._checkpoints, self._phase = log, checkpoints, phase
         self.state, self.eval_state, self.step = state, eval_state, first
-        settings, spec = inputs.settings, inputs.spec
+        spec = inputs.spec
         self._modules = spec.modules
-        self._progress = ProgressBar(first, spec.steps, settings.batch_size * spec.context, (first, eval_loss))
+        self._progress = ProgressBar(first, spec.steps, spec.tokens_per_step, (first, eval_loss))
         self._under_way: UnderWay | None = None
         """The last step, until it is settled."""
         self._is_told = False
@@ -103,7 +103,7 @@ class TrainLoop:
         self.eval_state = self.eval_state.after(self.step, eval_loss)
         self._checkpoints.best = self.eval_state.best_step
         self._progress.evaluated(self.step, eval_loss)
-        self._write(self.step, n_trainable, metrics, eval_loss)
+        self._write(self.step, n_trainable, metrics | self._evaluator.measured, eval_loss)
 
     def _enter_phase(self) -> bool:
         """Enter the next phase; return False if a signal came while its program was still being compiled."""
@@ -159,7 +159,7 @@ class TrainLoop:
         speed = self._progress.speed(step)
         self._log.metrics(step, metrics, eval_loss, speed, n_trainable)
         if eval_loss is not None or step % self._inputs.settings.log_every == 0:
-            self._progress.line(step, metrics["loss"], eval_loss, speed)
+            self._progress.line(step, metrics["loss"], eval_loss, speed, metrics.get("eval_reward_accuracy"))
 
 
 def is_done(inputs: TrainingInputs, step: int, eval_state: EvalState) -> bool:

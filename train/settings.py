@@ -112,6 +112,19 @@ class Settings(ModelFlags):
         None, "The folder of the cache of tokenised texts.", metavar="PATH", group="data",
         default_text="~/.cache/jaxgpt/tokens", may_change=True, is_per_process=True,
     )  # fmt: skip
+    objective: Literal["next-token", "dpo", "simpo"] = setting(
+        "next-token", "What is learned. next-token: texts and conversations. dpo, simpo: which of two answers is "
+        "preferred, from records with prompt, chosen and rejected (texts or lists of messages). dpo compares with the "
+        "model that training began with (Rafailov et al. 2023), simpo with nothing (Meng et al. 2024).", group="data",
+    )  # fmt: skip
+    beta: float | None = setting(
+        None, "With --objective=dpo or simpo: the factor of the reward.", metavar="FACTOR", group="data", low=0,
+        is_above=True, high=1000, default_text="0.1 for dpo, 2 for simpo",
+    )  # fmt: skip
+    margin: float | None = setting(
+        None, "With --objective=simpo: how much more reward the preferred answer should have.", metavar="REWARD",
+        group="data", low=0, high=1000, default_text="half of --beta",
+    )  # fmt: skip
     freeze: str = setting(
         "full", "What trains; the rest is frozen. full: everything. firstN: all but the embeddings and the first N "
         "blocks. lastN: the last N blocks, ln_f and an untied head. head, embeddings, biases, norms, regex:PATTERN: "
@@ -166,8 +179,8 @@ class Settings(ModelFlags):
         "stays; wsd: it stays, and falls to zero in the last fifth.", group="optimizer",
     )  # fmt: skip
     lr: float | None = setting(
-        None, "The peak learning rate. By default Lion's is a fifth of AdamW's, SGD's 200 times it, and adapters have "
-        "ten times that of the rest.",
+        None, "The peak learning rate. By default Lion's is a fifth of AdamW's, SGD's 200 times it, adapters have "
+        "ten times that of the rest, and for --objective=dpo or simpo it is a twentieth.",
         metavar="RATE", group="optimizer", is_common=True, brief="Peak learning rate",
         default_text="0.128 / n_embd: 1e-3 for tiny, 1.7e-4 for gpt2", low=0, is_above=True, high=10,
     )  # fmt: skip

@@ -70,7 +70,7 @@ class TrainingInputs:
 
     @property
     def is_chat(self) -> bool:
-        return self.data.train.corpus.kind == "chat"
+        return self.data.train.corpus.kind.startswith("chat")
 
     @property
     def has_adapter(self) -> bool:
@@ -98,7 +98,8 @@ class TrainingInputs:
             "context": spec.context,
             "mesh": ",".join(f"{axis}={size}" for axis, size in spec.mesh.shape.items()),
             "dropout": rates[0] if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}",
-            "rows": self.settings.rows or ("packed" if self.is_chat else "stream"),
+            "rows": self.settings.rows or self.data.train.usual_rows,
+            **({} if (how := spec.objective.preference) is None else {"beta": how.beta, "margin": how.margin}),
             "warmup_steps": spec.warmup_steps,
             "end_tokens": ", ".join(map(str, config.end_ids)) or "none",
         }
@@ -199,8 +200,12 @@ def load_model(
         with about("--add-tokens"):
             added = add_tokens(tokenizer, settings.add_tokens.split(","))
     with about("--data"):
-        if peek(source) == "chat":
+        if peek(source).startswith("chat"):
             added += prepare_chat(tokenizer)
+        elif not tokenizer.is_fast and peek(source) == "pairs":
+            raise InputError(
+                "preferences need a tokenizer with a tokenizer.json, which says where in a text a token is"
+            )
     if added:
         model = jaxgpt.resize_vocab(model, tokenizer, pad_multiple=row_multiple(mesh), seed=settings.seed)
     if lora is not None and model.config.lora is None:
@@ -216,7 +221,7 @@ def load_model(
 
 def first_words(prompt: str | None, tokenizer: Any, data: TrainingData) -> list[int]:
     """Return what the text samples begin with: of conversations a question, by default the first held-out one."""
-    if data.train.corpus.kind != "chat":
+    if not data.train.corpus.kind.startswith("chat"):
         return encode_prompt(tokenizer, "The" if prompt is None else prompt)
     if prompt is not None:
         asked = render(tokenizer, [{"role": "user", "content": prompt}], answer=True)

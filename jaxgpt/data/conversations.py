@@ -66,7 +66,7 @@ def conversation_of(record: Mapping[str, Any]) -> Conversation:
     lists = [name for name in LISTS if record.get(name) is not None]
     if lists:
         field = next((name for name in lists if is_filled(record[name])), lists[0])
-        messages, read = _messages(record[field], field), {field}
+        messages, read = read_messages(record[field], field), {field}
     else:
         messages, read = _exchange(record)
     n_leading = 1 if messages and messages[0]["role"] in ("system", "developer") else 0
@@ -118,7 +118,7 @@ def _exchange(record: Mapping[str, Any]) -> tuple[list[Message], set[str]]:
     if isinstance(record[question], (list, tuple)):  # what is said in a prompt is not trained on
         asked = [
             message | ({"weight": 0} if message["role"] == "assistant" else {})
-            for message in _messages(record[question], question)
+            for message in read_messages(record[question], question)
         ]
     else:
         texts = [_text(record[question], question)]
@@ -127,7 +127,7 @@ def _exchange(record: Mapping[str, Any]) -> tuple[list[Message], set[str]]:
             read.add(name)
         asked = [{"role": "user", "content": "\n\n".join(filter(None, texts))}]
     if isinstance(record[answer], (list, tuple)):
-        return asked + _messages(record[answer], answer), read
+        return asked + read_messages(record[answer], answer), read
     return [*asked, {"role": "assistant", "content": _text(record[answer], answer)}], read
 
 
@@ -152,7 +152,12 @@ def _history(record: Mapping[str, Any]) -> list[Message]:
     return messages
 
 
-def _messages(value: Any, field: str) -> list[Message]:
+def read_messages(value: Any, field: str) -> list[Message]:
+    """Return a list of messages with the names that chat templates have.
+
+    Raises:
+        InputError: it is no such list.
+    """
     if not isinstance(value, (list, tuple)):
         raise InputError(f"{field} must be a list, not {type(value).__name__}")
     return [_message(item, field) for item in value]

@@ -5,14 +5,14 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from jaxgpt.convert.disk import target_path
 from jaxgpt.convert.errors import InputError
-from jaxgpt.data.documents import Source
+from jaxgpt.data.documents import Kind, Source
 from jaxgpt.data.sources import find
 from jaxgpt.data.streams import is_remote, stamp
 from jaxgpt.data.token_files import VERSION, default_cache, find_or_write
@@ -26,13 +26,14 @@ class Corpus:
     """Documents in tokens, one after the other."""
 
     name: str
-    kind: Literal["text", "chat"]
+    kind: Kind
+    """Of pairs, the documents are a better answer and a worse one, in turn."""
     tokens: Int[np.ndarray, " n"]
     """uint16 or uint32, mapped into memory; each text ends with the tokenizer's end of text, if it has one."""
     ends: Int[np.ndarray, " documents"]
     """Where each document ends: the position after its last token."""
     counts: UInt8[np.ndarray, " n"] | None
-    """In conversations 1 where the assistant said a token, else 0; None for texts."""
+    """In conversations 1 where the assistant said a token, in pairs where an answer has one, else 0; None for texts."""
     digest: str
     """SHA-256 of the contents of the files in their order, not of their names."""
     tokenizer_digest: str
@@ -134,6 +135,8 @@ def _tokenise(
         return _token_ids(source, digest, tokenizer_digest, held_out)
     dtype = "<u2" if vocabulary_size(tokenizer) <= 2**16 else "<u4"
     reading = asdict(source.files[0].reading)
+    if not reading["preferences"]:
+        del reading["preferences"]  # as in entries of earlier versions
     settings = {"end": tokenizer.eos_token_id, "dtype": dtype, **reading}
     key = hashlib.sha256(json.dumps([VERSION, digest, tokenizer_digest, settings]).encode()).hexdigest()
 

@@ -12,6 +12,7 @@ from jaxgpt.chat import Message
 from jaxgpt.convert.errors import InputError
 from jaxgpt.data import streams
 from jaxgpt.data.conversations import conversation_of, filled_fields, listed
+from jaxgpt.data.preferences import Preference, preference_of
 from jaxgpt.data.records import (
     UNREAD,
     Records,
@@ -24,7 +25,11 @@ from jaxgpt.data.records import (
 )
 from jaxgpt.data.streams import Advance, readable
 
-NOUNS = {"text": "text", "chat": "conversation"}
+Kind = Literal["text", "chat", "pairs", "chat pairs"]
+
+NOUNS: dict[str, str] = {
+    "text": "text", "chat": "conversation", "pairs": "preference", "chat pairs": "preference between conversations",
+}  # fmt: skip
 """The kinds of documents in words."""
 
 
@@ -40,6 +45,8 @@ class Reading:
     """The field of a text; by default `text`, or else a record holds a conversation."""
     skip_bad_records: bool = False
     """True if a record that can't be read is left out, and not an error."""
+    preferences: bool = False
+    """True if records hold two answers, of which one is preferred."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,13 @@ class Document:
     """Fields of the record that hold something, and are not read."""
     problem: str = ""
     """Why the record is left out."""
+    preference: Preference | None = None
 
     @property
-    def kind(self) -> Literal["text", "chat"]:
-        """A text or a conversation."""
+    def kind(self) -> Kind:
+        """A text, a conversation, or two of them of which one is preferred."""
+        if self.preference is not None:
+            return "chat pairs" if self.preference.is_chat else "pairs"
         return "text" if self.chat is None else "chat"
 
 
@@ -114,7 +124,7 @@ class File:
         with readable(self.path):
             if self.format == "parquet":
                 with streams.open_seekable(self.path, self.compression) as file:
-                    field = self.reading.text_field or "text"
+                    field = "" if self.reading.preferences else self.reading.text_field or "text"
                     yield from as_documents(self, read_parquet(self.name, file, self.size, advance, field))
                 return
             with streams.open_stream(self.path, self.compression, advance) as stream:
@@ -177,7 +187,7 @@ class Source:
     held_out: "Source | None" = None
 
     @cached_property
-    def kind(self) -> Literal["text", "chat", "tokens"]:
+    def kind(self) -> Kind | Literal["tokens"]:
         """Kind of the source's documents, by its first record, which is read once.
 
         Raises:
@@ -206,7 +216,7 @@ class Source:
                 if kind not in (None, document.kind):
                     raise InputError(
                         f"{file.where(document.number)}: a {NOUNS[document.kind]} after {NOUNS[kind]}s: "
-                        "texts and conversations can't be mixed in one source"
+                        "they can't be mixed in one source"
                     )
                 kind = document.kind
                 yield i, document
@@ -242,6 +252,8 @@ def _document(number: int, record: dict[str, Any], reading: Reading) -> Document
     Raises:
         InputError: it has neither.
     """
+    if reading.preferences:
+        return _preference(number, record)
     field = reading.text_field or "text"
     text = record.get(field)
     if text is None and reading.text_field is not None:
@@ -263,6 +275,14 @@ def _document(number: int, record: dict[str, Any], reading: Reading) -> Document
         raise InputError(f"{name} must be a string, not {type(text).__name__}")
     _check_unicode(text)
     return Document(number, (text,), unread=filled_fields(record, (field,)))
+
+
+def _preference(number: int, record: dict[str, Any]) -> Document:
+    found = preference_of({name: value for name, value in record.items() if value is not UNREAD})
+    for answer in found.pair:
+        for part in answer:
+            _check_unicode(part if isinstance(part, str) else part.get("content", ""))
+    return Document(number, preference=found, unread=found.unread)
 
 
 def _check_unicode(text: str) -> None:

@@ -52,7 +52,8 @@ class Split:
 
     @property
     def _columns(self) -> list[str] | None:
-        return text_column(self.dataset.features.arrow_schema, self.reading.text_field or "text")
+        field = "" if self.reading.preferences else self.reading.text_field or "text"
+        return text_column(self.dataset.features.arrow_schema, field)
 
     def _rows(self, advance: Advance) -> Iterator[tuple[int, dict[str, Any]]]:
         number, each = 0, self.size // max(len(self.dataset), 1)

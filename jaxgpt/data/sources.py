@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from jaxgpt.convert.errors import InputError
 from jaxgpt.data import streams
-from jaxgpt.data.documents import File, Reading, Source
+from jaxgpt.data.documents import File, Kind, Reading, Source
 from jaxgpt.data.streams import COMPRESSIONS, readable
 
 FORMATS = {
@@ -26,7 +26,13 @@ SUFFIXES = (".txt", ".md", *FORMATS)
 """Files that are read in a folder; each name may have .gz or .zst after it."""
 
 
-def find(source: str | Path | Source, *, text_field: str | None = None, skip_bad_records: bool = False) -> Source:
+def find(
+    source: str | Path | Source,
+    *,
+    text_field: str | None = None,
+    skip_bad_records: bool = False,
+    preferences: bool = False,
+) -> Source:
     """Return the files of a source, which is looked up once; a `Source` is returned as it is.
 
     A source is a file, a folder, a .bin of nanoGPT or llm.c, a saved data set, hf:OWNER/NAME[:SPLIT], or a URL.
@@ -34,6 +40,7 @@ def find(source: str | Path | Source, *, text_field: str | None = None, skip_bad
     Args:
         text_field: the field or column that holds the text of a record; by default `text`.
         skip_bad_records: leave out records that can't be read, and count them; by default they are an error.
+        preferences: records have `chosen` and `rejected`, of which the first is the better answer to `prompt`.
 
     Raises:
         InputError: there is nothing to read.
@@ -42,7 +49,7 @@ def find(source: str | Path | Source, *, text_field: str | None = None, skip_bad
         return source
     if not str(source):
         raise InputError("the name of the data is empty")
-    text, reading = str(source), Reading(text_field, skip_bad_records)
+    text, reading = str(source), Reading(text_field, skip_bad_records, preferences)
     if text.startswith("hf:") and not text.startswith("hf:/"):
         from jaxgpt.data.hub import find_on_hub
 
@@ -68,7 +75,7 @@ def check_text_field(text_field: str | None, *sources: Source | None) -> None:
     raise InputError(f"text_field={text_field!r} names a field, but {found[0].name} has no records with fields")
 
 
-def peek(source: str | Path | Source) -> Literal["text", "chat", "tokens"]:
+def peek(source: str | Path | Source) -> Kind | Literal["tokens"]:
     """Return what a source holds, by its first record.
 
     Give a `Source` where you go on to read it: it is not looked up again, and remembers what it holds.

@@ -122,7 +122,7 @@ def load(path: Path, owner: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]
         if any(len(array) != meta["lengths"][name] for name, array in arrays.items()) or len(arrays["tokens"]) == 0:
             return None
         _check_remarks(meta)
-        if meta["kind"] == "chat" and not {"counts", "turns", "turn_ends"} <= set(arrays):
+        if meta["kind"] != "text" and not {"counts", "turns", "turn_ends"} <= set(arrays):
             return None
         return (meta, arrays) if arrays["ends"][-1] == len(arrays["tokens"]) else None
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):

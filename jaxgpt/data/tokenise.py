@@ -5,18 +5,19 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
-from jaxgpt.chat import encode_chats
+from jaxgpt.chat import Encoded, encode_chats
 from jaxgpt.convert.errors import InputError, escaped
 from jaxgpt.convert.json_input import parse_json
-from jaxgpt.data.documents import Document, Source, bad_record
+from jaxgpt.data.documents import Document, Kind, Source, bad_record
 from jaxgpt.data.pieces import Cutter, encoders
+from jaxgpt.data.preferences import Preference
 from jaxgpt.data.token_files import Writer
 
 BATCH, MOST = 2**21, 4096
@@ -72,13 +73,21 @@ class ReadingProgress:
 
 @dataclass(frozen=True)
 class _Item:
-    """A piece of a text, the end of one (no text), or a conversation."""
+    """A piece of a text, the end of one (no text), a conversation, or two answers to one prompt."""
 
     file: int
     number: int
     text: str | None = None
     chat: Any = None
     tools: tuple[Any, ...] = ()
+    preference: Preference | None = None
+
+    @property
+    def chats(self) -> list[Any]:
+        """The conversations of the item."""
+        if self.preference is None:
+            return [] if self.chat is None else [self.chat]
+        return list(self.preference.pair) if self.preference.is_chat else []
 
 
 @dataclass
@@ -113,7 +122,8 @@ def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool)
         InputError: there is no text, or it can't be read.
     """
     end = tokenizer.eos_token_id
-    kind, n_bytes, tokens, turns, remarks = "text", 0, 0, 0, Remarks()
+    kind: Kind = "text"
+    n_bytes, tokens, turns, remarks = 0, 0, 0, Remarks()
     documents = [0] * len(source.files)
     for name in ("tokens", "ends", "records"):
         writer.append(name, [])
@@ -130,16 +140,17 @@ def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool)
                     if not source.files[item.file].reading.skip_bad_records:
                         raise bad_record(source.files[item.file].where(item.number), found)
                     remarks.leave_out(item.file, item.number, str(found))
-                elif item.chat is not None:
-                    kind = "chat"
-                    n_bytes += sum(len(message.get("content", "").encode()) for message in item.chat)
-                    remarks.count_unread(found.unread)
-                    writer.append("tokens", found.ids)
-                    writer.append("counts", found.counts)
-                    writer.append("turns", [tokens + turn for turn in found.turns])
-                    tokens, turns = tokens + len(found.ids), turns + len(found.turns)
-                    writer.append("turn_ends", [turns])
-                    finish(item)
+                elif item.chat is not None or item.preference is not None:
+                    kind = _kind(item)
+                    n_bytes += sum(len(m.get("content", "").encode()) for chat in item.chats for m in chat)
+                    for part in found:
+                        remarks.count_unread(part.unread)
+                        writer.append("tokens", part.ids)
+                        writer.append("counts", part.counts)
+                        writer.append("turns", [tokens + turn for turn in part.turns])
+                        tokens, turns = tokens + len(part.ids), turns + len(part.turns)
+                        writer.append("turn_ends", [turns])
+                        finish(item)
                 elif item.text is not None:
                     n_bytes += len(item.text.encode())
                     writer.append("tokens", found)
@@ -171,8 +182,10 @@ def _encoded(
     encode, encode_all = encoders(tokenizer)
 
     def work(batch: list[_Item]) -> list[Any]:
-        if batch[0].chat is not None:
+        if batch[0].chats:
             return _chats(tokenizer, batch)
+        if batch[0].preference is not None:
+            return [_encode_texts(tokenizer, item.preference.pair) for item in batch if item.preference]
         ids = iter(encode_all([item.text for item in batch if item.text is not None]))
         return [next(ids) if item.text is not None else None for item in batch]
 
@@ -195,6 +208,9 @@ def _items(source: Source, cutter: Cutter, bar: ReadingProgress, remarks: Remark
         remarks.count_unread(document.unread)
         if document.chat is not None:
             yield _Item(file, document.number, chat=document.chat, tools=document.tools)
+            continue
+        if document.preference is not None:
+            yield _Item(file, document.number, preference=document.preference)
             continue
         pieces = 0
         for piece in cutter.pieces(document.text, _where(source, file, document)):
@@ -234,14 +250,20 @@ def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
 
 def _size(item: _Item) -> int:
     """Return about how many bytes of text an item holds, to bound what is in memory."""
-    if item.chat is None:
-        return len((item.text or "").encode())
-    return CHAT_COST * _size_of_chat(item)
+    if item.chats:
+        return CHAT_COST * sum(_size_of_chat(item, chat) for chat in item.chats)
+    if item.preference is not None:
+        return CHAT_COST * sum(len(text) for parts in item.preference.pair for text in parts)
+    return len((item.text or "").encode())
 
 
-def _size_of_chat(item: _Item) -> int:
-    size = sum(len(message.get("content", "")) for message in item.chat)
-    others = [message for message in item.chat if len(message) > 2]
+def _kind(item: _Item) -> Kind:
+    return "chat" if item.preference is None else "chat pairs" if item.preference.is_chat else "pairs"
+
+
+def _size_of_chat(item: _Item, chat: Any) -> int:
+    size = sum(len(message.get("content", "")) for message in chat)
+    others = [message for message in chat if len(message) > 2]
     if not others and not item.tools:
         return size
     try:
@@ -251,18 +273,35 @@ def _size_of_chat(item: _Item) -> int:
 
 
 def _chats(tokenizer: Any, batch: list[_Item]) -> list[Any]:
-    """Return each conversation in tokens, or why it can't be encoded."""
+    """Return the conversations of each item in tokens, or why they can't be encoded."""
     try:
         for item in batch:
-            if (size := _size_of_chat(item)) > LONGEST_CHAT:
+            if (size := max(_size_of_chat(item, chat) for chat in item.chats)) > LONGEST_CHAT:
                 raise InputError(f"the conversation has {size:,} characters, and {LONGEST_CHAT:,} is the most")
-        return encode_chats(tokenizer, [item.chat for item in batch], [item.tools for item in batch])
+        chats = [(chat, item.tools) for item in batch for chat in item.chats]
+        encoded = iter(encode_chats(tokenizer, [chat for chat, _ in chats], [tools for _, tools in chats]))
+        return [[next(encoded) for _ in item.chats] for item in batch]
     except InputError as error:
         if len(batch) == 1:
             return [error]
     found: list[Any] = []
     for item in batch:  # which of them is it
         found += _chats(tokenizer, [item])
+    return found
+
+
+def _encode_texts(tokenizer: Any, pair: Sequence[tuple[str, str]]) -> list[Encoded] | InputError:
+    """Return two texts in tokens, each a prompt and what follows it, which alone counts, with the end of text."""
+    found, end = [], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for prompt, answer in pair:
+        if len(prompt) + len(answer) > LONGEST_CHAT:
+            return InputError(f"the text has {len(prompt) + len(answer):,} characters; {LONGEST_CHAT:,} is the most")
+        encoded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids = [*encoded["input_ids"], *end]
+        counts = [begin >= len(prompt) for begin, _ in encoded["offset_mapping"]] + [True] * len(end)
+        if not any(counts):
+            return InputError("an answer has no token of its own")
+        found.append(Encoded(ids, counts, [len(ids)]))
     return found
 
 

@@ -9,8 +9,8 @@ from jaxgpt.convert.errors import InputError, about
 from jaxgpt.data.corpus import Corpus, tokenise
 from jaxgpt.data.documents import Source, Texts
 from jaxgpt.data.sources import check_text_field, find
-from jaxgpt.train.data.packing import make_pieces, pack
-from jaxgpt.train.data.rows import Packed, Rows, Windows
+from jaxgpt.train.data.packing import make_pairs, make_pieces, pack
+from jaxgpt.train.data.rows import Packed, Pairs, Rows, Windows
 from jaxgpt.train.run.run_json import DataInfo
 from jaxgpt.train.settings import Settings
 
@@ -34,6 +34,11 @@ class DataPart:
     rows: Rows
     notes: tuple[str, ...] = ()
     """Remarks: what was cut or left out, and how full the rows are."""
+
+    @property
+    def usual_rows(self) -> str:
+        """What a row holds where nothing else is asked for."""
+        return {"text": "stream", "chat": "packed"}.get(self.corpus.kind, "pairs")
 
     def origins(self, row: int) -> list[str]:
         """Return where the texts of a row come from."""
@@ -84,7 +89,10 @@ def find_sources(settings: Settings) -> Sources:
 
 
 def _find(source: str, settings: Settings) -> Source:
-    return find(source, text_field=settings.text_field, skip_bad_records=settings.skip_bad_records)
+    return find(
+        source, text_field=settings.text_field, skip_bad_records=settings.skip_bad_records,
+        preferences=settings.objective != "next-token",
+    )  # fmt: skip
 
 
 def load_data(settings: Settings, tokenizer: Any, context: int, sources: Sources | None = None) -> TrainingData:
@@ -100,12 +108,18 @@ def load_data(settings: Settings, tokenizer: Any, context: int, sources: Sources
     if sources.held_out is not None:
         with about("--eval-data"):
             held_out = tokenise(sources.held_out, tokenizer, cache=settings.cache, progress=True)
-    is_packed = settings.rows != "stream" and (corpus.kind == "chat" or settings.rows is not None)
+    has_pairs = corpus.kind.endswith("pairs")
+    if has_pairs != (settings.objective != "next-token") or (has_pairs and held_out and held_out.kind != corpus.kind):
+        raise InputError(
+            f"--objective={settings.objective} learns from records with prompt, chosen and rejected, not from "
+            f"{corpus.name}"
+        )
+    is_packed = has_pairs or (settings.rows != "stream" and (corpus.kind == "chat" or settings.rows is not None))
     if settings.rows == "stream" and corpus.kind == "chat":
         raise InputError("--rows=stream cuts texts anywhere, which conversations don't allow: use packed or padded")
     end = len(corpus.tokens)
     begin = end if held_out else _split(corpus, is_packed, context)
-    make = _packed if is_packed else _windows
+    make = _pairs if has_pairs else _packed if is_packed else _windows
     train = make(corpus, 0, begin, settings, context, False)
     held_out_range = (held_out, 0, len(held_out.tokens)) if held_out else (corpus, begin, end)
     evaluation = make(*held_out_range, settings, context, True)
@@ -152,16 +166,33 @@ def _split(corpus: Corpus, is_packed: bool, context: int) -> int:
         if n - begin < 2 or begin < context + 1:
             raise InputError(_too_few("--data", corpus.name, n, begin, "for training", context))
         return begin
-    if len(corpus.ends) < 2:
+    size = 2 if corpus.kind.endswith("pairs") else 1
+    if len(corpus.ends) < 2 * size:
         raise InputError(
             f"--data: {corpus.name} holds a single text, so that nothing is left to hold out for evaluation: "
             "give more, or another file as --eval-data"
         )
-    return int(corpus.ends[min(int(np.searchsorted(corpus.ends, begin)), len(corpus.ends) - 2)])
+    first = min(int(np.searchsorted(corpus.ends, begin)) + 1, len(corpus.ends) - size)
+    return int(corpus.ends[max(first - first % size, size) - 1])
 
 
 def _windows(corpus: Corpus, begin: int, end: int, settings: Settings, context: int, tail: bool) -> DataPart:
     return DataPart(corpus, Windows(corpus.tokens, begin, end, context, tail=tail))
+
+
+def _pairs(corpus: Corpus, begin: int, end: int, settings: Settings, context: int, tail: bool) -> DataPart:
+    first, last = (int(np.searchsorted(corpus.ends, position, side="right")) for position in (begin, end))
+    pieces = make_pairs(corpus, range(first, last), context + 1)
+    assert corpus.counts is not None
+    pairs, n, notes = Pairs(corpus.tokens, corpus.counts, pieces, context), (last - first) // 2, []
+    if pieces.left_out:
+        notes.append(
+            f"{pieces.left_out:,} of {n:,} preferences are LEFT OUT: an answer with its prompt has more than "
+            f"{context + 1:,} tokens"
+        )
+    if len(pairs):
+        notes.append(f"{len(pairs):,} preferences in rows of 2 x {context}: {pairs.padding:.1%} is padding")
+    return DataPart(corpus, pairs, tuple(notes))
 
 
 def _packed(corpus: Corpus, begin: int, end: int, settings: Settings, context: int, tail: bool) -> DataPart:

@@ -50,6 +50,14 @@ def make_pieces(corpus: Corpus, documents: range, most: int) -> Pieces:
     return Pieces(np.asarray(begins, np.int64), np.asarray(ends, np.int64), cut, left_out)
 
 
+def make_pairs(corpus: Corpus, documents: range, most: int) -> Pieces:
+    """Return pairs of documents, a better answer and a worse one in turn; pairs with a longer text are left out."""
+    begins = np.r_[0, corpus.ends[:-1]][documents.start : documents.stop]
+    ends = np.asarray(corpus.ends[documents.start : documents.stop])
+    fits = np.repeat((ends - begins).reshape(-1, 2).max(1, initial=0) <= most, 2)
+    return Pieces(begins[fits].astype(np.int64), ends[fits].astype(np.int64), left_out=int(np.sum(~fits)) // 2)
+
+
 def pack(lengths: Int[np.ndarray, " n"], most: int, seed: int) -> list[list[int]]:
     """Return which pieces share a row of at most `most` tokens: best fit, the longest first.
 

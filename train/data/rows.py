@@ -3,7 +3,7 @@
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from jaxgpt.train.data.packing import Pieces
 
@@ -54,6 +54,35 @@ class Windows:
 
     def __repr__(self) -> str:  # Grain names a source by it
         return f"Windows({len(self)} x {self._context})"
+
+
+class Pairs:
+    """Preferences: two texts, a better answer and a worse one, each padded to T + 1 tokens.
+
+    Args:
+        counts: 1 where a token of an answer counts.
+        pieces: of these texts, better and worse in turn.
+    """
+
+    def __init__(self, tokens: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"], pieces: Pieces, context: int):
+        self._packed = Packed(tokens, counts, pieces, [[i] for i in range(len(pieces.begins))], context)
+        self.n_tokens, self.padding = self._packed.n_tokens, self._packed.padding if len(pieces.begins) else 0.0
+        self.reference: Float[np.ndarray, "n 2"] | None = None
+        """Log-likelihoods of the answers by the model that training began with, if they count."""
+
+    def __len__(self) -> int:
+        return len(self._packed) // 2
+
+    def __getitem__(self, i: int) -> RowArrays:
+        texts = [self._packed[2 * int(i) + j] for j in (0, 1)]
+        row = {name: np.stack([text[name] for text in texts]) for name in ("tokens", "weights")}
+        return row if self.reference is None else row | {"reference": self.reference[int(i)]}
+
+    def begins(self, i: int) -> list[int]:
+        return self._packed.begins(2 * int(i))
+
+    def __repr__(self) -> str:
+        return f"Pairs({len(self)})"
 
 
 class Packed:

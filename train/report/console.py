@@ -20,8 +20,6 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
     """Return counts, the loss against a uniform guess, what training will do, and what trains and what is frozen."""
     spec, settings, data = inputs.spec, inputs.settings, inputs.data
     config, params = spec.model.config, spec.params
-    counted = " of the assistant's" if inputs.is_chat and settings.train_on != "all" else ""
-    uniform = math.log(config.n_tokens)
     lines = [
         f"model       {escaped(settings.model)}: {config.n_layer} blocks, width {config.n_embd}, "
         f"{config.n_head} heads, context {spec.context} of {config.n_positions}, vocabulary {config.n_tokens:,}",
@@ -29,8 +27,7 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
         f"data        {escaped(data.name)}: {data.train.rows.n_tokens:,} tokens to train on, "
         f"{data.held_out.rows.n_tokens:,} held out",
         f"end         {escaped(inputs.ends)}",
-        f"loss        {loss:.3f} nats per held-out token{counted} at step {step}; a uniform guess has "
-        f"ln(V) = {uniform:.3f}: {_verdict(loss, uniform, inputs.is_chat)}",
+        f"loss        {loss:.3f} nats per held-out {_compared(loss, step, inputs)}",
         _training(inputs),
         _checkpoints(inputs),
         spec.plan.describe(params, config),
@@ -112,9 +109,11 @@ def _training(inputs: TrainingInputs) -> str:
     if settings.lr is None and inputs.spec.model.config.lora:
         by += f", adapters at {ADAPTER_RATE:g} times that"
     rate = f"{resolved['lr']:.3g} at its peak, after {resolved['warmup_steps']:,} steps of warm-up"
+    pairs = "" if inputs.spec.objective.preference is None else " pairs of answers"
+    by += "" if not pairs else f"; {settings.objective}, beta {resolved['beta']:g}, margin {resolved['margin']:g}"
     return (
-        f"training    {resolved['steps']:,} steps of {settings.batch_size:,} x {resolved['context']:,} tokens{parts} "
-        f"in {settings.dtype} on {resolved['mesh']}\n"
+        f"training    {resolved['steps']:,} steps of {settings.batch_size:,}{pairs} x {resolved['context']:,} tokens"
+        f"{parts} in {settings.dtype} on {resolved['mesh']}\n"
         f"lr          {rate}{by}; dropout {dropout}"
     )
 
@@ -126,6 +125,18 @@ def _checkpoints(inputs: TrainingInputs) -> str:
         return f"checkpoint  {size}: all parameters, and the moments of those that train"
     model = escaped(inputs.base.model)
     return f"checkpoint  {size}: what trains, and its moments; what never trained stays in {model} (--standalone: all)"
+
+
+def _compared(loss: float, step: int, inputs: TrainingInputs) -> str:
+    if inputs.spec.objective.preference is not None:
+        known = (
+            f"; ln(2) = {math.log(2):.3f} where no answer is preferred" if inputs.settings.objective == "dpo" else ""
+        )
+        return f"preference at step {step}{known}"
+    counted = " of the assistant's" if inputs.is_chat and inputs.settings.train_on != "all" else ""
+    uniform = math.log(inputs.spec.model.config.n_tokens)
+    verdict = _verdict(loss, uniform, inputs.is_chat)
+    return f"token{counted} at step {step}; a uniform guess has ln(V) = {uniform:.3f}: {verdict}"
 
 
 def _verdict(loss: float, uniform: float, is_chat: bool) -> str:

@@ -36,6 +36,10 @@ PICTURES = {
         "Line chart of the loss over the training steps.",
         "The loss on the text that is trained on, and on held-out text. A phase begins at a vertical line.",
     ),
+    "rewards": (
+        "Line charts of the rewards of preferences over the training steps.",
+        "How often the preferred answer has the higher reward, and how much higher it is on the pairs of each step.",
+    ),
     "updates": (
         "Heatmap of the weight updates by layer and training step.",
         "How much each layer's weights changed: the norm of a step's update over the norm of the weights. A column "
@@ -97,9 +101,11 @@ def draw(
         figures["updates"] = plots.update_heatmap([line["step"] for line in updates], moves, modules, phases)
     if metrics:
         figures["loss"] = plots.loss_curves(metrics, phases)
+    if any(line.get("reward_margin") is not None for line in metrics):
+        figures["rewards"] = plots.reward_curves(metrics, phases)
     if phases:
         figures["freeze"] = plots.freeze_map(phases, max(n_steps, phases[-1].start + 1))
-    for name in ("updates", "loss", "freeze"):
+    for name in ("updates", "loss", "rewards", "freeze"):
         (folder / f"{name}.png").unlink(missing_ok=True)
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")
@@ -130,6 +136,10 @@ def _numbers(info: RunInfo, metrics: list[dict[str, Any]]) -> list[dict[str, str
         first_and_last = (losses[0], losses[-1])[: len(losses)]
         loss = " → ".join(f"{loss:.3f}" for loss in first_and_last)
         note = f"nats per token; perplexity {' → '.join(f'{_exp(loss):,.1f}' for loss in first_and_last)}"
+        if info.data.kind.endswith("pairs"):
+            right = [line["eval_reward_accuracy"] for line in metrics if line.get("eval_reward_accuracy") is not None]
+            shares = " → ".join(f"{share:.0%}" for share in (right[0], right[-1])[: len(right)]) if right else "unknown"
+            note = f"nats per preference; of the pairs the preferred answer is ahead in {shares}"
         if len(losses) == 1:
             note += "; not evaluated since"
         if losses[-1] > min(losses):
@@ -155,7 +165,7 @@ def _pictures(folder: Path) -> list[dict[str, Any]]:
     found = []
     for name, (alt, caption) in PICTURES.items():
         path = folder / f"{name}.png"
-        if name == "embedding" and not path.exists():  # only runs that added tokens have one
+        if name in ("embedding", "rewards") and not path.exists():  # only some runs have one
             continue
         png = path.read_bytes() if path.is_file() else b""
         picture: dict[str, Any] = {"name": name, "alt": alt, "caption": caption, "base64": ""}
@@ -224,7 +234,7 @@ def _commands(folder: Path, info: RunInfo, metrics: list[dict[str, Any]]) -> lis
     is_last = step in (0, metrics[-1]["step"] if metrics else 0)
     run, export = shlex.quote(str(folder)), shlex.quote(f"{folder}-hf")
     model = run if is_last else shlex.quote(str(folder / "checkpoints" / str(step)))
-    is_chat = info.data.kind == "chat"
+    is_chat = info.data.kind.startswith("chat")
     prompt = info.settings.get("prompt") or ("Who are you?" if is_chat else "The")
     chat = "--chat " if is_chat else ""
     lines = {

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from jaxgpt.convert.disk import temporary_sibling
 from jaxgpt.train.report.timeline import (
@@ -120,7 +120,8 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]], phases: Sequence[PhaseInfo
     if broken:
         across = ax.get_xaxis_transform()
         ax.plot(broken, [0.02] * len(broken), "x", color=INK, transform=across, clip_on=False, label="not finite")
-    ax.set_ylabel("loss (nats per token)")
+    has_pairs = np.isfinite(_numbers(metrics, "reward_margin")).any()
+    ax.set_ylabel("loss (nats per preference)" if has_pairs else "loss (nats per token)")
     ax.grid(axis="y", color="#e6e6e6")
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     if panel:
@@ -132,6 +133,34 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]], phases: Sequence[PhaseInfo
         under.spines[["top", "right"]].set_visible(False)
         ax.set_xlabel("")
         ax.tick_params(labelbottom=False)
+    return figure
+
+
+def reward_curves(metrics: Sequence[Mapping[str, Any]], phases: Sequence[PhaseInfo]) -> Figure:
+    """Draw how often the preferred answer has the higher reward, and below it by how much, from metrics.jsonl."""
+    steps = np.asarray([line["step"] for line in metrics])
+    margins, right, held_out = (
+        _numbers(metrics, key) for key in ("reward_margin", "reward_accuracy", "eval_reward_accuracy")
+    )
+    height, gap, panel = 2.4, 0.25, 1.4
+    figure, ax = timeline("Preferences", height, phases, int(steps.max()), below=panel + gap, color=FAINT)
+    finite, few = np.isfinite(held_out), len(steps) < FEW
+    ax.axhline(0.5, color=FAINT, lw=0.8, ls=":")
+    under = ax.inset_axes((0, -(gap + panel) / height, 1, panel / height), sharex=ax)
+    for axes, values in ((ax, right), (under, margins)):
+        axes.plot(
+            steps, values, "." if not few else ".-", color=BLUE if few else PALE, ms=6, mew=0, lw=1, label="training"
+        )
+        if not few:
+            axes.plot(*smoothed(steps, values), color=BLUE, lw=1.2, label="smoothed")
+        axes.grid(axis="y", color="#e6e6e6")
+    ax.plot(steps[finite], held_out[finite], color=ORANGE, lw=1, marker="o", ms=5, clip_on=False, label="held out")
+    ax.set(ylabel="preferred answer ahead", ylim=(0, 1), xlabel="")
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.tick_params(labelbottom=False)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    under.set(xlabel="training step", ylabel="reward margin")
+    under.spines[["top", "right"]].set_visible(False)
     return figure
 
 

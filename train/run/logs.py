@@ -15,6 +15,7 @@ import jax
 from jaxgpt.convert.errors import InputError, writing
 from jaxgpt.convert.json_input import field, open_file, parse_json
 from jaxgpt.train.run.folder import RunFolder
+from jaxgpt.train.step.step import REWARDS
 from jaxgpt.train.tracking.trackers import Trackers
 
 COLUMNS = 150
@@ -39,6 +40,10 @@ class MetricsLine:
     trainable_params: int
     peak_memory: int
     """Most bytes in use so far: of the first device, or on a CPU of this process."""
+
+
+OF_PREFERENCES = (*REWARDS, "eval_reward_accuracy")
+"""Further fields of a line, where preferences are learned."""
 
 
 class RunLog:
@@ -109,9 +114,9 @@ class RunLog:
             step, known.get("loss"), eval_loss, known.get("lr"), known.get("grad_norm"), speed, n_trainable,
             _peak_memory(),
         )  # fmt: skip
-        self._append(self._run.metrics, asdict(line))
+        values = asdict(line) | {name: known[name] for name in OF_PREFERENCES if name in known}
+        self._append(self._run.metrics, values)
         if self._trackers:
-            values = asdict(line)
             self._trackers.log(values.pop("step"), values)
 
     def updates(self, step: int, n_steps: int, updates: dict[str, float], modules: list[str]) -> None:
@@ -129,7 +134,7 @@ class RunLog:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl in the order of their steps, without those that are damaged."""
-    columns = [item.name for item in fields(MetricsLine)]
+    columns = [*(item.name for item in fields(MetricsLine)), *OF_PREFERENCES]
     return [
         {"step": line["step"]} | {name: _number(line, name) for name in columns if name != "step"}
         for line in read_lines(path)

@@ -9,7 +9,10 @@ import jax
 @jax.tree_util.register_dataclass
 @dataclass
 class Batch:
-    """Rows of T inputs and the token after the last: arrays, or their shapes."""
+    """Rows of T inputs and the token after the last: arrays, or their shapes.
+
+    Of preferences a row has two texts, a better answer and a worse one: all have an axis of 2 after B.
+    """
 
     tokens: Any
     """Int "B T+1"."""
@@ -17,6 +20,8 @@ class Batch:
     """Float "B T": how much the prediction of each token after the first counts; all alike if None."""
     segments: Any = None
     """Int "B T+1": the text of a row that each token is of, 0 for padding; one text to a row if None."""
+    reference: Any = None
+    """Float "B 2": the log-likelihoods of preferences by the model that training began with, if they count."""
 
 
 def micro_batches(batch: Batch, n: int) -> Batch:

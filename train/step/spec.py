@@ -1,5 +1,6 @@
 """The specification of a training step: all that its program is made of. Shapes, shardings and numbers; no data."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,10 @@ from jaxgpt.params import by_module, named_params, with_params
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch
 from jaxgpt.train.step.optimizer import ADAPTER_RATE, PEAK_LR, lr_schedule, make_optimizer, rate_factors, warmup_steps
-from jaxgpt.train.step.step import Objective, Rates, TrainState, make_train_step, shape_at, state_shapes
+from jaxgpt.train.step.step import Objective, Preference, Rates, TrainState, make_train_step, shape_at, state_shapes
+
+OBJECTIVE_RATE = {"next-token": 1.0, "dpo": 0.05, "simpo": 0.05}
+"""Factors of the default learning rate. Preferences are learned at small ones; TRL's defaults differ by as much."""
 
 STEPS = 150
 """The default length of a run: minutes on two cores for the bundled model."""
@@ -41,7 +45,12 @@ class StepSpec:
     @property
     def context(self) -> int:
         """The number T of tokens of a row that are predicted."""
-        return self.batch.weights.shape[1]
+        return self.batch.weights.shape[-1]
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a batch that are predicted, with padding."""
+        return math.prod(self.batch.weights.shape)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -60,7 +69,10 @@ class StepSpec:
     @property
     def objective(self) -> Objective:
         """The loss that a step minimises, and the way to its gradient."""
-        return Objective(self.settings.label_smoothing, self.settings.accumulate, self.settings.remat)
+        settings, preference = self.settings, None
+        if settings.objective != "next-token":
+            preference = Preference(beta_of(settings), margin_of(settings))
+        return Objective(settings.label_smoothing, settings.accumulate, settings.remat, preference)
 
     def optimizer(self, trainable: dict[str, Any], step: int) -> optax.GradientTransformation:
         """Return the optimizer for what trains in the phase of the step after `step`."""
@@ -116,7 +128,7 @@ def make_step_spec(
         plan=plan,
         batch=batch_shapes(settings, mesh, config.n_positions, packed=packed),
         schedule=lr_schedule(steps, settings.warmup, settings.schedule),
-        peak_lr=settings.lr or PEAK_LR[settings.optimizer] / config.n_embd,
+        peak_lr=settings.lr or PEAK_LR[settings.optimizer] / config.n_embd * OBJECTIVE_RATE[settings.objective],
         rate_factors=factors,
     )
 
@@ -134,6 +146,20 @@ def batch_shapes(settings: Settings, mesh: Mesh, n_positions: int, *, packed: bo
         parts = f"{settings.accumulate} micro-batches (--accumulate) on " if settings.accumulate > 1 else ""
         raise InputError(f"--batch-size: {B} can't be divided over {parts}{batch_shards(mesh)} devices")
     sharding = batch_sharding(mesh)
-    ids = jax.ShapeDtypeStruct((B, T + 1), np.int32, sharding=sharding)
-    weights = jax.ShapeDtypeStruct((B, T), np.float32, sharding=sharding)
-    return Batch(ids, weights, ids if packed else None)
+    rows = (B,) if settings.objective == "next-token" else (B, 2)
+    ids = jax.ShapeDtypeStruct((*rows, T + 1), np.int32, sharding=sharding)
+    weights = jax.ShapeDtypeStruct((*rows, T), np.float32, sharding=sharding)
+    reference = jax.ShapeDtypeStruct(rows, np.float32, sharding=sharding) if settings.objective == "dpo" else None
+    return Batch(ids, weights, ids if packed else None, reference)
+
+
+def beta_of(settings: Settings) -> float:
+    """Return the factor of the reward."""
+    return settings.beta if settings.beta is not None else {"dpo": 0.1, "simpo": 2.0}[settings.objective]
+
+
+def margin_of(settings: Settings) -> float:
+    """Return how much more reward the better answer should have."""
+    if settings.objective == "dpo":
+        return 0.0
+    return settings.margin if settings.margin is not None else 0.5 * beta_of(settings)

@@ -1,6 +1,6 @@
 """The training step: one pure, jitted function from state and batch to state and metrics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from jaxgpt.loss import next_token_loss
+from jaxgpt.loss import next_token_loss, preference_loss
 from jaxgpt.mesh import replicated
 from jaxgpt.model.gpt import GPT
 from jaxgpt.params import by_module, param_name, with_params
@@ -79,6 +79,19 @@ def shape_at(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruc
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
+REWARDS = ("reward_margin", "reward_accuracy")
+"""What is measured of preferences: how much more reward the better answers have, and how often they have
+more; where both have the same, half."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """How two answers are compared; see `preference_loss`."""
+
+    beta: float
+    margin: float = 0.0
+
+
 @dataclass(frozen=True)
 class Objective:
     """The loss that a step minimises, and the way to its gradient."""
@@ -87,35 +100,64 @@ class Objective:
     accumulate: int = 1
     """Parts of a batch that are differentiated one after the other: the memory of one, the gradient of all."""
     remat: bool = False
+    preference: Preference | None = None
+    """How pairs of answers are compared; without, each next token is learned."""
 
     def loss_and_grads(
         self, model: GPT, state: TrainState, batch: Batch, key: Array | None
-    ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Return the mean loss of all tokens that count in the batch, and its gradient for what trains."""
-        weights = batch.weights
-        if weights is None:
-            weights = jnp.ones(batch.tokens[:, 1:].shape, jnp.float32)
-        total = jnp.maximum(weights.sum(), 1)
+    ) -> tuple[tuple[Float[Array, ""], Metrics], dict[str, Array]]:
+        """Return the mean loss of all that counts in the batch, what else is measured, and the gradient."""
+        if batch.weights is None:
+            batch = replace(batch, weights=jnp.ones(batch.tokens[:, 1:].shape, jnp.float32))
+        total = jnp.maximum(batch.weights.sum() if self.preference is None else n_pairs(batch), 1)
 
         def loss_of(trainable, part, key):
-            losses = next_token_loss(
-                with_params(model, trainable | state.frozen), part.tokens, segments=part.segments,
-                dropout_key=key, label_smoothing=self.label_smoothing, remat=self.remat,
-            )  # fmt: skip
-            return jnp.sum(losses * part.weights) / total
+            losses, measured = self.losses(with_params(model, trainable | state.frozen), part, key)
+            return jnp.sum(losses) / total, {name: jnp.sum(x) / total for name, x in measured.items()}
 
-        batch = Batch(batch.tokens, weights, batch.segments)
+        grad = jax.value_and_grad(loss_of, has_aux=True)
         if self.accumulate == 1:
-            return jax.value_and_grad(loss_of)(state.trainable, batch, key)
+            return grad(state.trainable, batch, key)
 
         def add(sums, part):
             i, part = part
             part_key = None if key is None else jax.random.fold_in(key, i)
-            return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss_of)(state.trainable, part, part_key)), None
+            return jax.tree.map(jnp.add, sums, grad(state.trainable, part, part_key)), None
 
-        zeros = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.trainable)
         parts = jnp.arange(self.accumulate), micro_batches(batch, self.accumulate)
+        measured = {} if self.preference is None else dict.fromkeys(REWARDS, jnp.float32(0))
+        zeros = (jnp.float32(0), measured), jax.tree.map(jnp.zeros_like, state.trainable)
         return jax.lax.scan(add, zeros, parts)[0]
+
+    def losses(self, model: GPT, batch: Batch, key: Array | None = None) -> tuple[Array, Metrics]:
+        """Return the losses of tokens "B T" or pairs "B", each times its weight, and what else is measured of pairs."""
+        smoothing = self.label_smoothing if self.preference is None else 0.0
+        flat = batch if self.preference is None else Batch(*(merge_pairs(x) for x in (batch.tokens, batch.weights)))
+        losses = next_token_loss(
+            model, flat.tokens, segments=flat.segments,
+            dropout_key=key, label_smoothing=smoothing, remat=self.remat,
+        )  # fmt: skip
+        losses = losses * flat.weights
+        if self.preference is None:
+            return losses, {}
+        losses, rewards = preference_loss(
+            -losses.sum(1).reshape(-1, 2), batch.weights.sum(2), batch.reference,
+            beta=self.preference.beta, margin=self.preference.margin, label_smoothing=self.label_smoothing,
+        )  # fmt: skip
+        counts = (batch.weights.sum((1, 2)) > 0).astype(jnp.float32)
+        margins = rewards[:, 0] - rewards[:, 1]
+        right = (1 + jnp.sign(margins)) / 2
+        return losses * counts, dict(zip(REWARDS, (margins * counts, right * counts), strict=True))
+
+
+def merge_pairs(x: Array) -> Array:
+    """Return the two texts of each row as rows of their own."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def n_pairs(batch: Batch) -> Float[Array, ""]:
+    """Count the preferences of a batch, without rows that fill it up."""
+    return jnp.sum(batch.weights.sum((1, 2)) > 0, dtype=jnp.float32)
 
 
 def make_train_step(
@@ -138,7 +180,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, rates: Rates) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if has_dropout else None
-        loss, grads = objective.loss_and_grads(model, state, batch, key)
+        (loss, measured), grads = objective.loss_and_grads(model, state, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         updates = {name: update * (rates.peak * rates.factors[name]) for name, update in updates.items()}
         trainable = optax.apply_updates(state.trainable, updates)
@@ -147,6 +189,7 @@ def make_train_step(
             "lr": rates.peak * schedule(state.step),
             "grad_norm": norm(grads),
             "updates": update_ratios(updates, state.trainable),  # unlike a lax.cond, it fuses, and costs nothing
+            **measured,
         }
         return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 
@@ -161,11 +204,27 @@ def update_ratios(updates: dict[str, Array], trainable: dict[str, Array]) -> dic
     }
 
 
-def make_eval_step(model: GPT) -> jax.stages.Wrapped:
-    """Return a function to the sum of the losses of a batch's tokens, each times its weight, and the sum of weights."""
+def make_eval_step(model: GPT, objective: Objective = Objective()) -> jax.stages.Wrapped:
+    """Return a function to the sum of a batch's losses without label smoothing, and of what counts: tokens or pairs.
 
-    def eval_step(params: dict[str, Array], batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        losses = next_token_loss(with_params(model, params), batch.tokens, segments=batch.segments)
-        return jnp.sum(losses * batch.weights), jnp.sum(batch.weights)
+    Of pairs it also sums how often the better answer has the higher reward.
+    """
+    objective = replace(objective, label_smoothing=0.0, remat=False)
+
+    def eval_step(params: dict[str, Array], batch: Batch) -> tuple[Float[Array, ""], ...]:
+        losses, measured = objective.losses(with_params(model, params), batch)
+        if objective.preference is None:
+            return jnp.sum(losses), jnp.sum(batch.weights)
+        return jnp.sum(losses), n_pairs(batch), jnp.sum(measured["reward_accuracy"])
 
     return jax.jit(eval_step)
+
+
+def make_reference_step(model: GPT) -> jax.stages.Wrapped:
+    """Return a function to the log-likelihoods "B 2" of a batch's answers."""
+
+    def reference_step(params: dict[str, Array], batch: Batch) -> Float[Array, "B 2"]:
+        losses = next_token_loss(with_params(model, params), merge_pairs(batch.tokens))
+        return -jnp.sum(losses * merge_pairs(batch.weights), 1).reshape(-1, 2)
+
+    return jax.jit(reference_step)
