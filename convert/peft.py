@@ -68,7 +68,11 @@ def with_adapter(params: Tensors, config: GPTConfig, folder: Path) -> tuple[dict
     weights = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise InputError(f"{folder}: the adapter's weights are missing: {' or '.join(ADAPTER_WEIGHTS)}")
-    found = {_bare(name): array for name, array in open_file(weights).items()}
+    found: dict[str, Any] = {}
+    for name, array in open_file(weights).items():
+        if (bare := _bare(name)) in found:
+            raise InputError(f"{folder}: {bare[:100]!r} appears twice in the adapter")
+        found[bare] = array
     if not found:
         raise InputError(f"{folder}: the adapter holds no tensors")
     if config.lora is not None or config.n_new_tokens:
