@@ -56,8 +56,13 @@ def test_a_message_is_one_line_whatever_the_names_in_it(name):
     assert escaped(str(caught.value), keep="\n") == str(caught.value)
 
 
-def test_a_message_is_not_longer_than_a_screen():
+def test_a_message_is_not_longer_than_a_screen(tmp_path, capsys):
     assert len(str(InputError("x" * 10**6))) < 5000
+    for name in ("x" * 10**5, "+" * 5000):
+        with pytest.raises(SystemExit) as ended, one_clear_line("train"):
+            (tmp_path / name).stat()
+        assert ended.value.code == 2
+        assert len(capsys.readouterr().err) < 5000
 
 
 def test_what_is_printed_steers_nothing_and_a_sample_only_where_nobody_looks():
@@ -426,3 +431,20 @@ def test_half_a_character_in_a_name_or_on_standard_input_is_refused(tmp_path, mo
     done = call("jaxgpt", "generate", "tiny", "--prompt=-", check=False)
     assert done.returncode == 2, done
     assert done.stderr == "jaxgpt: --prompt=-: standard input is not valid UTF-8\n"
+
+
+@pytest.mark.parametrize("form", ["hf", "orbax", "peft"])
+def test_a_disk_that_is_full_is_named_also_where_the_system_names_no_file(form, tmp_path, monkeypatch):
+    """As when files of a tokenizer are copied."""
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    base = ["--base=tiny"] if form == "peft" else []
+    if form == "peft":
+        monkeypatch.setattr("jaxgpt.convert.peft.write_peft_folder", lambda folder, *_: full(folder, folder))
+    done = call("convert", TINY, tmp_path / "out", f"--to={form}", *base, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"convert: {tmp_path / 'out'}: No space left on device\n"
+    assert [*tmp_path.iterdir()] == []

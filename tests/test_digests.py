@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -237,6 +238,21 @@ def test_a_damaged_model_is_named_by_every_command(run, small, tmp_path, program
     assert "Traceback" not in said
     assert not (tmp_path / "hf").exists()
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("when", ["compared", "opened", "an array is read"])
+def test_a_checkpoint_that_its_run_deletes_meanwhile_is_not_called_damaged(run, monkeypatch, when):
+    step, delete = run / "checkpoints" / "9", lambda *_, **__: shutil.rmtree(run / "checkpoints" / "9")
+    if when == "compared":
+        monkeypatch.setattr(digests, "_files", lambda folder: delete() or {})
+    if when == "opened":
+        monkeypatch.setattr("jaxgpt.convert.formats.orbax.check", delete)
+    arrays = jaxgpt.convert.read(run).params if when == "an array is read" else {}
+    if arrays:
+        delete()
+    act = arrays["ln_f.scale"].__array__ if arrays else lambda: jaxgpt.convert.read(run)
+    with pytest.raises(jaxgpt.InputError, match=re.escape(f"{step} was deleted while it was read")):
+        act()
 
 
 def test_moments_are_no_part_of_the_model(run, tmp_path):

@@ -303,7 +303,7 @@ HOSTILE = {
     "memory": ("{{ 'a' * 10**10 }}", "takes more than 512 MB of memory"),
     "a long text": ("{{ 'a'.ljust(10**8) }}", "writes more than"),
     "a long text behind system": (
-        "{% if messages[0].role == 'user' %}{{ 'a'.ljust(10**8) }}{% endif %}",
+        "{% if messages[0].role == 'system' %}{{ raise_exception('') }}{% endif %}{{ 'a'.ljust(10**8) }}",
         "writes more",
     ),
     "nothing of Python": ("{{ ().__class__.__base__.__subclasses__() }}", "fails (SecurityError"),
@@ -313,7 +313,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_has_the_limits_that_all_have(ours, name, monkeypatch):
     template, message = HOSTILE[name]
-    monkeypatch.setattr(ours.tokenizer, "chat_template", template)
+    monkeypatch.setattr(ours.tokenizer, "chat_template", template + "{{ messages[-1].content }}")
     chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     for begins_answer in (True, False):
         with pytest.raises(jaxgpt.InputError, match=re.escape(message)):

@@ -309,7 +309,7 @@ def test_resume_anyway_goes_on_with_another_run_and_says_so(train, texts, tmp_pa
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_step_texts_and_the_last_good_checkpoint(train):
     flags = ("--steps=30", "--lr=5", "--warmup=0", "--clip=1e9", "--checkpoint-every=1", "--freeze=full")
-    out, text = train(*flags, "--layer-lr-decay=1.0", r"--lr-scale", r"ln_f\.scale=1e17", check=False, page=True)
+    out, text = train(*flags, "--layer-lr-decay=1.0", "--lr-scale", ".*=1e9", check=False, page=True)
     found = re.search(r"train: (the loss|the gradient's norm) is (nan|inf) at step (\d+): training stops here", text)
     assert found, text
     step = int(found[3])

@@ -54,7 +54,7 @@ def generate(
 
     Raises:
         InputError: an empty prompt, ids that are no token of the model's, more tokens than its context, or a model
-            whose logits are NaN.
+            whose logits are not finite.
     """
     samplers = make_samplers(temperature, top_k, top_p, min_p, repetition_penalty)
     stream = Stream(
@@ -136,7 +136,7 @@ class Stream:
             new = to_host(state.added)[:, shown:count]  # cut on the host: each cut would be a program on the device
             if (new == NO_TOKEN).any():
                 raise InputError(
-                    "the model's logits are NaN: its weights are, or they overflow; jaxgpt check names them"
+                    "the model's logits are not finite: its weights are not, or they overflow; see jaxgpt check"
                 )
             yield new
             state, shown = replace(state, ended=state.ended | self._ended), count

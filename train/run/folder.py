@@ -78,6 +78,8 @@ class RunFolder:
         there = [path for path in self.files if path.exists() or path.is_symlink()]
         if not there:
             return
+        if resumes:
+            self._refuse_links(there)
         if not self.run_json.is_file():
             raise InputError(
                 f"--out: {self.folder} holds {there[0].name} but no run.json: it can't be resumed or "
@@ -88,8 +90,6 @@ class RunFolder:
                 f"--out: {self.folder} holds a run already: --resume goes on with it, --force deletes it and starts "
                 "over, --out=OTHER leaves it"
             )
-        if resumes:
-            self._refuse_links(there)
         steps = [path for path in self.checkpoints.glob("*") if path.name.isdecimal()]
         if resumes and steps and self.last_step is None:
             raise InputError(
