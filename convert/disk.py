@@ -2,7 +2,7 @@
 
 import contextlib
 import errno
-import glob
+import fcntl
 import json
 import math
 import os
@@ -116,23 +116,60 @@ def write_json(path: Path, fields: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def temporary_sibling(path: Path) -> Iterator[Path]:
-    """Provide a path beside `path`; what is not renamed is removed afterwards, also after an error."""
+    """Provide a path in a new folder beside `path`; what is not renamed is removed afterwards, also after an error.
+
+    A kill leaves the folder there. The next one who writes to `path` removes it: the lock on it went with its process.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    _remove_abandoned(path)
+    folder, lock = _locked_folder(path)
     try:
-        yield temporary
+        yield folder / path.name
     finally:
         for _ in range(50):  # Orbax's threads may go on writing for a moment after it has failed
-            leftovers = list(path.parent.glob(f"{glob.escape(temporary.name)}*"))
-            if not leftovers:
+            remove(folder, ignore_errors=True)
+            if not folder.exists():
                 break
-            for leftover in leftovers:
-                remove(leftover, ignore_errors=True)
             time.sleep(0.1)
+        os.close(lock)
+
+
+def _stem(path: Path) -> str:
+    """Return how names of temporary folders for `path` begin; it may itself be as long as a name can be."""
+    return f".{path.name.encode()[:200].decode(errors='ignore')}."
+
+
+def _locked_folder(path: Path) -> tuple[Path, int]:
+    """Make a temporary folder for `path`, and return it with the descriptor that locks it."""
+    while True:
+        folder = path.parent / f"{_stem(path)}{uuid.uuid4().hex[:8]}.tmp"
+        folder.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # taken for an abandoned one
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if folder.exists():
+                return folder, descriptor
+            os.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary folders for `path` whose processes have ended."""
+    name = re.compile(re.escape(_stem(path)) + r"[0-9a-f]{8}\.tmp")
+    for folder in path.parent.iterdir():
+        if not name.fullmatch(folder.name):
+            continue
+        with contextlib.suppress(OSError):  # somebody else's, no folder, or in use
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def publish(temporary: Path, path: Path, *, replaces: bool) -> None:
-    """Rename the finished `temporary` to `path`.
+    """Rename the finished `temporary` to `path`; what was there, if it may go, is there until then.
 
     Args:
         replaces: whether what is there may go; it is removed after the new one has its place.
@@ -140,7 +177,19 @@ def publish(temporary: Path, path: Path, *, replaces: bool) -> None:
     Raises:
         InputError: something is there, such as what another process wrote meanwhile, and is not to be replaced.
     """
-    old = path.with_name(f"{temporary.name}.old")
+    if replaces and path.exists() and _exchange(temporary, path):
+        remove(temporary, ignore_errors=True)
+    else:
+        _rename(temporary, path, replaces)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename(temporary: Path, path: Path, replaces: bool) -> None:
+    old = path.with_name(f"{_stem(path)}{uuid.uuid4().hex[:8]}.old")
     if replaces and path.exists():
         path.rename(old)
     try:
@@ -155,11 +204,15 @@ def publish(temporary: Path, path: Path, *, replaces: bool) -> None:
             raise _taken(path) from None
         raise
     remove(old, ignore_errors=True)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths at once, and return True where the system can do that, as Linux."""
+    import ctypes  # late: few need it
+
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _rename_file_to_nothing(temporary: Path, path: Path) -> None:

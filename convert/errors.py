@@ -64,11 +64,11 @@ def writing(path: Path) -> Iterator[None]:
 def what_failed(error: OSError) -> str:
     """Return the file and what the operating system says of it, in one line."""
     if not error.strerror:
-        return escaped(str(error))
+        return _cut(escaped(str(error)))
     name = error.filename
     if isinstance(name, bytes):
         name = name.decode("utf-8", "surrogateescape")
-    return escaped(f"{name}: {error.strerror}" if name else error.strerror)
+    return _cut(escaped(f"{name}: {error.strerror}" if name else error.strerror))
 
 
 def _cut(line: str) -> str:

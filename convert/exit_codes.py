@@ -12,6 +12,8 @@ class ExitCode(IntEnum):
     """A check failed, a loss was not finite, or a step does not fit into memory: the answer is no."""
     MISTAKE = 2
     """The command can't be carried out as it was given; nothing was written."""
+    FAULT = 70
+    """A fault of jaxgpt itself, whatever the input: `EX_SOFTWARE` of sysexits.h."""
     DISK = 74
     """A run's folder can't be written to any more: `EX_IOERR` of sysexits.h."""
     STOPPED = 75

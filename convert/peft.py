@@ -19,7 +19,7 @@ from jaxgpt.convert.formats import safetensors
 from jaxgpt.convert.json_input import read_json
 from jaxgpt.convert.layout import relayout, shape_of, swap
 from jaxgpt.convert.mapping import same
-from jaxgpt.convert.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HUB_NAME
+from jaxgpt.convert.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HUB_NAME, check_link
 
 FILES = (ADAPTER_CONFIG, "README.md", *ADAPTER_WEIGHTS)
 """Names of the files in such a folder, beside a tokenizer's."""
@@ -48,7 +48,7 @@ def base_of(folder: Path) -> str:
     Raises:
         InputError: the adapter names none, or a path, which is not followed: a file must not choose what is opened.
     """
-    name = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    name = _settings(folder).get("base_model_name_or_path")
     if isinstance(name, str) and HUB_NAME.fullmatch(name) and not Path(name).exists():
         return name
     where = f"it was made for {name!r}" if isinstance(name, str) and name else "it does not say for which model"
@@ -57,18 +57,27 @@ def base_of(folder: Path) -> str:
     )
 
 
+def _settings(folder: Path) -> dict[str, Any]:
+    check_link(folder / ADAPTER_CONFIG, folder)
+    return read_json(folder / ADAPTER_CONFIG)
+
+
 def with_adapter(params: Tensors, config: GPTConfig, folder: Path) -> tuple[dict[str, Any], GPTConfig]:
     """Return the parameters and the config of a model with an adapter on it.
 
     Raises:
         InputError: the adapter is of a kind that is not computed here, or does not fit the model.
     """
-    said = read_json(folder / ADAPTER_CONFIG)
+    said = _settings(folder)
     _refuse_other_kinds(folder, said)
     weights = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise InputError(f"{folder}: the adapter's weights are missing: {' or '.join(ADAPTER_WEIGHTS)}")
-    found = {_bare(name): array for name, array in open_file(weights).items()}
+    found: dict[str, Any] = {}
+    for name, array in open_file(weights).items():
+        if (bare := _bare(name)) in found:
+            raise InputError(f"{folder}: {bare[:100]!r} appears twice in the adapter")
+        found[bare] = array
     if not found:
         raise InputError(f"{folder}: the adapter holds no tensors")
     if config.lora is not None or config.n_new_tokens:

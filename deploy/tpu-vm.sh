@@ -79,7 +79,7 @@ PYTHONUNBUFFERED=1 venv/bin/python -m train "$@" &
 echo $! > train.pid
 wait $!
 code=$?
-exit $((code == 1 || code == 2 ? code + 100 : code))'
+exit $((code == 1 || code == 2 || code == 70 ? code + 100 : code))'
 
 train() { on_all_hosts "$TRAIN" train --out="bucket/runs/$NAME" "$@" --coordinator=auto --resume; }
 
@@ -116,7 +116,7 @@ while true; do
       tpu delete "$NAME" || say "$NAME is still there and costs money"
       exit 0
       ;;
-    10[12]-READY)
+    101-READY | 102-READY | 170-READY)
       code=$((code - 100))
       say "trying again would not help (exit code $code); $NAME is still there and costs money"
       exit "$code"

@@ -1,6 +1,6 @@
 """python -m train: the same as `jaxgpt train`, wherever jaxgpt is installed and no other train.py is nearer."""
 
-from jaxgpt.train.__main__ import main
+from jaxgpt.__main__ import train
 
 if __name__ == "__main__":
-    main()
+    train()

@@ -1,16 +1,11 @@
 """The command `jaxgpt`, also `python -m jaxgpt`: it calls the command that is named."""
 
+import contextlib
 import importlib
+import signal
 import sys
-from collections.abc import Sequence
-
-from jaxgpt.convert.command_line.console import show
-from jaxgpt.convert.command_line.flags import flags_of
-from jaxgpt.convert.command_line.mistakes import one_clear_line
-from jaxgpt.convert.command_line.parser import version
-from jaxgpt.convert.command_line.process import prepare_process
-from jaxgpt.convert.errors import InputError, did_you_mean
-from jaxgpt.convert.exit_codes import ExitCode
+import threading
+from collections.abc import Iterator, Sequence
 
 COMMANDS = {
     "train": ("jaxgpt.train.__main__", "fine-tune a model, or only what --freeze leaves trainable"),
@@ -42,11 +37,17 @@ MODEL is tiny (bundled), a folder, a file, a training run, or a hub name such as
 def main(arguments: Sequence[str] | None = None) -> None:
     """Carry out a command line; a mistake of the user's is one message and exit code 2."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name == "train":  # it answers signals by itself
-        from jaxgpt.train.__main__ import main as train
-
+    if name == "train":
         train(rest)
         return
+    with quiet_interrupts():
+        from jaxgpt.convert.command_line.console import show
+        from jaxgpt.convert.command_line.flags import flags_of
+        from jaxgpt.convert.command_line.mistakes import one_clear_line
+        from jaxgpt.convert.command_line.parser import version
+        from jaxgpt.convert.command_line.process import prepare_process
+        from jaxgpt.convert.errors import InputError, did_you_mean
+        from jaxgpt.convert.exit_codes import ExitCode
     prepare_process()
     with one_clear_line("jaxgpt"):
         if name in ("-h", "--help", "--help-all"):
@@ -60,9 +61,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f"there is no command {name!r}{meant or listed}")
     if name not in COMMANDS:
         sys.exit(ExitCode.OK)
-    command = importlib.import_module(COMMANDS[name][0])
+    with quiet_interrupts():
+        command = importlib.import_module(COMMANDS[name][0])
     with one_clear_line("jaxgpt", flags_of(command.PARSER.command)):
         sys.exit(command.main(rest))
+
+
+def train(arguments: Sequence[str] | None = None) -> None:
+    """Carry out `jaxgpt train`, which answers signals by itself once it is imported."""
+    with quiet_interrupts():
+        from jaxgpt.train.__main__ import main
+    main(arguments)
+
+
+def convert(arguments: Sequence[str] | None = None) -> None:
+    """Carry out `jaxgpt convert`."""
+    main(["convert", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+@contextlib.contextmanager
+def quiet_interrupts() -> Iterator[None]:
+    """Let Ctrl-C end the process without a traceback while packages are imported: nothing has begun."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

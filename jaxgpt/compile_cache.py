@@ -1,6 +1,7 @@
 """XLA's persistent compilation cache, beside the cache of tokens: a program that was compiled once is loaded."""
 
 import os
+import warnings
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ MOST_BYTES = 2 * 10**9
 
 
 def use_compile_cache(is_wanted: bool = True) -> None:
-    """Keep compiled programs on disk, and look for them there; safe between processes.
+    """Keep compiled programs on disk, and look for them there; safe between processes. A full disk keeps none.
 
     Nothing is changed where JAX_COMPILATION_CACHE_DIR names a cache already, or the folder can't be written.
     """
@@ -30,6 +31,7 @@ def use_compile_cache(is_wanted: bool = True) -> None:
             return
     except (OSError, InputError):
         return
+    warnings.filterwarnings("ignore", "Error (writing|reading) persistent compilation cache", UserWarning)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

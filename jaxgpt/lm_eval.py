@@ -25,6 +25,7 @@ from jaxgpt.evaluation.score import score
 from jaxgpt.model.gpt import GPT
 from jaxgpt.params import count_params
 from jaxgpt.pretrained import from_pretrained
+from jaxgpt.templates import Request, Written, write_chats
 from jaxgpt.tokenizer import load_tokenizer
 from jaxgpt.vocab import match_tokenizer
 
@@ -107,22 +108,23 @@ class JaxGPT(TemplateLM):
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return the conversation as text by the template; without a system role if the template has none."""
-        from jinja2 import TemplateError
+        """Return the conversation as text by the template; without a system role if the template has none.
 
-        def apply(history):
-            return self.tokenizer.apply_chat_template(
-                history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
+        Raises:
+            InputError: the template fails, or takes too much time or memory.
+        """
 
-        try:
-            return apply(chat_history)
-        except TemplateError:
+        def apply(chat: list[dict[str, str]]) -> Written | InputError:
+            request = Request(chat, answer=add_generation_prompt, continues=not add_generation_prompt)
+            return write_chats(self.tokenizer, [request])[0]
+
+        found = apply(chat_history)
+        if isinstance(found, InputError):
             log.warning("the chat template can't be applied; trying again without the system role")
-            return apply([message for message in chat_history if message["role"] != "system"])
+            found = apply([message for message in chat_history if message["role"] != "system"])
+        if isinstance(found, InputError):
+            raise found
+        return found.text
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what the harness writes beside results."""

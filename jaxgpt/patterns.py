@@ -1,5 +1,6 @@
 """Regular expressions of users, matched within a time limit: some would go back and forth over a name for ever."""
 
+import math
 import re
 import time
 from collections.abc import Iterable
@@ -14,6 +15,9 @@ SECONDS = 1.0
 LONGEST = 10_000
 """Letters of a pattern, at most."""
 
+
+COUNT, MOST_WRITTEN_OUT = re.compile(r"\{([0-9]+)"), 10**6
+"""The least count of a repetition, as in `.{3,5}`, so often is it compiled; and letters of a pattern that is so."""
 
 OTHERWISE = re.compile(r"\[\[?:|\{(?![0-9]*,?[0-9]*\})")
 """Text that is letters to Python, and something else to `regex`."""
@@ -33,6 +37,8 @@ class Pattern:
                 raise ValueError(f"it is longer than {LONGEST:,} letters")
             if found := OTHERWISE.search(text):
                 raise ValueError(f"{found[0]} has a meaning in other languages only")
+            if math.prod(max(1, int(n)) for n in COUNT.findall(text)) * len(text) > MOST_WRITTEN_OUT:
+                raise ValueError(f"with its repetitions written out it has more than {MOST_WRITTEN_OUT:,} letters")
             re.compile(text)  # whose syntax counts
             self._compiled = regex.compile(text)
         except (re.error, regex.error, ValueError, TypeError, RecursionError, OverflowError) as error:

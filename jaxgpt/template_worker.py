@@ -62,7 +62,8 @@ def _answer(render: Any, request: dict[str, Any], item: dict[str, Any]) -> tuple
     try:
         texts, indices = render(
             conversations=[item["chat"]], tools=item["tools"], chat_template=request["template"],
-            return_assistant_tokens_mask=request["marks"], add_generation_prompt=item["answer"], **request["variables"],
+            return_assistant_tokens_mask=request["marks"], add_generation_prompt=item["answer"],
+            continue_final_message=item["continues"], **request["variables"],
         )  # fmt: skip
         most = MOST_WRITTEN + GROWTH * n_letters
         if len(texts[0]) > most:

@@ -34,6 +34,8 @@ class Request:
     tools: Sequence[Any] = ()
     answer: bool = False
     """True to end where the assistant's next message begins."""
+    continues: bool = False
+    """True to end with the last message's content, so that it can be gone on with."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ def _pickled(asked: dict[str, Any], requests: Sequence[Request]) -> bytes | Inpu
             n_letters = sum(size for _, size in chat) + len(pickle.dumps(request.tools))
             items.append({
                 "chat": [shown for shown, _ in chat], "tools": list(request.tools) or None, "answer": request.answer,
-                "letters": n_letters,
+                "continues": request.continues, "letters": n_letters,
             })  # fmt: skip
         return pickle.dumps(asked | {"items": items})
     except RecursionError:

@@ -6,15 +6,18 @@ What is damaged here lies in runs, caches and paths; `test_refusals.py` has the 
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, call
+from conftest import ROOT, TINY, call
 
 import jaxgpt
+from jaxgpt.__main__ import quiet_interrupts
 from jaxgpt.chat import render
 from jaxgpt.commands import generate
 from jaxgpt.convert.command_line.console import for_terminal, say, show
@@ -53,8 +56,13 @@ def test_a_message_is_one_line_whatever_the_names_in_it(name):
     assert escaped(str(caught.value), keep="\n") == str(caught.value)
 
 
-def test_a_message_is_not_longer_than_a_screen():
+def test_a_message_is_not_longer_than_a_screen(tmp_path, capsys):
     assert len(str(InputError("x" * 10**6))) < 5000
+    for name in ("x" * 10**5, "+" * 5000):
+        with pytest.raises(SystemExit) as ended, one_clear_line("train"):
+            (tmp_path / name).stat()
+        assert ended.value.code == 2
+        assert len(capsys.readouterr().err) < 5000
 
 
 def test_what_is_printed_steers_nothing_and_a_sample_only_where_nobody_looks():
@@ -124,7 +132,7 @@ def test_a_fault_of_ours_says_what_to_report(capsys, tmp_path):
     with pytest.raises(SystemExit) as ended, one_clear_line("convert"):
         {}[f"key{FORGED}"]
     said = capsys.readouterr().err
-    assert ended.value.code == 1
+    assert ended.value.code == 70
     assert "test_boundary.py" in said  # the traceback
     assert said.splitlines()[-1].startswith("convert: a fault of jaxgpt, and not of your input (KeyError: ")
     assert not steers(said)
@@ -132,10 +140,67 @@ def test_a_fault_of_ours_says_what_to_report(capsys, tmp_path):
         log_to(tmp_path)
         {}["key"]
     said = capsys.readouterr().err
-    assert ended.value.code == 1
+    assert ended.value.code == 70
     assert said.count("\n") == 1
     assert f"please report it with {tmp_path / 'run.log'}" in said
     assert "Traceback" in (tmp_path / "run.log").read_text()
+
+
+BRIDGE = {"__name__": "jax._src.xla_bridge"}
+IMPORT = {"__name__": "jax"}
+ENVIRONMENTS = {
+    "JAX_PLATFORMS=nonsense": (BRIDGE, "raise RuntimeError('Unable to initialize backend \\'a\\': no\\nsecond')"),
+    "JAX_PLATFORMS=cuda": (BRIDGE, "assert False"),
+    "JAX_ENABLE_X64=maybe": (IMPORT, "raise ValueError('invalid truth value')"),
+    "JAX_NUM_CPU_DEVICES=abc": (IMPORT, "int('abc')"),
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_an_environment_that_jax_refuses_is_no_fault_of_ours(name, capsys):
+    """As when JAX is imported or looks for its devices; that its modules are so named is looked at below."""
+    namespace, code = ENVIRONMENTS[name]
+    with pytest.raises(SystemExit) as ended, one_clear_line("jaxgpt"):
+        exec(code, dict(namespace))
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("jaxgpt: JAX can't start here (")
+    assert said.endswith("): see the variables JAX_* and XLA_*\n")
+    assert said.count("\n") == 1
+
+
+def test_jax_looks_for_its_devices_where_it_is_expected_to(capsys):
+    from jax._src import xla_bridge
+
+    assert xla_bridge.__name__ == BRIDGE["__name__"]
+    with pytest.raises(SystemExit) as ended, one_clear_line("jaxgpt"):
+        xla_bridge.get_backend("nonsense")
+    assert ended.value.code == 2
+    assert "JAX can't start here (Unknown backend nonsense" in capsys.readouterr().err
+
+
+def test_ctrl_c_among_imports_ends_the_process_without_a_traceback():
+    """Before and after it raises KeyboardInterrupt as ever; a program that ignores it goes on doing so."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for handler, inside in ((signal.default_int_handler, signal.SIG_DFL), (signal.SIG_IGN, signal.SIG_IGN)):
+            signal.signal(signal.SIGINT, handler)
+            with quiet_interrupts():
+                assert signal.getsignal(signal.SIGINT) == inside
+            assert signal.getsignal(signal.SIGINT) == handler
+            with pytest.raises(KeyError), quiet_interrupts():
+                raise KeyError
+            assert signal.getsignal(signal.SIGINT) == handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_nothing_is_imported_before_ctrl_c_is_quiet():
+    """The traceback of an interrupted import is long: only Python's own modules come first."""
+    code = "import sys; import jaxgpt.__main__; print(*(m for m in ('numpy', 'jaxgpt.convert') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == []
+    assert done.returncode == 0
 
 
 def test_a_panic_of_a_library_in_rust_is_no_fault_of_ours(capsys):
@@ -366,3 +431,20 @@ def test_half_a_character_in_a_name_or_on_standard_input_is_refused(tmp_path, mo
     done = call("jaxgpt", "generate", "tiny", "--prompt=-", check=False)
     assert done.returncode == 2, done
     assert done.stderr == "jaxgpt: --prompt=-: standard input is not valid UTF-8\n"
+
+
+@pytest.mark.parametrize("form", ["hf", "orbax", "peft"])
+def test_a_disk_that_is_full_is_named_also_where_the_system_names_no_file(form, tmp_path, monkeypatch):
+    """As when files of a tokenizer are copied."""
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    base = ["--base=tiny"] if form == "peft" else []
+    if form == "peft":
+        monkeypatch.setattr("jaxgpt.convert.peft.write_peft_folder", lambda folder, *_: full(folder, folder))
+    done = call("convert", TINY, tmp_path / "out", f"--to={form}", *base, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"convert: {tmp_path / 'out'}: No space left on device\n"
+    assert [*tmp_path.iterdir()] == []

@@ -1,6 +1,7 @@
 """The converter: bitwise both ways, strict about everything, and nothing left behind when it fails."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -338,6 +339,64 @@ def test_a_failed_write_leaves_nothing_whatever_its_name(tmp_path, name):
     with pytest.raises(OSError, match="full"):
         fail_half_way()
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["out[1]", "a\nb", "x" * 250, "é" * 120])
+def test_what_a_kill_left_goes_with_the_next_write_and_what_is_in_use_stays(tmp_path, name):
+    path = tmp_path / name
+    dead, lock = disk._locked_folder(path)
+    (dead / "part").write_text("half")
+    os.close(lock)  # as the end of its process does
+    alive, lock = disk._locked_folder(path)
+    (tmp_path / "mine").mkdir()
+    link, file = (dead.with_name(f"{disk._stem(path)}{digits}.tmp") for digits in ("0" * 8, "1" * 8))
+    link.symlink_to("mine")
+    file.write_text("mine")
+    with disk.temporary_sibling(path) as temporary:
+        assert not dead.exists()
+        temporary.write_text("whole")
+        disk.publish(temporary, path, replaces=False)
+    os.close(lock)
+    assert path.read_text() == "whole"
+    assert {*tmp_path.iterdir()} == {path, alive, link, file, tmp_path / "mine"}
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("old", ["file", "folder", "empty folder"])
+@pytest.mark.parametrize("new", ["file", "folder"])
+def test_what_is_replaced_is_there_until_the_new_one_is(tmp_path, monkeypatch, can_exchange, old, new):
+    if not can_exchange:
+        monkeypatch.setattr(disk, "_exchange", lambda one, other: False)
+    path, there = tmp_path / "new", tmp_path / "there"
+    for one, kind in ((path, new), (there, old)):
+        if kind == "file":
+            one.write_text(one.name)
+        else:
+            one.mkdir()
+            if kind == "folder":
+                (one / "x").write_text(one.name)
+    disk.publish(path, there, replaces=True)
+    assert (there if new == "file" else there / "x").read_text() == "new"
+    assert [*tmp_path.iterdir()] == [there]
+
+
+@pytest.mark.parametrize("form", ["hf", "orbax", "lesson"])
+def test_a_killed_conversion_leaves_the_old_target_and_a_later_one_tidies_up(tmp_path, form):
+    """Killed when all is written and compared, or half-way: nothing is under the final name but the old one."""
+    out = tmp_path / ("out.pt" if form == "lesson" else "out")
+    told = ["--n-head=4", "--activation=gelu_new"] if form == "lesson" else []
+    call("convert", TINY, out, f"--to={form}")
+    before = call("convert", out, *told).stdout
+    for killed in ("export._compare", "disk._exchange"):
+        code = f"import os, jaxgpt.convert.export as export, jaxgpt.convert.disk as disk\n{killed} = lambda *_, **__: "
+        code += f"os.kill(os.getpid(), 9)\n{forked.CONVERT}"
+        done = forked.run(code, TINY, out, f"--to={form}", "--dtype=float32", "--force", imports=forked.CONVERSION)
+        assert done.returncode == -9, (killed, done.stderr)
+        assert call("convert", out, *told).stdout == before
+        assert len([*tmp_path.iterdir()]) == 2
+    call("convert", TINY, out, f"--to={form}", "--force")
+    assert call("convert", out, *told).stdout == before
+    assert [*tmp_path.iterdir()] == [out]
 
 
 def test_convert_needs_neither_torch_nor_flax_nor_transformers(tmp_path):

@@ -36,7 +36,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXAMPLE = {"BUCKET": "some-bucket", "IMAGE": "registry/jaxgpt:1", "PROJECT": "some-project"}
 """Values for what the user fills in."""
 
-USER_ERRORS = {ExitCode.FAILED, ExitCode.MISTAKE}
+LASTING = {ExitCode.FAILED, ExitCode.MISTAKE, ExitCode.FAULT}
 ABORTED = 128 + signal.SIGABRT
 """How JAX ends a process that has lost the others."""
 """Exit codes after which the same command line would end in the same way."""
@@ -235,7 +235,7 @@ def test_a_run_that_stopped_on_a_tpu_vm_that_is_still_there_goes_on_there(machin
     assert machine.verbs() == [*MADE, *AGAIN * 3, "delete"]
 
 
-@pytest.mark.parametrize("code", sorted(USER_ERRORS))
+@pytest.mark.parametrize("code", sorted(LASTING))
 def test_a_mistake_on_a_tpu_vm_is_not_tried_again(machine, code):
     done = tpu_vm(machine, train=[code, 0])
     assert done.returncode == code
@@ -346,7 +346,7 @@ def sbatch() -> dict[str, str]:
     return {line.partition("=")[0]: line.partition("=")[2] for line in lines}
 
 
-@pytest.mark.parametrize("code", [0, ExitCode.STOPPED, ABORTED, ExitCode.DISK, *sorted(USER_ERRORS), 137])
+@pytest.mark.parametrize("code", [0, ExitCode.STOPPED, ABORTED, ExitCode.DISK, *sorted(LASTING), 137])
 def test_a_slurm_job_queues_itself_again_if_it_was_stopped_or_lost_others_and_only_then(machine, code):
     job = {"SLURM_JOB_ID": "4711", "VENV": "/some/venv"}
     done = machine.run("bash", DEPLOY / "slurm.sbatch", *SBATCH_FLAGS, plan={"srun": [code]}, **job)
@@ -440,7 +440,7 @@ def test_the_job_set_fails_for_a_mistake_and_starts_again_for_all_else():
     assert [(lost["action"], lost["onPodConditions"][0]["type"])] == [("Count", "DisruptionTarget")]
     assert mistake["action"] == "FailJob"
     assert mistake["onExitCodes"]["operator"] == "In"
-    assert {*mistake["onExitCodes"]["values"]} == USER_ERRORS
+    assert {*mistake["onExitCodes"]["values"]} == LASTING
     assert mistake["onExitCodes"]["containerName"] in [container["name"] for container in pod["containers"]]
     assert job["backoffLimit"] == 0, "the others would wait for the one that is started again"
     assert pod["restartPolicy"] == "Never", "as podFailurePolicy wants"

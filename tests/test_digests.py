@@ -4,7 +4,9 @@ import contextlib
 import gc
 import json
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -129,11 +131,59 @@ def test_pieces_of_a_large_file_are_compared_by_several_processes(tmp_path, monk
     (tmp_path / "params" / "large").write_bytes(np.random.default_rng(0).bytes(3 * 2**20 + 5))
     digests.write_digests(tmp_path)
     told = json.loads((tmp_path / "digests.json").read_text())
-    assert len(told["files"]["params/large"]["crc32"]) == 4
+    assert len(told["files"]["params/large"]["xxh3_64"]) == 4
     assert find_damage(tmp_path) == ""
     flip(tmp_path / "params" / "large", 0.5)
     found = [find_damage(tmp_path, share=(index, 3)) for index in range(3)]
     assert sorted(found) == ["", "", "params/large is not what was written"]
+
+
+def with_crc32(step: Path) -> None:
+    """Give a checkpoint the digests that version 0.1 wrote at first: a CRC-32 of each piece."""
+    told = json.loads((step / "digests.json").read_text())
+    for name, file in told["files"].items():
+        pieces = file.pop("xxh3_64")
+        assert len(pieces) <= 1  # a small file
+        file["crc32"] = [f"{zlib.crc32((step / name).read_bytes()):08x}" for _ in pieces]
+    (step / "digests.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+def test_digests_of_the_earlier_kind_are_compared_too(run):
+    step = run / "checkpoints" / "9"
+    with_crc32(step)
+    assert find_damage(step, step=9) == ""
+    for item in ("params", "opt_state"):
+        file = largest(step / item)
+        flip(file, 0.5)
+        assert find_damage(step, step=9) == f"{file.relative_to(step)} is not what was written"
+        flip(file, 0.5)
+    assert find_damage(step, step=9) == ""
+
+
+@pytest.mark.parametrize("change", [{"xxh3_65": []}, {"crc32": []}, {"xxh3_64": [0.5]}, {"xxh3_64": ["0" * 10**6]}])
+def test_digests_of_no_known_kind_or_of_two_are_damage(run, change):
+    path = run / "checkpoints" / "9" / "digests.json"
+    told = json.loads(path.read_text())
+    file = next(file for file in told["files"].values() if file["bytes"])
+    if "xxh3_65" in change:
+        del file["xxh3_64"]
+    file.update(change)
+    path.write_text(json.dumps(told, indent=2) + "\n")
+    assert find_damage(path.parent, step=9)
+
+
+def test_digests_are_made_where_nothing_can_be_mapped(run, monkeypatch):
+    """Some file systems do not; an empty or a shorter file can't be."""
+    step = run / "checkpoints" / "9"
+    before = (step / "digests.json").read_bytes()
+    (step / "digests.json").unlink()
+
+    def refuse(*_, **how):
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr(digests.mmap, "mmap", refuse)
+    digests.write_digests(step, 9)
+    assert (step / "digests.json").read_bytes() == before
 
 
 # what commands do
@@ -188,6 +238,21 @@ def test_a_damaged_model_is_named_by_every_command(run, small, tmp_path, program
     assert "Traceback" not in said
     assert not (tmp_path / "hf").exists()
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("when", ["compared", "opened", "an array is read"])
+def test_a_checkpoint_that_its_run_deletes_meanwhile_is_not_called_damaged(run, monkeypatch, when):
+    step, delete = run / "checkpoints" / "9", lambda *_, **__: shutil.rmtree(run / "checkpoints" / "9")
+    if when == "compared":
+        monkeypatch.setattr(digests, "_files", lambda folder: delete() or {})
+    if when == "opened":
+        monkeypatch.setattr("jaxgpt.convert.formats.orbax.check", delete)
+    arrays = jaxgpt.convert.read(run).params if when == "an array is read" else {}
+    if arrays:
+        delete()
+    act = arrays["ln_f.scale"].__array__ if arrays else lambda: jaxgpt.convert.read(run)
+    with pytest.raises(jaxgpt.InputError, match=re.escape(f"{step} was deleted while it was read")):
+        act()
 
 
 def test_moments_are_no_part_of_the_model(run, tmp_path):

@@ -47,7 +47,7 @@ main()
         ("run.tmp", "run.tmp", "there is no checkpoint there"),
         ("metrics.jsonl", "metrics.jsonl", "there is no checkpoint there"),
         ("digests.json", "checkpoints/4.orbax-checkpoint-tmp/digests.json", "there is no checkpoint there"),
-        (".report.html", "report.html", "the newest checkpoint is that of step 9"),
+        ("report.html", "report.html", "the newest checkpoint is that of step 9"),
     ],
 )
 def test_a_disk_that_is_full_at(small, whole_run, tmp_path, written, named, kept):

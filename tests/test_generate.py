@@ -7,6 +7,7 @@ from conftest import call, random_tokens, run
 from transformers import GPT2LMHeadModel
 
 import jaxgpt
+from jaxgpt.params import named_params, with_params
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +260,12 @@ def test_the_command_line_says_only_what_the_tokenizer_knows(tmp_path, tiny, cut
     refused = call("jaxgpt", "generate", tmp_path / "other", check=False)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "the tokenizer has 4,161 tokens, the model only 4,160 embedding rows" in refused.stderr
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "top_k": 5, "num_samples": 2}])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_model_that_is_not_finite_is_said_and_writes_nothing(tiny, settings, broken):
+    params = dict(named_params(tiny[0]))
+    params["ln_f.scale"] = params["ln_f.scale"].at[0].set(broken)
+    with pytest.raises(jaxgpt.InputError, match="the model's logits are not finite: its weights are not"):
+        jaxgpt.generate(with_params(tiny[0], params), [[1, 2, 3]], max_new_tokens=4, **settings)

@@ -62,6 +62,21 @@ def test_what_is_no_pattern_is_refused(pattern):
             act(pattern)
 
 
+WRITTEN_OUT = [
+    ".{1000000000}", "a{10000000,}", "(?:(?:(?:.{99}){99}){99}){99}", "(?=.{9999999})", "(?:" + "a" * 9000 + "){1000}",
+    "[a-z]{" + "9" * 5000 + "}",
+]  # fmt: skip
+"""Patterns of which the engine makes as many copies as they count: gigabytes."""
+
+
+@pytest.mark.parametrize("pattern", WRITTEN_OUT)
+def test_a_pattern_that_is_large_when_it_is_written_out_is_refused(pattern, monkeypatch):
+    monkeypatch.setattr("jaxgpt.patterns.regex.compile", None)
+    for act in (Pattern, make_capture, lambda text: freeze.parse(f"lora:on={text}", jaxgpt.GPTConfig())):
+        with pytest.raises(InputError, match="is not a regular expression"):
+            act(pattern)
+
+
 def test_patterns_mean_what_they_mean_to_python():
     names = ["tok_emb.embedding", "blocks.0.mlp.fc1.kernel", "blocks.10.mlp.fc1.bias", "ln_f.scale"]
     for text in (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from runs import without_digests
 
 import jaxgpt
 from jaxgpt.convert.errors import InputError
+from jaxgpt.train.run.folder import RunFolder
+from jaxgpt.train.settings import Settings
 
 SECRET = "elsewhere"
 
@@ -106,6 +109,46 @@ def test_the_cache_of_the_hub_is_followed_also_by_another_name(folder, tmp_path)
         assert len(jaxgpt.load_tokenizer(path)) == 4096
         call("convert", path, tmp_path / "out", "--to=hf", "--force")
         assert json.loads((tmp_path / "out" / "config.json").read_text())["n_layer"] > 0
+
+
+IN_A_RUN = [
+    "run.json", "metrics.jsonl", "updates.jsonl", "samples.md", "report.html", "trackers.json", "checkpoints", "plots",
+    "tokenizer", "tensorboard", "mlflow", "wandb/last_step", "mlflow/mlflow.db", "checkpoints/9", "plots/loss.png",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "nothing", "r"])
+def test_nothing_is_written_through_a_link_in_a_run_that_is_resumed(whole_run, tmp_path, target):
+    """The run may be a stranger's; links of its own, such as W&B's, stay."""
+    out = Path(shutil.copytree(whole_run, tmp_path / "r"))
+    (tmp_path / "elsewhere").mkdir()
+    folder, flags = RunFolder(out), Settings(out=out, resume=True)
+    folder.check(flags)
+    (out / "wandb" / "run-1").mkdir(parents=True)
+    (out / "wandb" / "latest-run").symlink_to("run-1")
+    folder.check(flags)
+    for name in IN_A_RUN:
+        path = out / name
+        path.parent.mkdir(exist_ok=True)
+        aside = path.rename(tmp_path / "aside") if path.exists() else None
+        path.symlink_to(tmp_path / target if target != "r" else path.name)  # the last one is a link to itself
+        if target != "r":
+            with pytest.raises(InputError, match=re.escape(f"{path} is a link to {tmp_path / target}, outside of")):
+                folder.check(flags)
+        path.unlink()
+        if aside is not None:
+            aside.rename(path)
+    folder.check(flags)
+
+
+def test_what_a_kill_left_is_not_written_through_either(whole_run, tmp_path):
+    out = Path(shutil.copytree(whole_run, tmp_path / "r"))
+    (tmp_path / "mine").write_text("mine")
+    for name in ("trackers.tmp", "metrics.tmp", "run.tmp"):
+        (out / name).symlink_to(tmp_path / "mine")
+    RunFolder(out).go_on()
+    assert not [path for path in out.iterdir() if path.is_symlink()]
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["params/ln_f.bias", "params", "config", "config/metadata", "a chunk"])

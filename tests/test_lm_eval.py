@@ -299,6 +299,37 @@ def test_chats_are_hfs(hf, ours, tasks, template, monkeypatch):
     assert hf.tokenizer_name == ours.tokenizer_name
 
 
+HOSTILE = {
+    "memory": ("{{ 'a' * 10**10 }}", "takes more than 512 MB of memory"),
+    "a long text": ("{{ 'a'.ljust(10**8) }}", "writes more than"),
+    "a long text behind system": (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('') }}{% endif %}{{ 'a'.ljust(10**8) }}",
+        "writes more",
+    ),
+    "nothing of Python": ("{{ ().__class__.__base__.__subclasses__() }}", "fails (SecurityError"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_template_has_the_limits_that_all_have(ours, name, monkeypatch):
+    template, message = HOSTILE[name]
+    monkeypatch.setattr(ours.tokenizer, "chat_template", template + "{{ messages[-1].content }}")
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    for begins_answer in (True, False):
+        with pytest.raises(jaxgpt.InputError, match=re.escape(message)):
+            ours.apply_chat_template(chat, add_generation_prompt=begins_answer)
+
+
+@pytest.mark.parametrize("last", ["So ", "So", ""])
+def test_a_last_message_is_gone_on_with_as_hf_does(hf, ours, last, monkeypatch):
+    chat = [{"role": "user", "content": "u"}, {"role": "assistant", "content": last}]
+    for model in (hf, ours):
+        monkeypatch.setattr(model.tokenizer, "chat_template", CHAT)
+    found = [model.apply_chat_template(chat, add_generation_prompt=False) for model in (hf, ours)]
+    assert found[0] == found[1]
+    assert found[0].endswith(f"assistant: {last}")
+
+
 def test_answers_are_kept_in_the_harnesss_cache(ours, tasks, tmp_path, monkeypatch):
     settings = {"use_cache": str(tmp_path / "answers")}
     first = evaluate(ours, tasks, **settings)

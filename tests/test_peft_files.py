@@ -161,6 +161,48 @@ def test_a_damaged_adapter_is_refused(name, shape, message, tmp_path):
     assert "\x1b" not in str(caught.value)
 
 
+@pytest.mark.parametrize("other", ["base_model.model.h.", f"{H}0.attn.c_attn.base_layer."])
+def test_a_tensor_under_two_names_is_refused(other, tmp_path):
+    base_and_adapter(tmp_path, r=2)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    state = load_file(file)
+    name = f"{H}0.attn.c_attn.lora_A.weight"
+    again = name.replace(H, other) if other.endswith("h.") else f"{other}lora_A.weight"
+    save_file(state | {again: torch.zeros(2, 36)}, file)
+    with pytest.raises(convert.InputError, match=r"'h\.0\.attn\.c_attn\.lora_A\.weight' appears twice"):
+        convert.read(tmp_path / "base", adapter=tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("alpha", ["NaN", "Infinity", "1e999", "-1", "0", "1e7", '"16"', "true"])
+def test_an_adapter_is_scaled_by_a_number(alpha, tmp_path):
+    base_and_adapter(tmp_path, r=2)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": "ALPHA"}).replace('"ALPHA"', alpha))
+    with pytest.raises(convert.InputError, match=r"alpha must be a number|is not JSON|NaN|Infinity"):
+        convert.read(tmp_path / "base", adapter=tmp_path / "adapter")
+
+
+def test_patterns_of_target_modules_are_not_run(tmp_path):
+    """The tensors say where the adapter is."""
+    base_and_adapter(tmp_path, r=2)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    for pattern in ("(a|aa)+$", "(.*)*(.*)*!", ".{1000000000}", "(", ["c_attn"] * 10**5):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": pattern}))
+        assert convert.read(tmp_path / "base", adapter=tmp_path / "adapter").config.lora.r == 2
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "tokenizer.json"])
+def test_a_link_in_an_adapter_leads_nowhere(name, tmp_path):
+    base_and_adapter(tmp_path, r=2)
+    (tmp_path / "secret").mkdir()
+    secret = tmp_path / "secret" / "secret.json"
+    secret.write_text((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / name).unlink(missing_ok=True)
+    (tmp_path / "adapter" / name).symlink_to(secret)
+    with pytest.raises(convert.InputError, match="is a link to"):
+        convert.read(tmp_path / "base", adapter=tmp_path / "adapter")
+
+
 def test_hostile_numbers_of_rows_are_refused(tmp_path):
     base_and_adapter(tmp_path, r=2, trainable_token_indices=[3, 4])
     config = tmp_path / "adapter" / "adapter_config.json"

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import signal
 import socket
 import struct
@@ -323,3 +324,27 @@ def test_trackers_import_nothing_heavy():
     source = (ROOT / "train" / "tracking" / "worker.py").read_text()
     assert "import jax" not in source
     assert "from jaxgpt" not in source
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link to nothing", "a disk that is full"])
+def test_a_place_where_nothing_can_be_written_stops_only_the_tracker(new_run, kind, capfd):
+    run, start = new_run
+    place, limits = run.folder / "tensorboard", resource.getrlimit(resource.RLIMIT_FSIZE)
+    if kind == "a file":
+        place.write_text("mine")
+    elif kind == "a link to nothing":
+        place.symlink_to("nothing/there")
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        trackers = start("tensorboard")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for step in range(3):
+        trackers.log(step, {"loss": 1.0})
+        trackers.text(step, "sample", "a text " * 300)
+    trackers.close(finished=True)
+    said = capfd.readouterr().err
+    assert said.startswith("train: warning: logging to TensorBoard has stopped: ")
+    assert said.count("\n") == 1, said
+    assert not (run.folder / "nothing").exists()

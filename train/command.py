@@ -24,8 +24,8 @@ HELP = Help(
     ),
     groups=GROUPS,
     notes="Exit codes: 0 done; 1 the loss is non-finite, or a step does not fit into memory; 2 a mistake in the "
-    "command, and nothing was written; 74 the run's folder can no longer be written; 75 interrupted by a signal or a "
-    "lost process: resume with --resume.",
+    "command, and nothing was written; 70 a fault of jaxgpt; 74 the run's folder can no longer be written; 75 "
+    "interrupted by a signal or a lost process: resume with --resume.",
 )
 
 PARSER = Parser(Settings, HELP)

@@ -24,7 +24,7 @@ from jaxgpt.train.run.checkpoints import Checkpoints, newest_undamaged
 from jaxgpt.train.run.eval_state import EvalState
 from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.run.logs import RunLog, read_samples
-from jaxgpt.train.run.place import FolderGone
+from jaxgpt.train.run.place import FolderGone, FolderRenamed
 from jaxgpt.train.run.run_json import RunInfo
 from jaxgpt.train.settings import Settings, to_json
 from jaxgpt.train.setup import TrainingInputs, prepare
@@ -144,8 +144,7 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
     except OSError as error:
         if isinstance(error, FolderGone):
             checkpoints.abandon()
-        is_elsewhere = "was renamed" in str(error.strerror)
-        good = "its checkpoints are there" if is_elsewhere else newest(run)
+        good = "its checkpoints are there" if isinstance(error, FolderRenamed) else newest(run)
         say(f"train: {what_failed(error)}: stopped after step {loop.step}; {good}", sys.stderr)
         stop.leave(ExitCode.DISK)
     except Exception:  # a fault of ours: what is being saved is saved to its end

@@ -150,7 +150,9 @@ class TrainLoop:
         found = jax.tree.map(float, jax.device_get(metrics))
         updates = found.pop("updates")
         self._is_told = bool(found.pop("stop")) or self._is_told
-        check_finite(step, {"the loss": found["loss"], "the gradient's norm": found["grad_norm"]})
+        numbers = {"the loss": "loss", "the gradient's norm": "grad_norm", "the update's norm": "update_norm"}
+        check_finite(step, {says: found[name] for says, name in numbers.items()})
+        del found["update_norm"]  # the next loss is of the updated parameters, and this one is of those before
         self._progress.advance(found["loss"])
         self._log.updates(step, self._inputs.spec.steps, updates, self._modules)
         return found

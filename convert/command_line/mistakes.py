@@ -41,8 +41,8 @@ def in_flags(message: str, flags: Collection[str]) -> str:
 def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
     """End a command with one message and exit code 2, and no traceback, where the user can mend the cause.
 
-    All other errors are faults of ours: what to report is said, and the exit code is 1. What is logged is shown on the
-    way.
+    All other errors are faults of ours: what to report is said, and the exit code is 70. What is logged is shown on
+    the way.
 
     Args:
         program: what the message begins with.
@@ -80,9 +80,24 @@ def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
             sys.exit(ExitCode.MISTAKE)
         if not isinstance(error, Exception):
             raise
+        if is_of_jax(error):
+            say(f"{program}: JAX can't start here ({first_line(error)}): see the variables JAX_* and XLA_*", sys.stderr)
+            sys.exit(ExitCode.MISTAKE)
         # nobody's mistake but ours
         _say_what_to_report(program, error)
-        sys.exit(ExitCode.FAILED)
+        sys.exit(ExitCode.FAULT)
+
+
+def is_of_jax(error: BaseException) -> bool:
+    """Tell whether JAX could not be imported, or could not start on the devices that the environment names."""
+    where = [(f.f_globals.get("__name__"), f.f_code.co_name) for f, _ in traceback.walk_tb(error.__traceback__)]
+    return ("jax", "<module>") in where or where[-1][0] == "jax._src.xla_bridge"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind if it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def _say_what_to_report(program: str, error: Exception) -> None:
@@ -91,8 +106,8 @@ def _say_what_to_report(program: str, error: Exception) -> None:
     if not notes:
         show("".join(traceback.format_exception(error)), sys.stderr)
     report = "; ".join(notes) or "please report it with the lines above"
-    what = str(error).strip().split("\n")[0][:300]
-    say(f"{program}: a fault of jaxgpt, and not of your input ({type(error).__name__}: {what}): {report}", sys.stderr)
+    what = f"{type(error).__name__}: {first_line(error)}"
+    say(f"{program}: a fault of jaxgpt, and not of your input ({what}): {report}", sys.stderr)
 
 
 class _Notes(logging.Handler):

@@ -75,6 +75,7 @@ def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig, Base | None]:
     """
     step = int(path.name) if run_of(path) else None
     if damage := find_damage(path, ("params", "config", "base"), step):
+        _refuse_deleted(path)
         raise InputError(f"{path} is damaged: {damage}{_another(path)}")
     params = path.absolute() / "params"
     refusal = f"{path}: Orbax can't read this checkpoint ({{}}){_another(path)}"
@@ -83,7 +84,7 @@ def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig, Base | None]:
         if place.is_symlink():
             raise InputError(f"{path}: {place.name} is a link, which is not followed")
     check(params, refusal)
-    with reading(refusal):
+    with reading(refusal, path):
         tree = ocp.PyTreeCheckpointHandler().metadata(params).tree
         found = {
             str(name): LazyArray(tuple(m.shape), np.dtype(m.dtype), _reader(params, name)) for name, m in tree.items()
@@ -106,7 +107,7 @@ def restore(path: Path, shardings: Mapping[str, Any], dtypes: Mapping[str, Any])
         name: ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtypes[name], strict=False)
         for name, sharding in shardings.items()
     }
-    with reading(f"{path}: the checkpoint is damaged ({{}})"), ocp.PyTreeCheckpointer() as checkpointer:
+    with reading(f"{path}: the checkpoint is damaged ({{}})", path), ocp.PyTreeCheckpointer() as checkpointer:
         arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(targets, 0), restore_args=targets)
         return checkpointer.restore(path.absolute() / "params", arguments)
 
@@ -120,11 +121,12 @@ def check(arrays: Path, refusal: str) -> None:
 
 
 @contextlib.contextmanager
-def reading(refusal: str) -> Iterator[None]:
+def reading(refusal: str, checkpoint: Path | None = None) -> Iterator[None]:
     """Refuse what Orbax can't read in one line; it raises all kinds of exceptions for a damaged file.
 
     Args:
         refusal: the message, with `{}` for what Orbax says.
+        checkpoint: the folder, which may have been deleted meanwhile.
     """
     try:
         yield
@@ -133,7 +135,18 @@ def reading(refusal: str) -> Iterator[None]:
     except Exception as error:
         reason = brief(error)
         _forget(error)
+        if checkpoint is not None:
+            _refuse_deleted(checkpoint)
         raise InputError(refusal.replace("{}", reason)) from None
+
+
+def _refuse_deleted(path: Path) -> None:
+    """Refuse a checkpoint that is not there any more: it was not damaged."""
+    if not path.exists():
+        raise InputError(
+            f"{path} was deleted while it was read: a run that goes on keeps only its newest checkpoints (--keep); "
+            "read it again"
+        ) from None
 
 
 def _forget(error: BaseException | None) -> None:
@@ -295,7 +308,10 @@ def items(params: Mapping[str, Any], config: GPTConfig, base: Base | None = None
 def _reader(params: Path, name: str):
     def read_one() -> np.ndarray:
         how = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
-        with reading(f"{params.parent}: {name} is damaged ({{}})"), ocp.PyTreeCheckpointer() as checkpointer:
+        with (
+            reading(f"{params.parent}: {name} is damaged ({{}})", params.parent),
+            ocp.PyTreeCheckpointer() as checkpointer,
+        ):
             arguments = ocp.args.PyTreeRestore(item={name: 0}, restore_args=how, partial_restore=True)
             return checkpointer.restore(params, arguments)[name]
 

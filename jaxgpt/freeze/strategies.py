@@ -54,6 +54,9 @@ LORA_ON = {
 }
 """Layers that may have an adapter, by the words of `on=`."""
 
+NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{0,9})?(e[+-]?[0-9]{1,3})?")
+"""A number in a strategy."""
+
 LORA_OPTIONS = ("r", "alpha", "on", "dropout", "rslora", "dora")
 
 
@@ -148,7 +151,7 @@ def split_parts(name: str) -> list[str]:
     parts: list[str] = []
     for word in name.split("+"):
         last = parts[-1] if parts else ""
-        is_strategy = word in {*NAMES} - {"head"} or re.fullmatch(r"(first|last)\d+|regex:.*", word)
+        is_strategy = word in {*NAMES} - {"head"} or re.fullmatch(r"(first|last)[0-9]+|regex:.*", word)
         if last.startswith("regex:") or (last.startswith("lora:") and "on=" in last and not is_strategy):
             parts[-1] += f"+{word}"
         else:
@@ -205,23 +208,23 @@ def names_new_tokens(text: str) -> bool:
 
 def _parse_lora(options: str, config: GPTConfig) -> LoRA:
     told: dict[str, Any] = {}
-    on = "qkv"
     for option in filter(None, re.split(r",(?=(?:r|alpha|on|dropout)=|(?:rslora|dora)(?:,|$))", options)):
         name, is_given, value = option.partition("=")
-        if name in told or (name == "on" and "on" in told):
+        if name in told:
             raise InputError(f"{name} is given twice")
         if name in ("rslora", "dora") and not is_given:
             told[name] = True
         elif name == "on" and is_given:
-            on = value
+            told[name] = value
         elif name in ("r", "alpha", "dropout") and is_given:
-            try:
-                told[name] = int(value) if name == "r" else float(value)
-            except ValueError:
-                raise InputError(f"lora: {name} must be a number, not {value!r}") from None
+            if not NUMBER.fullmatch(value) or (name == "r" and not value.isdecimal()):
+                kind = "an integer" if name == "r" else "a number"
+                raise InputError(f"lora: {name} must be {kind}, not {value[:60]!r}")
+            told[name] = int(value) if name == "r" else float(value)
         else:
             unknown = f"lora: unknown option {option!r}{did_you_mean(name, LORA_OPTIONS)}"
             raise InputError(unknown, *GRAMMAR.split("\n"))
+    on = told.pop("on", "qkv")
     told.setdefault("alpha", 2.0 * told.get("r", 8))
     layers = [row.ours.removesuffix(".kernel") for row in JAXGPT.expand(config) if row.ours.endswith(".kernel")]
     words = on.split("+") if {*on.split("+")} <= LORA_ON.keys() else [on]
@@ -235,7 +238,7 @@ def _parse_lora(options: str, config: GPTConfig) -> LoRA:
 
 def _rules_over_blocks(text: str, name: str, config: GPTConfig) -> Rules[bool]:
     rest = ((".*", False),)
-    if found := re.fullmatch(r"(first|last)(\d{1,6})", name):
+    if found := re.fullmatch(r"(first|last)([0-9]{1,6})", name):
         kind, n, L = found[1], int(found[2]), config.n_layer
         if n > L:
             raise InputError(f"strategy {text!r}: the model has only {L} blocks")

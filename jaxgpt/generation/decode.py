@@ -15,6 +15,9 @@ from jaxgpt.loss import mask_padding
 from jaxgpt.model.cache import Cache, empty_cache
 from jaxgpt.model.gpt import GPT
 
+NO_TOKEN = -1
+"""What is added where a logit is NaN or infinite."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def decode(
 def _add(model: GPT, state: Decoding, logits: Float[Array, "B V"], samplers, eos_ids) -> Decoding:
     key = jax.random.fold_in(state.key, state.count)
     token = draw(samplers, mask_padding(logits, model.config), state.seen, key)
+    token = jnp.where(jnp.isfinite(logits).all(axis=-1), token, NO_TOKEN)
     token = jnp.where(state.ended, jnp.maximum(eos_ids[0], 0), token)
     seen = None if state.seen is None else state.seen.at[jnp.arange(token.shape[0]), token].set(True)
     added = jax.lax.dynamic_update_slice(state.added, token[:, None], (jnp.zeros_like(state.count), state.count))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int
 from jaxgpt.arguments import check_ids, integer
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
-from jaxgpt.generation.decode import decode, prefill
+from jaxgpt.generation.decode import NO_TOKEN, decode, prefill
 from jaxgpt.generation.sampling import Greedy, RepetitionPenalty, Sampler, make_samplers
 from jaxgpt.mesh import to_host
 from jaxgpt.model.gpt import GPT
@@ -53,7 +53,8 @@ def generate(
         num_samples: rows for each prompt, side by side; the prompt is read once.
 
     Raises:
-        InputError: an empty prompt, ids that are no token of the model's, or more tokens than its context.
+        InputError: an empty prompt, ids that are no token of the model's, more tokens than its context, or a model
+            whose logits are not finite.
     """
     samplers = make_samplers(temperature, top_k, top_p, min_p, repetition_penalty)
     stream = Stream(
@@ -132,7 +133,12 @@ class Stream:
         state, shown = self._start(), 0
         while True:
             count = int(state.count)
-            yield to_host(state.added)[:, shown:count]  # cut on the host: each cut would be a program on the device
+            new = to_host(state.added)[:, shown:count]  # cut on the host: each cut would be a program on the device
+            if (new == NO_TOKEN).any():
+                raise InputError(
+                    "the model's logits are not finite: its weights are not, or they overflow; see jaxgpt check"
+                )
+            yield new
             state, shown = replace(state, ended=state.ended | self._ended), count
             if count == self._new or bool(state.ended.all()):
                 return

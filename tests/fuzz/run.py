@@ -8,7 +8,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["convert"]):
+with atheris.instrument_imports(include=["jaxgpt"]):
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
     import targets
 

@@ -26,6 +26,7 @@ from jaxgpt.convert.mapping import check_params, to_ours, to_theirs
 from jaxgpt.convert.peft import with_adapter
 from jaxgpt.convert.recognise import recognise
 from jaxgpt.data import token_files
+from jaxgpt.freeze import parse
 from jaxgpt.templates import Request, write_chats
 from jaxgpt.train.run.logs import read_metrics, read_updates
 from jaxgpt.train.run.run_json import RunInfo
@@ -181,6 +182,13 @@ def dialect_table(data: bytes) -> None:
         to_ours(dialect, to_theirs(dialect, params, config), config)
 
 
+def freeze_strategy(data: bytes) -> None:
+    """A strategy, which may come from the run.json of a stranger: a plan, or our own error."""
+    config = GPTConfig(vocab_size=3, n_positions=2, n_embd=4, n_head=2, n_layer=2, n_inner=16)
+    with contextlib.suppress(InputError):
+        parse(data.decode("utf-8", "replace"), config, 100, epoch_steps=7.5)
+
+
 def seeds() -> dict[str, bytes]:
     """A sound input for each target."""
     import zipfile
@@ -227,6 +235,7 @@ def seeds() -> dict[str, bytes]:
         "digests_json": (HERE / "3" / "digests.json").read_bytes(),
         "adapter_config": json.dumps(adapter).encode(),
         "dialect_table": table.encode(),
+        "freeze_strategy": rb"gradual:lora:r=8,alpha=4,on=attn+mlp@0,regex:blocks\.\d+\..*+last1@20%,full@2ep",
         "shard_index": json.dumps({"weight_map": dict.fromkeys(TENSORS, "a.safetensors")}).encode(),
         "run_json": json.dumps(run).encode(),
         "run_logs": "\n".join(map(json.dumps, lines)).encode(),

@@ -20,7 +20,7 @@ from jaxgpt.train.run.place import Place
 from jaxgpt.train.run.run_json import IDENTITY, NAME, RunInfo, refusal
 from jaxgpt.train.settings import Settings, changed_settings, stored_settings, to_json
 
-LEFTOVER = re.compile(r"(run|metrics|updates|samples)\.tmp|\.(tokenizer|report\.html)\.[0-9a-f]{8}\.tmp")
+LEFTOVER = re.compile(r"(run|metrics|updates|samples|trackers)\.tmp|\.(tokenizer|report\.html)\.[0-9a-f]{8}\.tmp")
 """Names under which files and folders are written until they are whole; a kill or a full disk leaves them."""
 
 
@@ -75,9 +75,11 @@ class RunFolder:
         for name in ("config.json", "params", "model.safetensors"):
             if (self.folder / name).exists():
                 raise InputError(f"--out: {self.folder} is a checkpoint (it holds {name}); choose another folder")
-        there = [path for path in self.files if path.exists()]
+        there = [path for path in self.files if path.exists() or path.is_symlink()]
         if not there:
             return
+        if resumes:
+            self._refuse_links(there)
         if not self.run_json.is_file():
             raise InputError(
                 f"--out: {self.folder} holds {there[0].name} but no run.json: it can't be resumed or "
@@ -94,6 +96,17 @@ class RunFolder:
                 f"--resume: {steps[0]} is damaged (_CHECKPOINT_METADATA is missing), and there is no other checkpoint; "
                 "--force deletes the run and starts over"
             )
+
+    def _refuse_links(self, paths: list[Path]) -> None:
+        """Refuse a run, which may be a stranger's, of which something that is written to is elsewhere by a link."""
+        inside = Path(os.path.realpath(self.folder))
+        for path in paths:
+            for link in filter(Path.is_symlink, (path, *(path.iterdir() if path.is_dir() else ()))):
+                if not (target := Path(os.path.realpath(link))).is_relative_to(inside):
+                    raise InputError(
+                        f"--resume: {link} is a link to {target}, outside of {self.folder}: nothing is written through "
+                        "links; move what it names to its place"
+                    )
 
     def lock(self) -> None:
         """Lock the folder for this process, if it is there, until the process ends.

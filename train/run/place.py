@@ -9,6 +9,10 @@ class FolderGone(OSError):
     """The folder is not where it was."""
 
 
+class FolderRenamed(FolderGone):
+    """The folder has another name, which is known, and holds what it held."""
+
+
 class Place:
     """The folder that was there when it was remembered, whatever its name is now."""
 
@@ -42,12 +46,13 @@ class Place:
         except FileNotFoundError as error:
             if kept.st_nlink == 0:
                 raise FolderGone(error.errno, error.strerror, error.filename) from None
-        raise FolderGone(errno.ESTALE, f"this folder was {self._fate()} while the run went on", str(self._folder))
+        gone, fate = self._fate()
+        raise gone(errno.ESTALE, f"this folder was {fate} while the run went on", str(self._folder))
 
-    def _fate(self) -> str:
+    def _fate(self) -> tuple[type[FolderGone], str]:
         """Return what became of the folder, as far as the system tells: Linux knows its new name."""
         try:
             now = os.readlink(f"/proc/self/fd/{self._descriptor}")
         except OSError:
-            return "renamed or replaced"
-        return "replaced" if now.endswith(" (deleted)") else f"renamed to {now}"
+            return FolderGone, "renamed or replaced"
+        return (FolderGone, "replaced") if now.endswith(" (deleted)") else (FolderRenamed, f"renamed to {now}")

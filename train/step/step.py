@@ -184,11 +184,13 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         updates = {name: update * (rates.peak * rates.factors[name]) for name, update in updates.items()}
         trainable = optax.apply_updates(state.trainable, updates)
+        moves = {module: norm({name: updates[name] for name in of}) for module, of in by_module(updates).items()}
         metrics = {
             "loss": loss,
             "lr": rates.peak * schedule(state.step),
             "grad_norm": norm(grads),
-            "updates": update_ratios(updates, state.trainable),  # unlike a lax.cond, it fuses, and costs nothing
+            "update_norm": jnp.sqrt(sum(jnp.square(move) for move in moves.values())),
+            "updates": update_ratios(moves, state.trainable),  # unlike a lax.cond, it fuses, and costs nothing
             **measured,
         }
         return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
@@ -197,11 +199,9 @@ def make_train_step(
     return jax.jit(train_step, donate_argnames="state", out_shardings=out_shardings)
 
 
-def update_ratios(updates: dict[str, Array], trainable: dict[str, Array]) -> dict[str, Array]:
+def update_ratios(moves: dict[str, Array], trainable: dict[str, Array]) -> dict[str, Array]:
     """Return, by module, the norm of an update over the norm of the weights that it changes."""
-    return {
-        module: norm({name: updates[name] for name in of}) / norm(of) for module, of in by_module(trainable).items()
-    }
+    return {module: moves[module] / norm(of) for module, of in by_module(trainable).items()}
 
 
 def make_eval_step(model: GPT, objective: Objective = Objective()) -> jax.stages.Wrapped:
