@@ -11,14 +11,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # both workers and the processes that tests start compile the same programs, most of them small: each is compiled once,
 # and by XLA's older emitters with the least work, in half the time; only runs of the bundled model would repay more
-FAST = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join([*FAST, "--xla_cpu_parallel_codegen_split_count=1"]))
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".pytest_cache" / "xdg")  # not the user's own
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -26,17 +29,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import numpy as np
 import pytest
-import torch
 from jax._src import compilation_cache
 from runs import QUICK
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import jaxgpt
 from jaxgpt.convert.command_line import console
 from jaxgpt.model.gpt import abstract
 
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 
 def keep_programs(n: int = 256) -> None:
@@ -64,9 +65,6 @@ def keep_programs(n: int = 256) -> None:
 
 
 keep_programs()
-gc.freeze()  # modules stay: they need not be looked through again
-gc.set_threshold(100_000, 20, 50)
-torch.set_num_threads(1)  # its models are tiny here, and threads that wait for each other cost more than they give
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "convert" / "assets" / "tiny"
 
@@ -75,8 +73,11 @@ DIMS = {"n_embd": 36, "n_inner": 52, "vocab_size": 97, "n_positions": 41, "n_hea
 NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 
 
-def random_hf(seed: int = 0, **flags) -> GPT2LMHeadModel:
+def random_hf(seed: int = 0, **flags) -> "GPT2LMHeadModel":
     """A GPT-2 with weights large enough that every one of them, biases too, moves the logits by more than 1e-3."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     torch.manual_seed(seed)
     ids = {"bos_token_id": 96, "eos_token_id": 96}
     model = GPT2LMHeadModel(GPT2Config(**{**DIMS, **NO_DROPOUT, **ids, **flags}, attn_implementation="eager")).eval()
@@ -95,11 +96,17 @@ def random_tokens(shape, vocab: int = 97, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, vocab, shape).astype(np.int32)
 
 
-def word_level(vocab: dict[str, int]) -> PreTrainedTokenizerFast:
+def word_level(vocab: dict[str, int]) -> "PreTrainedTokenizerFast":
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocab, unk_token="a")))
 
 
-def torch_logits(model: GPT2LMHeadModel, tokens: np.ndarray) -> np.ndarray:
+def torch_logits(model: "GPT2LMHeadModel", tokens: np.ndarray) -> np.ndarray:
+    import torch
+
     with torch.no_grad():
         return model(torch.tensor(tokens, dtype=torch.long)).logits.float().numpy()
 
@@ -151,7 +158,15 @@ LONG = (
 
 
 def pytest_collection_modifyitems(items):
-    """Files that take long come first, so that the workers, who take whole files in order, end together."""
+    """Files that take long come first, so that the workers, who take whole files in order, end together.
+
+    What follows is for workers alone, as PyTorch is: the process that starts them has no tests.
+    """
+    import torch
+
+    torch.set_num_threads(1)  # its models are tiny here, and threads that wait for each other cost more than they give
+    gc.freeze()  # modules stay: they need not be looked through again
+    gc.set_threshold(100_000, 20, 50)
     rank = {f"test_{name}": i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
 

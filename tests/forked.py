@@ -28,8 +28,9 @@ RUN = "import sys; sys.argv[0] = 'train'; from jaxgpt.train.__main__ import main
 
 
 def simulated(devices: int) -> str:
-    """Return the XLA_FLAGS of a process that has so many devices."""
-    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    """Return the XLA_FLAGS of a process that has so many devices; it compiles in parts, as by default."""
+    parts = "--xla_cpu_parallel_codegen_split_count=32"
+    return f"{os.environ['XLA_FLAGS']} {parts} --xla_force_host_platform_device_count={devices}"
 
 
 class Forked:
@@ -41,7 +42,8 @@ class Forked:
     ):  # fmt: skip
         """Start it; `stderr=subprocess.STDOUT` merges both streams, and only with `report` does a run draw one."""
         out, err, (self._status, told) = os.pipe(), os.pipe(), os.pipe()
-        request = {"code": code, "argv": ["-c", *map(str, args)], "env": os.environ | env, "cwd": os.getcwd(), "report": report}
+        request = {"code": code, "argv": ["-c", *map(str, args)], "env": os.environ | env, "cwd": os.getcwd()}
+        request["report"] = report
         theirs = [out[1], out[1] if stderr == subprocess.STDOUT else err[1], told]
         socket.send_fds(_server(imports), [json.dumps(request).encode()], theirs)
         for descriptor in (out[1], err[1], told):
