@@ -26,7 +26,7 @@ KILLS = (
 
 STEPS, SEED = 30, 6
 FLAGS = (
-    "--freeze=gradual:head@0,last1@5,full@11", f"--steps={STEPS}", "--batch-size=4", "--accumulate=2", "--lr=1e-3",
+    "--freeze=gradual:last1@0,full@11", f"--steps={STEPS}", "--batch-size=4", "--accumulate=2", "--lr=1e-3",
     "--checkpoint-every=3", "--eval-every=7", "--log-every=1", "--keep=2", "--resume",
 )  # fmt: skip
 
