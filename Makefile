@@ -12,7 +12,7 @@ demo: .venv/installed
 
 test: .venv/installed-test .venv/tpu
 	$(BIN)/python -m pytest
-	XLA_FLAGS= $(BIN)/python -m pytest -m users_xla tests/test_parity.py tests/test_segments.py tests/test_cache.py
+	XLA_FLAGS= $(BIN)/python -m pytest -n 2 -m users_xla tests/test_parity.py tests/test_segments.py tests/test_cache.py
 
 check: .venv/installed-test
 	$(BIN)/ruff check

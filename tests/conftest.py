@@ -11,12 +11,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # both workers and the processes that tests start compile the same programs, most of them small: each is compiled once,
 # and by XLA's older emitters with the least work, in half the time; only runs of the bundled model would repay more
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".pytest_cache" / "xdg")  # not the user's own
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -24,19 +29,42 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import numpy as np
 import pytest
-import torch
+from jax._src import compilation_cache
 from runs import QUICK
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import jaxgpt
 from jaxgpt.convert.command_line import console
 from jaxgpt.model.gpt import abstract
 
-gc.freeze()  # modules stay: they need not be looked through again
-gc.set_threshold(100_000, 20, 50)
-torch.set_num_threads(1)  # its models are tiny here, and threads that wait for each other cost more than they give
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+
+def keep_programs(n: int = 256) -> None:
+    """Let this process load a program from the cache of compiled ones once, and not again for every run of it."""
+    load, store, kept = compilation_cache.get_executable_and_time, compilation_cache.put_executable_and_time, {}
+
+    def keep(key, program, seconds):
+        kept[key] = program, seconds
+        if len(kept) > n:
+            del kept[next(iter(kept))]
+
+    def get(key, *how):
+        if key not in kept:
+            program, seconds = load(key, *how)
+            if program is None:
+                return None, None
+            keep(key, program, seconds)
+        return kept[key]
+
+    def put(key, name, program, backend, seconds):
+        store(key, name, program, backend, seconds)
+        keep(key, program, seconds)
+
+    compilation_cache.get_executable_and_time, compilation_cache.put_executable_and_time = get, put
+
+
+keep_programs()
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "convert" / "assets" / "tiny"
 
@@ -45,8 +73,11 @@ DIMS = {"n_embd": 36, "n_inner": 52, "vocab_size": 97, "n_positions": 41, "n_hea
 NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 
 
-def random_hf(seed: int = 0, **flags) -> GPT2LMHeadModel:
+def random_hf(seed: int = 0, **flags) -> "GPT2LMHeadModel":
     """A GPT-2 with weights large enough that every one of them, biases too, moves the logits by more than 1e-3."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     torch.manual_seed(seed)
     ids = {"bos_token_id": 96, "eos_token_id": 96}
     model = GPT2LMHeadModel(GPT2Config(**{**DIMS, **NO_DROPOUT, **ids, **flags}, attn_implementation="eager")).eval()
@@ -65,11 +96,17 @@ def random_tokens(shape, vocab: int = 97, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, vocab, shape).astype(np.int32)
 
 
-def word_level(vocab: dict[str, int]) -> PreTrainedTokenizerFast:
+def word_level(vocab: dict[str, int]) -> "PreTrainedTokenizerFast":
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocab, unk_token="a")))
 
 
-def torch_logits(model: GPT2LMHeadModel, tokens: np.ndarray) -> np.ndarray:
+def torch_logits(model: "GPT2LMHeadModel", tokens: np.ndarray) -> np.ndarray:
+    import torch
+
     with torch.no_grad():
         return model(torch.tensor(tokens, dtype=torch.long)).logits.float().numpy()
 
@@ -84,14 +121,19 @@ def run(*args: str | Path, check: bool = True, **env: str) -> subprocess.Complet
     return done
 
 
-def call(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess:
-    """`python -m ARGS` in this process, which saves the seconds of its imports."""
+def call(*args: str | Path, check: bool = True, report: bool = False) -> subprocess.CompletedProcess:
+    """`python -m ARGS` in this process, which saves the seconds of its imports.
+
+    A run draws its report only if asked: that takes as long as the rest of a short one.
+    """
     main = importlib.import_module(("" if args[0] == "jaxgpt" else "jaxgpt.") + f"{args[0]}.__main__").main
     out, error, argv, code = io.StringIO(), io.StringIO(), sys.argv, 0
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     sys.argv = [*map(str, args)]
+    undrawn = "train" in args[:2] and not report
     try:
         with (
+            mock.patch("jaxgpt.train.finetune._write_report") if undrawn else contextlib.nullcontext(),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(error),
             jax.numpy_dtype_promotion("standard"),  # as it is for users: Optax is not strict
@@ -116,7 +158,15 @@ LONG = (
 
 
 def pytest_collection_modifyitems(items):
-    """Files that take long come first, so that the workers, who take whole files in order, end together."""
+    """Files that take long come first, so that the workers, who take whole files in order, end together.
+
+    What follows is for workers alone, as PyTorch is: the process that starts them has no tests.
+    """
+    import torch
+
+    torch.set_num_threads(1)  # its models are tiny here, and threads that wait for each other cost more than they give
+    gc.freeze()  # modules stay: they need not be looked through again
+    gc.set_threshold(100_000, 20, 50)
     rank = {f"test_{name}": i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
 
@@ -135,9 +185,9 @@ def hf_folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory) -> Path:
-    """A random 3-block model with dropout and the bundled tokenizer: quick to compile, divisible by 8."""
+    """A random 2-block model with dropout and the bundled tokenizer: quick to compile, divisible by 8."""
     folder = tmp_path_factory.mktemp("small")
-    dims = {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_inner": 64, "n_positions": 32, "vocab_size": 4096}
+    dims = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_inner": 64, "n_positions": 32, "vocab_size": 4096}
     random_hf(**dims, bos_token_id=4095, eos_token_id=4095, resid_pdrop=0.1).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder / name)
@@ -167,7 +217,7 @@ def cut(tmp_path_factory) -> Path:
 def whole_run(small, tmp_path_factory) -> Path:
     """A run that nothing interrupted."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    call("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK)
+    call("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, report=True)
     return out
 
 

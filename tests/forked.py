@@ -28,17 +28,22 @@ RUN = "import sys; sys.argv[0] = 'train'; from jaxgpt.train.__main__ import main
 
 
 def simulated(devices: int) -> str:
-    """Return the XLA_FLAGS of a process that has so many devices."""
-    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    """Return the XLA_FLAGS of a process that has so many devices; it compiles in parts, as by default."""
+    parts = "--xla_cpu_parallel_codegen_split_count=32"
+    return f"{os.environ['XLA_FLAGS']} {parts} --xla_force_host_platform_device_count={devices}"
 
 
 class Forked:
     """A process that executes some Python, with the interface of subprocess.Popen."""
 
-    def __init__(self, code: str, *args: object, imports: tuple[str, ...] = TRAINING, stderr: int | None = None, **env):
-        """Start it; `stderr=subprocess.STDOUT` merges both streams."""
+    def __init__(
+        self, code: str, *args: object, imports: tuple[str, ...] = TRAINING, stderr: int | None = None,
+        report: bool = False, **env: str,
+    ):  # fmt: skip
+        """Start it; `stderr=subprocess.STDOUT` merges both streams, and only with `report` does a run draw one."""
         out, err, (self._status, told) = os.pipe(), os.pipe(), os.pipe()
         request = {"code": code, "argv": ["-c", *map(str, args)], "env": os.environ | env, "cwd": os.getcwd()}
+        request["report"] = report
         theirs = [out[1], out[1] if stderr == subprocess.STDOUT else err[1], told]
         socket.send_fds(_server(imports), [json.dumps(request).encode()], theirs)
         for descriptor in (out[1], err[1], told):
@@ -84,9 +89,9 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def run(code: str, *args: object, imports: tuple[str, ...] = TRAINING, **env: str) -> subprocess.CompletedProcess:
+def run(code: str, *args: object, **how) -> subprocess.CompletedProcess:
     """Execute some Python in a process of its own, to its end."""
-    process = Forked(code, *args, imports=imports, **env)
+    process = Forked(code, *args, **how)
     out, err = process.communicate()
     return subprocess.CompletedProcess(args, process.wait(), out, err)
 
@@ -156,6 +161,8 @@ def _become(request: dict, out: int, err: int) -> NoReturn:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     sys.argv, code = request["argv"], 0
+    if (training := sys.modules.get("jaxgpt.train.finetune")) and not request["report"]:
+        training._write_report = lambda run: None
     try:
         exec(compile(request["code"], "<string>", "exec"), {"__name__": "__main__"})
     except SystemExit as ended:

@@ -35,7 +35,9 @@ def test_token_by_token_gives_the_logits_of_the_whole(model):
         assert int(cache.length) == 41
 
 
-def test_a_prompt_of_any_length_has_the_logits_of_the_whole(model):
+def test_a_prompt_of_any_length_has_the_logits_of_the_whole(hf_folder):
+    """Of one block, which is compiled for every length; `test_token_by_token…` has more blocks."""
+    model = jaxgpt.from_pretrained(hf_folder(n_layer=1)[0])
     tokens = random_tokens((2, 41))
     whole = np.asarray(model(tokens))
     step = jax.jit(lambda tokens, cache: model.step(tokens, cache))

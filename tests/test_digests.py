@@ -62,7 +62,7 @@ def test_every_flipped_bit_is_found(run):
     step = run / "checkpoints" / "9"
     files = files_of(step)
     kinds = {path.relative_to(step).parts[0] for path in files}
-    assert kinds == {"params", "opt_state", "config", "eval_state", "_CHECKPOINT_METADATA", "digests.json"}
+    assert kinds == {"params", "opt_state", "config", "eval_state", "base", "_CHECKPOINT_METADATA", "digests.json"}
     for file in files:
         before = file.read_bytes()
         for at, bit in [(0, 0), (0.5, 6), (1, 3)]:
@@ -285,13 +285,13 @@ def test_what_save_writes_has_digests_too(small, tmp_path):
 def refusal(small, tmp_path_factory) -> Callable[[Path], str]:
     """Read the checkpoint of step 9 of a run as `--resume` does, and return why it is refused, if it is."""
     flags = read_command([f"--model={small}", f"--out={tmp_path_factory.mktemp('none')}", "--freeze=first1", *QUICK])
-    inputs, _ = prepare(flags, RunFolder(flags.out))
+    inputs, params = prepare(flags, RunFolder(flags.out))
     shapes, config = inputs.spec.state(8), inputs.spec.model.config
 
     def refusal(run: Path) -> str:
         try:
-            with contextlib.closing(Checkpoints(RunFolder(run), 2)) as checkpoints:
-                checkpoints.restore(9, shapes, config)
+            with contextlib.closing(Checkpoints(RunFolder(run), 2, inputs.base)) as checkpoints:
+                checkpoints.restore(9, shapes, config, params)
         except jaxgpt.InputError as error:
             return str(error)
         return ""

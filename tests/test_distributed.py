@@ -114,7 +114,7 @@ def test_two_processes_are_stopped_and_go_on_as_one(small, tmp_path):
 
 
 def test_a_process_that_is_killed_takes_the_others_along_and_nothing_more(small, tmp_path):
-    flags = (f"--model={small}", *FLAGS, "--freeze=gradual:head@0,last1@4,full@7")
+    flags = (f"--model={small}", *FLAGS, "--freeze=gradual:last1@0,full@4")
     call("train", *flags, f"--out={tmp_path}/whole")
     pair = train([*flags, f"--out={tmp_path}/r", "--mesh=fsdp=2"], devices=1, processes=2, seconds=0.5)
     for line in pair[0].stdout:
@@ -206,7 +206,11 @@ def test_a_checkpoint_of_four_devices_goes_on_elsewhere(of_four, small, tmp_path
     copy = cut(of_four, tmp_path / "r", 6)
     add_damaged(copy, 6, 7)
     flags = (f"--model={small}", *FLAGS, f"--out={copy}", "--resume")
-    said = ended(train(flags, devices=devices, processes=processes))
+    if devices == processes == 1:
+        done = call("train", *flags)
+        said = [done.stdout + done.stderr]
+    else:
+        said = ended(train(flags, devices=devices, processes=processes))
     assert f"checkpoint {copy}/checkpoints/7 is damaged (" in said[0]
     assert "set aside as 7.damaged; the run goes on from step 6\n" in said[0]
     assert_alike(copy, of_four, 9)
@@ -316,7 +320,6 @@ def test_the_environment_says_whether_there_are_others(variables, several):
 
 def test_adapters_and_new_rows_train_in_two_processes_as_in_one(small, tmp_path):
     flags = [f"--model={small}", *FLAGS, "--freeze=lora:r=2,dora+new-tokens", "--add-tokens=<|a|>,<|b|>"]
-    two = train([*flags, f"--out={tmp_path}/two"], devices=2, processes=2)
-    one = train([*flags, f"--out={tmp_path}/one"], devices=1)
-    ended([*two, *one])
+    ended(train([*flags, f"--out={tmp_path}/two"], devices=2, processes=2))
+    call("train", *flags, f"--out={tmp_path}/one")
     assert_alike(tmp_path / "two", tmp_path / "one", 9, frozen=())

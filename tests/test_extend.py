@@ -24,7 +24,7 @@ def extended(small, tmp_path_factory):
         "--freeze=head",
     ]  # fmt: skip
     out = folder / "run"
-    return out, flags, call("train", *flags, f"--out={out}").stdout
+    return out, flags, call("train", *flags, f"--out={out}", report=True).stdout
 
 
 def test_new_tokens_are_said_trained_and_masked(small, extended):

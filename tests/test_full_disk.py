@@ -54,7 +54,7 @@ def test_a_disk_that_is_full_at(small, whole_run, tmp_path, written, named, kept
     out = tmp_path / "r"
     flags = (f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK)
     done = forked.run(
-        SCRIPT, written, *flags, "--checkpoint-every=4" if "digests" in written else "--checkpoint-every=3"
+        SCRIPT, written, *flags, "--checkpoint-every=4" if "digests" in written else "--checkpoint-every=3", report=True
     )
     assert done.returncode == 74, done.stderr
     said = [line for line in done.stderr.splitlines() if not line.endswith("…")]  # what is under way
@@ -62,7 +62,7 @@ def test_a_disk_that_is_full_at(small, whole_run, tmp_path, written, named, kept
         rf"train: {out}/{named}: No space left on device: (stopped after step \d; )?{kept}", " ".join(said)
     )
     if "digests" not in written:
-        call("train", *flags, "--resume")
+        call("train", *flags, "--resume", report=True)
         assert_same_run(out, whole_run, 9)
         assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole_run.iterdir())
 
@@ -77,7 +77,7 @@ def test_leftovers_are_removed_and_other_files_are_not(small, whole_run, tmp_pat
         (out / name).write_text("half")
     (out / ".tokenizer.89abcdef.tmp").mkdir()
     (out / ".tokenizer.89abcdef.tmp" / "tokenizer.json").write_text("{")
-    call("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume")
+    call("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume", report=True)
     assert {path.name for path in out.iterdir()} == {path.name for path in whole_run.iterdir()} | set(mine)
 
 
@@ -106,7 +106,7 @@ def test_what_the_files_of_a_run_have_lost_is_said(small, whole_run, tmp_path, d
             (out / name).write_bytes(b"".join(lines[1:3]))
         else:
             (out / name).write_bytes(b"\xff\x00{[" * 99)
-    done = call("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume")
+    done = call("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume", report=True)
     lost = {"lost": ("6 of 6", 0, "6 of 6", 1), "cut": ("4 of 6", 0, "4 of 6", 1), "binary": ("6 of 6", 0, "6 of 6", 1)}
     metrics, first, updates, second = lost[damage]
     goes_on = "; plots and report go on without it"

@@ -134,13 +134,6 @@ def readme_blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 
 
-def test_the_readmes_python_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for block in readme_blocks("python"):
-        done = forked.run(block)
-        assert done.returncode == 0, done.stderr
-
-
 def random_model(folder: Path, n_layer: int) -> Path:
     """A random model with the bundled tokenizer and its context: quick to compile."""
     dims = {"n_embd": 32, "n_head": 4, "n_layer": n_layer, "n_inner": 64, "n_positions": 256, "vocab_size": 4096}
@@ -148,6 +141,16 @@ def random_model(folder: Path, n_layer: int) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder / name)
     return folder
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    smaller = "import sys; from pathlib import Path; from jaxgpt.convert.source import BUNDLED\n"
+    smaller += "BUNDLED['tiny'] = Path(sys.argv[1])\n"
+    seven = random_model(tmp_path / "seven", 7)
+    for block in readme_blocks("python"):
+        done = forked.run(smaller + block, seven)
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_readmes_commands_run(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import shutil
 
 import forked
 import pytest
+from conftest import call
 from runs import QUICK
 
 from jaxgpt.convert.source import complete_steps
@@ -94,5 +95,5 @@ def test_a_run_whose_folder_is(small, tmp_path, fate, when):
     else:
         assert [path.name for path in out.rglob("*")] == ["mine"]
     flags = [flag.replace(str(out), str(new)) for flag in flags]
-    assert forked.run(forked.RUN, *flags, "--resume").returncode == 0
+    call("train", *flags, "--resume")
     assert complete_steps(new)[-1] == 9

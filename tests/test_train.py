@@ -231,7 +231,7 @@ def refused(flags: list[str], capsys, monkeypatch) -> str:
 
 BAD = {
     "an unknown strategy": (["--freeze=fisrt6"], "A freezing strategy is one of"),
-    "too many blocks": (["--freeze=first40"], "--freeze: strategy 'first40': the model has only 3 blocks"),
+    "too many blocks": (["--freeze=first40"], "--freeze: strategy 'first40': the model has only 2 blocks"),
     "no such model": (["--model=/nowhere"], "no such file or folder"),
     "no such data": (["--data=/nowhere"], "--data: /nowhere is neither a file nor a folder"),
     "empty data": (["--data={tmp}/empty.txt"], "is empty"),
@@ -347,7 +347,7 @@ main()
     assert done.stderr.splitlines()[-1].startswith("train: ")
     assert "File too large" in done.stderr.splitlines()[-1]
     assert complete_steps(out) == [3]
-    assert len(convert.read(out).params) == 12 * 3 + 4
+    assert len(convert.read(out).params) == 12 * 2 + 4
 
 
 def test_a_run_whose_folder_vanishes_stops_and_says_so(small, tmp_path):
