@@ -25,9 +25,10 @@ class RunBase:
         Args:
             checkpoint: what `--model` names. Of another run's, what that one's base has can be left there; what it has
                 itself can't, as it may be deleted any time.
-            before: its parameters by name, as they were loaded.
+            before: its parameters by name, as they were loaded; those that a mesh has padded are not as in the base.
         """
-        self._before = dict(before)
+        own = checkpoint.own
+        self._before = {name: p for name, p in before.items() if name in own and p.shape == tuple(own[name].shape)}
         path = checkpoint.weights
         if checkpoint.base is not None:
             self._base, self._known = checkpoint.base, dict(checkpoint.base.digests)
@@ -35,7 +36,7 @@ class RunBase:
             self._base, self._known = Base.of(path, checkpoint.told, run), {}
         else:
             self._base, self._known, self._before = Base(""), {}, {}
-        self._arrays = {name: array for name, array in checkpoint.own.items() if name in self._before}
+        self._arrays = {name: array for name, array in own.items() if name in before}
         self.unchanged: frozenset[str] = frozenset()
         """Names of parameters that training begins with as the base has them."""
         self._digests: dict[str, Future[str]] = {}
