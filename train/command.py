@@ -94,6 +94,11 @@ def check_settings(settings: Settings) -> None:
         raise InputError(f"{spelled(given[0])} has no meaning with --objective={settings.objective}")
     if settings.objective != "next-token" and settings.label_smoothing >= 0.5:
         raise InputError("--label-smoothing: that a preference is wrong must be less probable than 0.5")
+    if settings.frozen_dtype != "float32" and settings.standalone:
+        raise InputError(
+            f"--frozen-dtype={settings.frozen_dtype} rounds what never trains, and --standalone would write that: "
+            "leave one of them out"
+        )
     if settings.topology is not None and not settings.compile_only:
         raise InputError(
             f"--topology={settings.topology} needs --compile-only, which prints what a step would need there; "

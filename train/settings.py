@@ -263,6 +263,11 @@ class Settings(ModelFlags):
         "float32", "The format in which matrix products are computed. Weights are kept in float32 either way.",
         group="devices",
     )  # fmt: skip
+    frozen_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "The format in which kernels that never train are kept on the devices. bfloat16 takes half the "
+        "memory, and with --dtype=bfloat16 changes no number, since they are rounded for each product anyway. "
+        "Checkpoints and exports have the bits of --model.", group="devices",
+    )  # fmt: skip
     remat: bool = setting(
         False, "Gradient checkpointing: keep only what lies between blocks, and recompute the rest in the backward "
         "pass. On a GPU or TPU this saves memory for about a third more work; on a CPU it saves none, since XLA keeps "

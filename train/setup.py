@@ -137,8 +137,12 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
     if settings.epochs is not None:
         steps = max(1, math.ceil(settings.epochs * epoch_steps))
     is_packed = "segments" in data.train.rows[0]
-    spec = make_step_spec(settings, mesh, model, steps=steps, packed=is_packed, epoch_steps=epoch_steps)
-    params = named_params(model)
+    spec = make_step_spec(
+        settings, mesh, model, steps=steps, packed=is_packed, epoch_steps=epoch_steps, unchanged=base.unchanged
+    )
+    shapes = spec.params
+    params = {name: p.astype(shapes[name].dtype) for name, p in named_params(model).items()}
+    del model
     inputs = TrainingInputs(spec, tokenizer, added, ends, data, prompt, base)
     base.begin(inputs.left_out(0))
     n_kept = settings.keep + 2  # and the best, and the one that is being written

@@ -31,6 +31,7 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
         _training(inputs),
         _checkpoints(inputs),
         spec.plan.describe(params, config),
+        *_rounded(inputs),
         *(f"records     {escaped(note)}" for note in data.remarks),
         *(f"rows        {escaped(note)}" for note in data.train.notes),
     ]
@@ -125,6 +126,17 @@ def _checkpoints(inputs: TrainingInputs) -> str:
         return f"checkpoint  {size}: all parameters, and the moments of those that train"
     model = escaped(inputs.base.model)
     return f"checkpoint  {size}: what trains, and its moments; what never trained stays in {model} (--standalone: all)"
+
+
+def _rounded(inputs: TrainingInputs) -> list[str]:
+    dtype, params = inputs.settings.frozen_dtype, inputs.spec.params
+    of = {name: p for name, p in params.items() if str(p.dtype) == dtype}
+    if dtype == "float32":
+        return []
+    size = count_params(of) * 2 / 1e6
+    return [
+        f"rounded     {count_params(of):,} of the frozen ones, to {dtype}: {size:,.1f} MB instead of {2 * size:,.1f}"
+    ]
 
 
 def _compared(loss: float, step: int, inputs: TrainingInputs) -> str:

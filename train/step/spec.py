@@ -1,6 +1,7 @@
 """The specification of a training step: all that its program is made of. Shapes, shardings and numbers; no data."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxgpt.params import by_module, named_params, with_params
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch
 from jaxgpt.train.step.optimizer import ADAPTER_RATE, PEAK_LR, lr_schedule, make_optimizer, rate_factors, warmup_steps
-from jaxgpt.train.step.step import Objective, Preference, Rates, TrainState, make_train_step, shape_at, state_shapes
+from jaxgpt.train.step.step import Objective, Preference, Rates, TrainState, make_train_step, state_shapes
 
 OBJECTIVE_RATE = {"next-token": 1.0, "dpo": 0.05, "simpo": 0.05}
 """Factors of the default learning rate. Preferences are learned at small ones; TRL's defaults differ by as much."""
@@ -99,14 +100,16 @@ class StepSpec:
 
 
 def make_step_spec(
-    settings: Settings, mesh: Mesh, model: jaxgpt.GPT, *, steps: int, packed: bool, epoch_steps: float | None = None
-) -> StepSpec:
+    settings: Settings, mesh: Mesh, model: jaxgpt.GPT, *, steps: int, packed: bool, epoch_steps: float | None = None,
+    unchanged: Collection[str] | None = None,
+) -> StepSpec:  # fmt: skip
     """Return the specification of the steps of a run.
 
     Args:
         model: its parameters are arrays or shapes; the rules of `jaxgpt.mesh` say how they are sharded.
         packed: whether rows hold several texts.
         epoch_steps: steps that a pass over the data takes, if it is known.
+        unchanged: names of the parameters that may be rounded, since a checkpoint need not hold them; all by default.
 
     Raises:
         InputError: a strategy that means nothing, or a model or batch that the mesh can't divide.
@@ -116,14 +119,28 @@ def make_step_spec(
         param_shardings = shardings(params, mesh)
     with about("--freeze"):
         plan = freeze.parse(settings.freeze, config, steps, epoch_steps=epoch_steps)
-    trainable = plan.partition(params, steps)[0]
+    trainable, frozen = plan.partition(params, steps)
+    rounded: set[str] = set()
+    if settings.frozen_dtype != "float32":
+        rounded = {name for name in frozen if name.endswith(".kernel") and (unchanged is None or name in unchanged)}
+    if settings.frozen_dtype != "float32" and not rounded:
+        raise InputError(
+            f"--frozen-dtype={settings.frozen_dtype}: no kernel stays frozen that is as --model has it, and that is no "
+            "checkpoint of a run that holds all parameters"
+        )
+    shapes = {
+        name: jax.ShapeDtypeStruct(
+            p.shape, np.dtype(settings.frozen_dtype) if name in rounded else p.dtype, sharding=param_shardings[name]
+        )
+        for name, p in params.items()
+    }
     factors = rate_factors(trainable, config.n_layer, settings.layer_lr_decay, settings.lr_scale)
     if settings.lr is None:
         factors = {name: factor * (ADAPTER_RATE if ".lora_" in name else 1) for name, factor in factors.items()}
     return StepSpec(
         settings=settings,
         mesh=mesh,
-        model=with_params(model, {name: shape_at(p, param_shardings[name]) for name, p in params.items()}),
+        model=with_params(model, shapes),
         steps=steps,
         plan=plan,
         batch=batch_shapes(settings, mesh, config.n_positions, packed=packed),
