@@ -1,8 +1,10 @@
 """Digests of a checkpoint's files, made when it is written and compared when it is read: a flipped bit is found."""
 
+import errno
 import json
 import mmap
 import os
+import time
 import zlib
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,9 @@ PIECE_BYTES = 2**26
 
 BUFFER_BYTES = 2**20
 """Bytes that are read at once."""
+
+SECONDS_TO_WAIT = 60
+"""How long Orbax may take to write its small file."""
 
 MOST_BYTES = 2**26
 """Size of the largest file of digests that is read."""
@@ -58,7 +63,7 @@ def write_digests(folder: Path, step: int | None = None) -> None:
     for (name, _), found in zip(pieces, _in_threads(digest, pieces), strict=True):
         digests[name].append(found)
     listed = {name: {"bytes": sizes[name], ALGORITHM: digests[name]} for name in files}
-    lasting = _lasting_fields(folder / COMPLETE)
+    lasting = _wait_for_fields(folder / COMPLETE)
     write_json(folder / NAME, {"step": step, COMPLETE: lasting, "piece_bytes": PIECE_BYTES, "files": listed})
 
 
@@ -122,9 +127,28 @@ def _find_damage(folder: Path, items: Collection[str] | None, step: int | None, 
     return ""
 
 
+def _wait_for_fields(file: Path) -> dict[str, Any]:
+    """Return what Orbax's file says in the end: a thread of Orbax may still be writing it, and truncates it first.
+
+    The announcement comes together with all other fields that last.
+
+    Raises:
+        OSError: it does not come.
+    """
+    for _ in range(SECONDS_TO_WAIT * 100):
+        if _is_announced(fields := _lasting_fields(file)):
+            return fields
+        time.sleep(0.01)
+    raise OSError(errno.EIO, "Orbax has not written it", str(file))
+
+
 def _announces(file: Path) -> bool:
     """Tell whether Orbax's file says that there are digests; those of earlier versions do not."""
-    told = _lasting_fields(file).get("custom_metadata")
+    return _is_announced(_lasting_fields(file))
+
+
+def _is_announced(fields: dict[str, Any]) -> bool:
+    told = fields.get("custom_metadata")
     return isinstance(told, dict) and told.items() >= ANNOUNCEMENT.items()
 
 

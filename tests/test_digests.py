@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import zlib
 from collections.abc import Callable
 from itertools import pairwise
@@ -126,7 +127,7 @@ def test_swapped_files_items_and_checkpoints_are_found(run):
 def test_pieces_of_a_large_file_are_compared_by_several_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(digests, "PIECE_BYTES", 2**20)
     monkeypatch.setattr(digests, "BUFFER_BYTES", 2**18)
-    (tmp_path / "_CHECKPOINT_METADATA").write_text("{}")
+    (tmp_path / "_CHECKPOINT_METADATA").write_text(json.dumps({"custom_metadata": digests.ANNOUNCEMENT}))
     (tmp_path / "params").mkdir()
     (tmp_path / "params" / "large").write_bytes(np.random.default_rng(0).bytes(3 * 2**20 + 5))
     digests.write_digests(tmp_path)
@@ -136,6 +137,27 @@ def test_pieces_of_a_large_file_are_compared_by_several_processes(tmp_path, monk
     flip(tmp_path / "params" / "large", 0.5)
     found = [find_damage(tmp_path, share=(index, 3)) for index in range(3)]
     assert sorted(found) == ["", "", "params/large is not what was written"]
+
+
+@pytest.mark.parametrize("before", ["", '{"init_timestamp_nsecs": 1}', '{"init_timestamp_nsecs": 1, "custom_me', None])
+def test_digests_wait_for_the_file_that_orbax_writes_beside_them(tmp_path, before):
+    """One of its threads truncates the file and writes it again, just when the digests are made."""
+    file = tmp_path / "_CHECKPOINT_METADATA"
+    if before is not None:
+        file.write_text(before)
+    last = {"init_timestamp_nsecs": 1, "item_handlers": {"params": "x"}, "custom_metadata": digests.ANNOUNCEMENT}
+    late = threading.Timer(0.1, lambda: file.write_text(json.dumps(last)))
+    late.start()
+    digests.write_digests(tmp_path)
+    late.join()
+    assert find_damage(tmp_path) == ""
+
+
+def test_digests_are_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "SECONDS_TO_WAIT", 0)
+    (tmp_path / "_CHECKPOINT_METADATA").write_text("{}")
+    with pytest.raises(OSError, match="Orbax has not written it"):
+        digests.write_digests(tmp_path)
 
 
 def with_crc32(step: Path) -> None:
