@@ -164,6 +164,7 @@ def test_only_the_answer_counts_in_a_conversation_of_several_turns():
         ({"prompt": "a", "chosen": "b"}, "no preference: expected prompt, chosen and rejected"),
         ({"text": "a"}, "its fields are 'text'"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "are the same"),
+        ({"prompt": "a", "chosen": [GOOD], "rejected": [GOOD | {"id": 3}]}, "are the same"),
         ({"prompt": "a", "chosen": "b", "rejected": ""}, "rejected is empty"),
         ({"prompt": "a", "chosen": "b", "rejected": [BAD]}, "two texts, or two lists"),
         ({"prompt": 3, "chosen": [GOOD], "rejected": [BAD]}, "prompt must be a text or a list"),

@@ -34,8 +34,6 @@ def preference_of(record: Mapping[str, Any]) -> Preference:
     answers = [record.get(name) for name in ANSWERS]
     if any(answer is None for answer in answers):
         raise InputError(f"no preference: expected prompt, chosen and rejected, but its fields are {listed(record)}")
-    if answers[0] == answers[1]:
-        raise InputError("chosen and rejected are the same")
     unread = filled_fields(record, ("prompt", *ANSWERS))
     prompt = record.get("prompt")
     texts = [answer for answer in answers if isinstance(answer, str)]
@@ -46,7 +44,7 @@ def preference_of(record: Mapping[str, Any]) -> Preference:
             raise InputError("prompt must be a text, as chosen and rejected are")
         if not all(texts):
             raise InputError(f"{ANSWERS[texts.index('')]} is empty")
-        return Preference(((prompt, texts[0]), (prompt, texts[1])), False, unread)
+        return _different(Preference(((prompt, texts[0]), (prompt, texts[1])), False, unread))
     if not all(isinstance(answer, (list, tuple)) for answer in answers):
         raise InputError("chosen and rejected must be two texts, or two lists of messages")
     found = [read_messages(answer, name) for answer, name in zip(answers, ANSWERS, strict=True)]
@@ -55,7 +53,13 @@ def preference_of(record: Mapping[str, Any]) -> Preference:
         if not any(message["role"] == "assistant" for message in messages):
             raise InputError(f"{name} has no message from the assistant")
     pair = tuple((*asked, *messages) for messages in found)
-    return Preference(pair, True, unread)  # type: ignore[arg-type]
+    return _different(Preference(pair, True, unread))  # type: ignore[arg-type]
+
+
+def _different(found: Preference) -> Preference:
+    if found.pair[0] == found.pair[1]:
+        raise InputError("chosen and rejected are the same")
+    return found
 
 
 def _split_texts(chosen: str, rejected: str) -> tuple[str, list[str]]:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from jaxgpt.convert.adapter import merged
+from jaxgpt.convert.base import TOLD, Base
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.contents import open_contents
 from jaxgpt.convert.dialects.hf import HF
@@ -21,11 +22,14 @@ from jaxgpt.convert.digests import ANNOUNCEMENT, find_damage, write_digests
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.formats import safetensors, torch_zip
 from jaxgpt.convert.formats.array_headers import check_arrays
+from jaxgpt.convert.json_input import parse_json, read_json
 from jaxgpt.convert.layout import shape_of
 from jaxgpt.convert.mapping import check_params, to_ours, to_theirs
 from jaxgpt.convert.peft import with_adapter
 from jaxgpt.convert.recognise import recognise
+from jaxgpt.convert.source import BUNDLED, HUB_NAME
 from jaxgpt.data import token_files
+from jaxgpt.data.preferences import preference_of
 from jaxgpt.freeze import parse
 from jaxgpt.templates import Request, write_chats
 from jaxgpt.train.run.logs import read_metrics, read_updates
@@ -189,6 +193,26 @@ def freeze_strategy(data: bytes) -> None:
         parse(data.decode("utf-8", "replace"), config, 100, epoch_steps=7.5)
 
 
+def base_of_a_run(data: bytes) -> None:
+    """Where a run's checkpoint says that its frozen parameters are: a place that may be looked at, or our own error."""
+    (HERE / "base.json").write_bytes(data)
+    with contextlib.suppress(InputError):
+        base = Base.from_json(read_json(HERE / "base.json"))
+        place = base.place(HERE / "run" / "checkpoints" / "3")
+        assert os.path.isabs(place) or place in BUNDLED or HUB_NAME.fullmatch(place)
+        assert base.told.keys() <= TOLD.keys()
+
+
+def preferences(data: bytes) -> None:
+    """A record of a preference: two answers, of which each counts for something, or our own error."""
+    with contextlib.suppress(InputError):
+        record = parse_json(data, has_nan=False)
+        if isinstance(record, dict):
+            found = preference_of(record)
+            assert len(found.pair) == 2
+            assert found.pair[0] != found.pair[1]
+
+
 def seeds() -> dict[str, bytes]:
     """A sound input for each target."""
     import zipfile
@@ -235,6 +259,16 @@ def seeds() -> dict[str, bytes]:
         "digests_json": (HERE / "3" / "digests.json").read_bytes(),
         "adapter_config": json.dumps(adapter).encode(),
         "dialect_table": table.encode(),
+        "base_of_a_run": json.dumps(
+            {"model": "/a/b", "told": {"n_head": 2}, "beside": "../b", "digests": {"ln_f.scale": "0" * 64}}
+        ).encode(),
+        "preferences": json.dumps(
+            {
+                "prompt": [{"role": "user", "content": "a"}],
+                "chosen": [{"role": "assistant", "content": "b"}],
+                "rejected": [{"role": "assistant", "content": "c"}],
+            }
+        ).encode(),
         "freeze_strategy": rb"gradual:lora:r=8,alpha=4,on=attn+mlp@0,regex:blocks\.\d+\..*+last1@20%,full@2ep",
         "shard_index": json.dumps({"weight_map": dict.fromkeys(TENSORS, "a.safetensors")}).encode(),
         "run_json": json.dumps(run).encode(),
