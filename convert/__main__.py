@@ -55,7 +55,7 @@ class ConvertCommand(ModelFlags):
         None, "Where no dialect fits SRC: draft a table of its names and layouts into this file, for --dialect.",
         metavar="my.toml", default_text="no draft",
     )  # fmt: skip
-    force: bool = flag(False, "Replace DST if it holds a checkpoint, or the draft of --propose.")
+    force: bool = flag(False, "Replace a checkpoint in DST, or the draft of --propose.")
 
 
 HELP = Help(

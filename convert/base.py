@@ -15,7 +15,7 @@ from jaxgpt.convert.json_input import field as field_of
 from jaxgpt.convert.layout import LazyArray
 from jaxgpt.convert.source import BUNDLED, HUB_NAME, run_of
 
-TOLD: dict[str, Any] = {"dialect": str, "n_head": int, "activation": str, "drop_heads": bool}
+TOLD: dict[str, Any] = {"dialect": str, "n_head": int, "activation": str, "drop_heads": bool, "averaged": bool}
 """Arguments of `convert.read` that say how a model is read, and their types."""
 
 

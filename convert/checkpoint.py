@@ -58,6 +58,7 @@ def read(
     activation: str | None = None,
     drop_heads: bool = False,
     adapter: str | Path | None = None,
+    averaged: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint, and log what was left out, ignored or assumed.
 
@@ -70,13 +71,15 @@ def read(
         activation: the activation function, needed where neither config nor dialect states it.
         drop_heads: leave other heads behind, such as a classifier's or a value head, and read the language model.
         adapter: an adapter of PEFT's for this model, a folder or a hub name.
+        averaged: of a run that kept a moving average of what trains, read that.
 
     Raises:
         InputError: there is no checkpoint, or a part of it is unknown.
     """
     found = open_checkpoint(
-        source, adapter=adapter, dialect=dialect, n_head=n_head, activation=activation, drop_heads=drop_heads
-    )
+        source, adapter=adapter, dialect=dialect, n_head=n_head, activation=activation, drop_heads=drop_heads,
+        averaged=averaged,
+    )  # fmt: skip
     for note in found.notes:
         log.warning("%s: %s", found.path, note)
     return found
@@ -96,8 +99,8 @@ def open_checkpoint(source: str | Path, *, adapter: str | Path | None = None, **
     return replace(base, path=path, params=params, config=config, adapter=folder)
 
 
-def _open(path: Path, *, is_base: bool = False, **told: Any) -> Checkpoint:
-    contents = open_contents(path)
+def _open(path: Path, *, is_base: bool = False, averaged: bool = False, **told: Any) -> Checkpoint:
+    contents = open_contents(path, averaged=averaged)
     if contents.base is not None:
         if is_base:
             raise InputError(f"{path} leaves parameters in another model, and no base does")
@@ -108,7 +111,7 @@ def _open(path: Path, *, is_base: bool = False, **told: Any) -> Checkpoint:
     buffers = found.dialect.buffers_in(found.dialect.bare_names(found.tensors), config)
     return Checkpoint(
         path, contents.format, found.dialect, found.reason, config, found.tensors, params, buffers, found.notes,
-        weights=path, own=params, base=contents.base, told=told,
+        weights=path, own=params, base=contents.base, told=told | ({"averaged": True} if averaged else {}),
     )  # fmt: skip
 
 

@@ -56,17 +56,22 @@ class Contents:
     """Where other parameters are, which a run's checkpoint leaves in the model that the run began as."""
 
 
-def open_contents(path: Path) -> Contents:
+def open_contents(path: Path, *, averaged: bool = False) -> Contents:
     """Open a folder or a file without reading tensor data.
 
+    Args:
+        averaged: take parameters by their moving average, which a run may have kept.
+
     Raises:
-        InputError: there are no weights, or they are damaged.
+        InputError: there are no weights, or no averages of them, or they are damaged.
     """
     if path.is_dir() and (path / "params").is_dir():
         from jaxgpt.convert.formats import orbax
 
-        params, config, base = orbax.read(path)
+        params, config, base = orbax.read(path, averaged=averaged)
         return Contents("Orbax", params, config=config, base=base)
+    if averaged:
+        raise InputError(f"{path}: averaged=True reads checkpoints of runs that kept an average, and this is none")
     weights = path if path.is_file() else next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if weights is None:
         raise InputError(f"{path}: no checkpoint found; looked for {', '.join(WEIGHT_FILES)} and Orbax's params")

@@ -33,7 +33,9 @@ def to_jax(checkpoint: convert.Checkpoint, dtype: np.dtype, mesh: Mesh | None = 
 
         own = [name for name in params if checkpoint.base is None or name not in checkpoint.base.digests]
         dtypes = {name: np.dtype(np.float32) if ADAPTERS.fullmatch(name) else dtype for name in own}
-        restored = orbax.restore(checkpoint.weights, {name: sharding_of[name] for name in own}, dtypes)
+        averaged = bool(checkpoint.told.get("averaged"))
+        places = {name: sharding_of[name] for name in own}
+        restored = orbax.restore(checkpoint.weights, places, dtypes, averaged=averaged)
         sharding_of = {name: sharding for name, sharding in sharding_of.items() if name not in restored}
     if mesh is not None and jax.process_count() > 1 and sharding_of:
         return restored | _shared({name: params[name] for name in sharding_of}, sharding_of, dtype, mesh)

@@ -25,6 +25,7 @@ def from_pretrained(
     activation: str | None = None,
     drop_heads: bool = False,
     adapter: str | Path | None = None,
+    averaged: bool = False,
     mesh: Mesh | None = None,
     param_dtype=None,
     dtype=None,
@@ -40,6 +41,7 @@ def from_pretrained(
         activation: the activation function, needed where neither config nor dialect states it.
         drop_heads: leave other heads behind, such as a classifier's or a value head.
         adapter: a LoRA adapter of PEFT's for this model, a folder or a hub name; `merge_lora` puts it into the weights.
+        averaged: of a run that kept a moving average of what trains (`--ema`), load that.
         mesh: where the parameters go, by the rules of `jaxgpt.mesh`; the first device without. A vocabulary that its
             `tensor` does not divide is padded.
         param_dtype: what the parameters are kept in; float32 by default, whatever the file holds.
@@ -52,8 +54,9 @@ def from_pretrained(
         checkpoint = source
     else:
         checkpoint = convert.read(
-            source, dialect=dialect, n_head=n_head, activation=activation, drop_heads=drop_heads, adapter=adapter
-        )
+            source, dialect=dialect, n_head=n_head, activation=activation, drop_heads=drop_heads, adapter=adapter,
+            averaged=averaged,
+        )  # fmt: skip
     param_dtype = np.dtype(param_dtype or jnp.float32)
     model = abstract(checkpoint.config, dtype=dtype or param_dtype, param_dtype=param_dtype)
     model = with_params(model, to_jax(checkpoint, param_dtype, mesh))

@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import forked
 import pytest
-from runs import assert_same_run
+from conftest import call
+from runs import QUICK, assert_same_run
 
+from jaxgpt import convert
 from jaxgpt.convert.source import complete_steps
 
 KILLS = (
@@ -23,6 +26,29 @@ KILLS = (
     ("during a save", signal.SIGKILL), ("during a save", signal.SIGINT),
 )  # fmt: skip
 """At each moment one that ends the process, and one that asks it to stop: what may ask, `StopSignals` hears alike."""
+
+READING = """
+import sys, threading, time
+import jaxgpt.loading, jaxgpt.train.run.base
+from jaxgpt.train.__main__ import main
+what, at, *flags = sys.argv[1:]
+module, name = {"read": (jaxgpt.loading, "_put"), "digested": (jaxgpt.train.run.base, "digest")}[what]
+original, lock, count = getattr(module, name), threading.Lock(), 0
+
+def counted(*args, **how):
+    global count
+    with lock:
+        count += 1
+        if count == int(at):
+            print("now", flush=True)
+            time.sleep(600)
+    return original(*args, **how)
+
+setattr(module, name, counted)
+sys.argv = ["train", *flags]
+main()
+"""
+"""A run that goes no further than to one of the parameters of its base."""
 
 STEPS, SEED = 30, 6
 FLAGS = (
@@ -107,3 +133,32 @@ def test_kills_at_any_moment_change_nothing(small, chat, tmp_path):
     for name in ("samples.md", "plots/updates.png"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert complete_steps(out)[-2:] == complete_steps(tmp_path / "whole")[-2:]
+
+
+def test_a_kill_while_the_base_is_read_leaves_the_run_as_it_was(small, tmp_path):
+    flags = [f"--model={small}", "--freeze=last1", *QUICK, "--keep=9"]
+    call("train", *flags, f"--out={tmp_path}/whole")
+    run = tmp_path / "run"
+    shutil.copytree(tmp_path / "whole", run)
+    for later in (6, 8, 9):
+        shutil.rmtree(run / "checkpoints" / str(later))
+    before = contents(run)
+    n_read = len(convert.read(small).params)
+    n_left = len(convert.read(run).base.digests)
+    for what, at in (("read", 1), ("read", n_read // 2), ("digested", 1), ("digested", n_left // 2)):
+        life = forked.Forked(READING, what, at, f"--resume={run}", stderr=subprocess.STDOUT)
+        said = ""
+        for line in life.stdout:
+            said += line
+            if line == "now\n":
+                break
+        life.kill()
+        assert life.wait() == -signal.SIGKILL, said
+        assert contents(run) == before, (what, at)
+    call("train", f"--resume={run}")
+    assert_same_run(run, tmp_path / "whole", 9)
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    """All files of a run, but for its lock, which a kill leaves there."""
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "run.lock"}

@@ -3,11 +3,12 @@
 import re
 import shutil
 
+import forked
 import numpy as np
 import pytest
 from conftest import call, random_tokens, torch_logits
 from peft import PeftModel
-from runs import QUICK, arrays, assert_same_run
+from runs import QUICK, arrays, assert_same_run, held
 from safetensors.numpy import load_file
 from transformers import GPT2LMHeadModel
 
@@ -49,6 +50,36 @@ def test_it_resumes_bitwise_before_at_and_after_a_boundary(whole, tmp_path, step
         shutil.rmtree(out / "checkpoints" / str(later))
     call("train", "--resume", out)
     assert_same_run(out, whole[0], 9)
+
+
+ON_FOUR = """
+import shutil, sys
+from pathlib import Path
+from conftest import call
+import jax
+assert jax.device_count() == 4
+folder, *flags = sys.argv[1:]
+call("train", *flags, f"--out={folder}/whole")
+for step in (3, 4, 5, 7):
+    copy = Path(folder, str(step))
+    shutil.copytree(Path(folder, "whole"), copy)
+    for later in range(step + 1, 10):
+        shutil.rmtree(copy / "checkpoints" / str(later))
+    call("train", "--resume", copy)
+"""
+"""The same run on four devices, resumed at both boundaries, before and between them, all in one process."""
+
+
+def test_it_resumes_bitwise_around_each_boundary_on_four_devices(whole, tmp_path):
+    _, flags, _ = whole
+    done = forked.run(ON_FOUR, tmp_path, *flags, "--mesh=fsdp=4", "--ema=0.9", XLA_FLAGS=forked.simulated(4))
+    assert done.returncode == 0, done.stderr
+    average = held(tmp_path / "whole", 9, "ema")
+    assert len(average) > 20
+    for step in (3, 4, 5, 7):
+        assert_same_run(tmp_path / str(step), tmp_path / "whole", 9)
+        found = held(tmp_path / str(step), 9, "ema")
+        assert all(same(found[name], p) for name, p in average.items()), step
 
 
 def logits_of(model) -> np.ndarray:

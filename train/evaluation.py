@@ -21,12 +21,13 @@ class Evaluator:
     def __init__(self, inputs: TrainingInputs):
         self._inputs, self._step = inputs, make_eval_step(inputs.spec.model, inputs.spec.objective)
         self.measured: dict[str, float] = {}
-        """What else the last evaluation found: of preferences how often the better answer had the higher reward."""
+        """What else the last evaluation found: of preferences how often the better answer had the higher reward, and of
+        a moving average its loss."""
 
     def loss(self, state: TrainState, stop: StopSignals) -> float | None:
         """Return the mean loss of what counts in the held-out part, in nats; None if a signal came before."""
         spec, settings = self._inputs.spec, self._inputs.settings
-        nats, tokens, right = 0.0, 0.0, 0.0
+        nats, tokens, right, averaged = 0.0, 0.0, 0.0, 0.0
         n = settings.batch_size // settings.accumulate  # what is known to fit
         with busy("evaluating"):
             for batch in device_eval_batches(self._inputs.data.held_out.rows, n, spec.mesh):
@@ -34,9 +35,13 @@ class Evaluator:
                     return None
                 with jax.set_mesh(spec.mesh):
                     more = self._step(state.params, batch)
+                    of_average = self._step(state.averaged_params, batch) if state.ema else ()
                 nats, tokens = nats + float(more[0]), tokens + float(more[1])
                 right += sum(map(float, more[2:]))
+                averaged += sum(map(float, of_average[:1]))
         self.measured = {"eval_reward_accuracy": right / tokens} if spec.objective.preference else {}
+        if state.ema:
+            self.measured["ema_eval_loss"] = averaged / tokens
         return nats / tokens
 
 

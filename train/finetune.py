@@ -86,7 +86,7 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
         if not run.report.exists():  # a kill came between the last checkpoint and the page
             RunLog(run).sample(first, sample(inputs, state))
             _write_report(run)
-        use = how_to_use(run, eval_state.best_step, inputs.is_chat, inputs.has_adapter)
+        use = how_to_use(run, eval_state.best_step, inputs.is_chat, inputs.has_adapter, settings.ema is not None)
         show(f"\n{escaped(str(run.folder))} is finished: {outcome(inputs, run, first, eval_state)}\n{use}")
         return ExitCode.OK
     text = sample(inputs, state) if first is None else ""
@@ -172,7 +172,7 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
     seconds = time.time() - began
     ended = outcome(inputs, run, loop.step, loop.eval_state, before)
     show(f"{loop.step - first} steps in {seconds:.0f} s: {ended}")
-    show(how_to_use(run, loop.eval_state.best_step, inputs.is_chat, inputs.has_adapter))
+    show(how_to_use(run, loop.eval_state.best_step, inputs.is_chat, inputs.has_adapter, settings.ema is not None))
     return ExitCode.OK
 
 

@@ -161,7 +161,7 @@ class TrainLoop:
         speed = self._progress.speed(step)
         self._log.metrics(step, metrics, eval_loss, speed, n_trainable)
         if eval_loss is not None or step % self._inputs.settings.log_every == 0:
-            self._progress.line(step, metrics["loss"], eval_loss, speed, metrics.get("eval_reward_accuracy"))
+            self._progress.line(step, metrics["loss"], eval_loss, speed, metrics)
 
 
 def is_done(inputs: TrainingInputs, step: int, eval_state: EvalState) -> bool:

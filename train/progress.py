@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 
 from tqdm import tqdm
 
@@ -58,13 +59,13 @@ class ProgressBar:
         self._since, self._step = now, step
         return speed
 
-    def line(
-        self, step: int, loss: float, eval_loss: float | None, speed: float, accuracy: float | None = None
-    ) -> None:
+    def line(self, step: int, loss: float, eval_loss: float | None, speed: float, metrics: Mapping[str, float]) -> None:
         """Print a line of metrics: all of them in a log; on a terminal, which has the bar, only evaluations."""
+        averaged, accuracy = metrics.get("ema_eval_loss"), metrics.get("eval_reward_accuracy")
         if not self._is_terminal or eval_loss is not None:
             seconds_left = (self._n_steps - step) * self._tokens_per_step / max(speed, 1e-9)
             evaluated = "" if eval_loss is None else f"  eval loss {eval_loss:.4f}"
+            evaluated += "" if averaged is None else f", {averaged:.4f} of the average"
             evaluated += "" if accuracy is None else f", {accuracy:.0%} preferred"
             line = f"step {step:>{len(str(self._n_steps))}}/{self._n_steps}  loss {loss:.4f}{evaluated}"
             self.say(f"{line}  {speed:,.0f} tokens/s  {seconds_left:.0f} s left")

@@ -178,6 +178,11 @@ class Settings(ModelFlags):
         "cosine", "How the learning rate goes on after its warm-up. cosine, linear: it falls to a tenth; constant: it "
         "stays; wsd: it stays, and falls to zero in the last fifth.", group="optimizer",
     )  # fmt: skip
+    ema: float | None = setting(
+        None, "Keep an exponential moving average of what trains beside it, of which this much remains in each step, "
+        "as in 0.999. It is evaluated too, and --averaged reads it from the run.", metavar="FRACTION",
+        group="optimizer", low=0, is_above=True, high=0.999999, default_text="none",
+    )  # fmt: skip
     lr: float | None = setting(
         None, "The peak learning rate. By default Lion's is a fifth of AdamW's, SGD's 200 times it, adapters have "
         "ten times that of the rest, and for --objective=dpo or simpo it is a twentieth.",

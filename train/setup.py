@@ -62,11 +62,12 @@ class TrainingInputs:
         return set() if self.settings.standalone else frozen.keys() & self.base.unchanged
 
     def checkpoint_bytes(self, step: int) -> int:
-        """Return the bytes of the parameters and moments in the checkpoint of a step."""
+        """Return the bytes of the parameters, moments and averages in the checkpoint of a step."""
         params, left_out = self.spec.params, self.left_out(step)
-        moments = self.spec.state(step).opt_state
+        state = self.spec.state(step)
         held = [p for name, p in params.items() if name not in left_out]
-        return sum(math.prod(x.shape) * x.dtype.itemsize for x in (*held, *jax.tree.leaves(moments)))
+        moments = jax.tree.leaves((state.opt_state, state.ema))
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in (*held, *moments))
 
     @property
     def is_chat(self) -> bool:

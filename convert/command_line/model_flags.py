@@ -30,6 +30,7 @@ class ModelFlags:
     drop_heads: bool = flag(
         False, "Ignore other heads in the checkpoint, such as a classifier or a value head.", group="model"
     )
+    averaged: bool = flag(False, "Read the moving average of a run with --ema.", group="model")
 
     @property
     def how_to_read(self) -> dict[str, Any]:

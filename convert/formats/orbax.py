@@ -1,7 +1,8 @@
 """Our own form on disk: an Orbax checkpoint with the items `params` (dotted name -> array) and `config`.
 
 A training run's step folder has the same two items beside its optimizer state, so that one reader serves both. It may
-have the item `base` too, for what it leaves in the model that the run began as.
+have the item `base` too, for what it leaves in the model that the run began as,
+and the item `ema`, of the same names as `params`, for the moving average of what trains.
 """
 
 import contextlib
@@ -65,30 +66,38 @@ def read_base(path: Path) -> Base | None:
         raise InputError(f"{path}: the item `base` can't be read ({brief(error)})") from None
 
 
-def read(path: Path) -> tuple[dict[str, LazyArray], GPTConfig, Base | None]:
+def read(path: Path, *, averaged: bool = False) -> tuple[dict[str, LazyArray], GPTConfig, Base | None]:
     """Return the parameters, which are read when they are used, the config, and where other parameters are.
 
     All are as they were written.
 
+    Args:
+        averaged: take those that have a moving average by it.
+
     Raises:
-        InputError: a file is damaged or missing, or asks for what can't be.
+        InputError: there is no average, or a file is damaged or missing, or asks for what can't be.
     """
     step = int(path.name) if run_of(path) else None
-    if damage := find_damage(path, ("params", "config", "base"), step):
+    arrays = ("params", "ema") if averaged else ("params",)
+    if averaged and not (path / "ema").is_dir():
+        raise InputError(f"{path}: averaged=True: the run kept no average of its weights; jaxgpt train --ema keeps one")
+    if damage := find_damage(path, (*arrays, "config", "base"), step):
         _refuse_deleted(path)
         raise InputError(f"{path} is damaged: {damage}{_another(path)}")
-    params = path.absolute() / "params"
     refusal = f"{path}: Orbax can't read this checkpoint ({{}}){_another(path)}"
     items = ("config", "base")
-    for place in (params, *(path / item for item in items), *(path / item / "metadata" for item in items)):
+    for place in (*(path / item for item in (*arrays, *items)), *(path / item / "metadata" for item in items)):
         if place.is_symlink():
             raise InputError(f"{path}: {place.name} is a link, which is not followed")
-    check(params, refusal)
-    with reading(refusal, path):
-        tree = ocp.PyTreeCheckpointHandler().metadata(params).tree
-        found = {
-            str(name): LazyArray(tuple(m.shape), np.dtype(m.dtype), _reader(params, name)) for name, m in tree.items()
-        }
+    found: dict[str, LazyArray] = {}
+    for folder in (path.absolute() / item for item in arrays):
+        check(folder, refusal)
+        with reading(refusal, path):
+            tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+            found |= {
+                str(name): LazyArray(tuple(m.shape), np.dtype(m.dtype), _reader(folder, name))
+                for name, m in tree.items()
+            }
     return found, read_config(path), read_base(path)
 
 
@@ -101,15 +110,30 @@ def _another(path: Path) -> str:
     return f"; the checkpoint before it is {path.parent / str(max(earlier))}" if earlier else ""
 
 
-def restore(path: Path, shardings: Mapping[str, Any], dtypes: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the parameters as JAX arrays of these shardings and dtypes; a host reads only what its devices hold."""
+def restore(
+    path: Path, shardings: Mapping[str, Any], dtypes: Mapping[str, Any], *, averaged: bool = False
+) -> dict[str, Any]:
+    """Read the parameters as JAX arrays of these shardings and dtypes; a host reads only what its devices hold.
+
+    Args:
+        averaged: as of `read`.
+    """
     targets = {
         name: ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtypes[name], strict=False)
         for name, sharding in shardings.items()
     }
+    found: dict[str, Any] = {}
     with reading(f"{path}: the checkpoint is damaged ({{}})", path), ocp.PyTreeCheckpointer() as checkpointer:
-        arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(targets, 0), restore_args=targets)
-        return checkpointer.restore(path.absolute() / "params", arguments)
+        for item in ("ema", "params") if averaged else ("params",):
+            folder = path.absolute() / item
+            there = ocp.PyTreeCheckpointHandler().metadata(folder).tree if averaged else targets
+            wanted = {name: how for name, how in targets.items() if name in there and name not in found}
+            arguments = ocp.args.PyTreeRestore(
+                item=dict.fromkeys(wanted, 0), restore_args=wanted, partial_restore=averaged
+            )
+            if wanted:
+                found |= checkpointer.restore(folder, arguments)
+    return found
 
 
 def check(arrays: Path, refusal: str) -> None:

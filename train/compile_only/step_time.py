@@ -73,7 +73,7 @@ def bytes_moved(spec: StepSpec) -> float:
     for product, n_gradients, is_recomputed in passes(config, state.trainable, batch, remat=settings.remat):
         kernels = settings.accumulate * product.kernel / mesh.shape["tensor"]
         total += (1 + n_gradients + is_recomputed) * itemsize * (product.activations / mesh.size + kernels)
-    return total + 2 * bytes_per_device((state.trainable, state.opt_state))
+    return total + 2 * bytes_per_device((state.trainable, state.opt_state, state.ema))
 
 
 def estimate_step_time(spec: StepSpec, topology: Topology, program: HloModule) -> StepTime:

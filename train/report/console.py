@@ -79,21 +79,31 @@ def outcome(
     return text
 
 
-def how_to_use(run: RunFolder, best: int | None = None, is_chat: bool = False, has_adapter: bool = False) -> str:
+def how_to_use(
+    run: RunFolder,
+    best: int | None = None,
+    is_chat: bool = False,
+    has_adapter: bool = False,
+    has_average: bool = False,
+) -> str:
     """Return what was written, and how to use it: of several checkpoints the best."""
     ask = "--chat --prompt='Who are you?'" if is_chat else "--prompt=The"
     path = run.checkpoints / str(best) if best and best != run.last_step else run.folder
     model = escaped(shlex.quote(str(path)))
     files = "\n".join(f"  {escaped(str(path))}" for path in run.files if path.exists())
+    average = (
+        f"\n  jaxgpt convert {model} {escaped(shlex.quote(f'{run.folder}-ema'))} --averaged    # the moving average"
+    )
     merged = "    # for transformers" + (", the adapter merged" if has_adapter else "")
     adapter = f"\n  jaxgpt convert {model} {escaped(shlex.quote(f'{run.folder}-peft'))} --to=peft    # for PEFT"
+    more = adapter * has_adapter + average * has_average
     return f"""
 written:
 {files}
 
 use it:
   jaxgpt generate {model} {ask}
-  jaxgpt convert {model} {escaped(shlex.quote(f"{run.folder}-hf"))} --to=hf{merged}{adapter * has_adapter}"""
+  jaxgpt convert {model} {escaped(shlex.quote(f"{run.folder}-hf"))} --to=hf{merged}{more}"""
 
 
 def _counted(n_params: int, n_expected: int) -> str:

@@ -116,6 +116,10 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]], phases: Sequence[PhaseInfo
         ax.plot(steps, losses, ".", color=PALE, ms=size, mew=0, label="training", zorder=1)
         ax.plot(*smoothed(steps, losses), color=BLUE, lw=1.2, label="smoothed")
     ax.plot(steps[finite], held_out[finite], color=ORANGE, lw=1, marker="o", ms=5, clip_on=False, label="held out")
+    averaged = _numbers(metrics, "ema_eval_loss")
+    if (finite := np.isfinite(averaged)).any():
+        label = "average, held out"
+        ax.plot(steps[finite], averaged[finite], color=GREEN, lw=1, marker="s", ms=4, clip_on=False, label=label)
     broken = [line["step"] for line in metrics if _is_broken(line.get("loss")) or _is_broken(line.get("eval_loss"))]
     if broken:
         across = ax.get_xaxis_transform()

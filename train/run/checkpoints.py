@@ -125,6 +125,8 @@ class Checkpoints:
                 "opt_state": moments,
                 "eval_state": ocp.args.JsonSave(eval_state.as_json()),
             }
+            if state.ema:
+                items["ema"] = ocp.args.StandardSave(state.ema)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True, custom_metadata=ANNOUNCEMENT)
 
     def _write_digests(self) -> None:
@@ -187,32 +189,35 @@ class Checkpoints:
         left_out = {} if base is None else {name: params[name] for name in base.digests if name in params}
         self._held = shapes.params.keys() - left_out.keys()
         item = "eval_state" if (folder / "eval_state").exists() else "standing"  # of version 0.1
+        averages = {"ema": shapes.ema} if shapes.ema else {}
         arguments = ocp.args.Composite(
             params=ocp.args.StandardRestore(
                 {name: shapes.params[name] for name in self._held}, strict=not has_other_rows
             ),
             opt_state=ocp.args.StandardRestore(leaves_by_path(shapes.opt_state), strict=not has_other_rows),
+            **{name: ocp.args.StandardRestore(ema, strict=not has_other_rows) for name, ema in averages.items()},
             **{item: ocp.args.JsonRestore()},
         )
         refusal = (
             f"--resume: checkpoint {folder} is damaged ({{}}); delete that folder, and --resume goes on from the one "
             "before it"
         )
-        for arrays in ("params", "opt_state"):
+        for arrays in ("params", "opt_state", *averages):
             orbax.check(folder.absolute() / arrays, refusal)
         with orbax.reading(refusal):
             restored = self._manager.restore(step, args=arguments)
             eval_state = EvalState.from_json(restored[item])
-            found = restored["params"]
+            found, ema = restored["params"], restored["ema"] if averages else {}
             moments = [restored["opt_state"][name] for name in leaves_by_path(shapes.opt_state)]
         if has_other_rows:
-            found = fill_padding(found, config)
+            found, ema = fill_padding(found, config), fill_padding(ema, config)
         found |= left_out
         state = TrainState(
             replicated(np.int32(step), shapes.step.sharding.mesh),
             {name: found[name] for name in shapes.trainable},
             {name: found[name] for name in shapes.frozen},
             jax.tree.unflatten(jax.tree.structure(shapes.opt_state), moments),
+            {name: ema[name] for name in shapes.ema},
         )
         self.best = eval_state.best_step
         return state, eval_state

@@ -42,8 +42,8 @@ class MetricsLine:
     """Most bytes in use so far: of the first device, or on a CPU of this process."""
 
 
-OF_PREFERENCES = (*REWARDS, "eval_reward_accuracy")
-"""Further fields of a line, where preferences are learned."""
+FURTHER = (*REWARDS, "eval_reward_accuracy", "ema_eval_loss")
+"""Further fields of a line, where preferences are learned or a moving average is kept."""
 
 
 class RunLog:
@@ -114,7 +114,7 @@ class RunLog:
             step, known.get("loss"), eval_loss, known.get("lr"), known.get("grad_norm"), speed, n_trainable,
             _peak_memory(),
         )  # fmt: skip
-        values = asdict(line) | {name: known[name] for name in OF_PREFERENCES if name in known}
+        values = asdict(line) | {name: known[name] for name in FURTHER if name in known}
         self._append(self._run.metrics, values)
         if self._trackers:
             self._trackers.log(values.pop("step"), values)
@@ -134,7 +134,7 @@ class RunLog:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl in the order of their steps, without those that are damaged."""
-    columns = [*(item.name for item in fields(MetricsLine)), *OF_PREFERENCES]
+    columns = [*(item.name for item in fields(MetricsLine)), *FURTHER]
     return [
         {"step": line["step"]} | {name: _number(line, name) for name in columns if name != "step"}
         for line in read_lines(path)

@@ -2,7 +2,7 @@
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxgpt.params import count_params
 from jaxgpt.train.distributed import any_process
 from jaxgpt.train.signals import StopSignals
 from jaxgpt.train.step.spec import StepSpec
-from jaxgpt.train.step.step import Rates, TrainState, init_state
+from jaxgpt.train.step.step import Rates, TrainState, begin_average, init_state
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class PhaseCompiler:
     def init(self, params: dict[str, jax.Array]) -> TrainState:
         """Return the state before the first step."""
         trainable, frozen = self._spec.plan.partition(params)
-        return init_state(trainable, frozen, self._spec.optimizer(trainable, 0), self._spec.mesh)
+        state = init_state(trainable, frozen, self._spec.optimizer(trainable, 0), self._spec.mesh)
+        return state if self._spec.settings.ema is None else replace(state, ema=begin_average(trainable))
 
     def lower_ahead(self, step: int) -> None:
         """Trace and lower the step after `step` in the background; `begin` compiles it, when nothing else runs."""
@@ -75,7 +76,8 @@ class PhaseCompiler:
     def _enter(self, state: TrainState, program: CompiledPhase) -> TrainState:
         assert program.enter is not None
         trainable, frozen = self._spec.plan.partition(state.params, program.phase.start)
-        return TrainState(state.step, trainable, frozen, program.enter(state.opt_state))
+        ema = begin_average(trainable, state.ema) if state.ema else {}
+        return TrainState(state.step, trainable, frozen, program.enter(state.opt_state), ema)
 
     @property
     def is_compiling(self) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -86,7 +86,8 @@ class StepSpec:
     def state(self, step: int) -> TrainState:
         """Return the state in the phase of the step after `step`: shapes with their shardings."""
         trainable, frozen = self.plan.partition(self.params, step)
-        return state_shapes(trainable, frozen, self.optimizer(trainable, step), self.mesh)
+        state = state_shapes(trainable, frozen, self.optimizer(trainable, step), self.mesh)
+        return state if self.settings.ema is None else replace(state, ema=dict(state.trainable))
 
     def lower(self, phase: freeze.Phase) -> jax.stages.Lowered:
         """Lower the step of a phase for the devices of the mesh, which need not be there."""
@@ -94,7 +95,9 @@ class StepSpec:
         state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         tx = self.optimizer(state.trainable, phase.start)
         number: Any = jax.ShapeDtypeStruct((), np.float32, sharding=state_shardings.step)
-        step = make_train_step(self.model, tx, self.schedule, self.settings.seed, state_shardings, self.objective)
+        step = make_train_step(
+            self.model, tx, self.schedule, self.settings.seed, state_shardings, self.objective, self.settings.ema
+        )
         with jax.set_mesh(self.mesh):
             return step.lower(state, self.batch, Rates(number, dict.fromkeys(state.trainable, number)))
 

@@ -1,6 +1,6 @@
 """The training step: one pure, jitted function from state and batch to state and metrics."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -31,10 +31,17 @@ class TrainState:
     trainable: dict[str, Any]
     frozen: dict[str, Any]
     opt_state: Any
+    ema: dict[str, Any] = field(default_factory=dict)
+    """The exponential moving average of what trains; empty in a run that keeps none."""
 
     @property
     def params(self) -> dict[str, Any]:
         return self.trainable | self.frozen
+
+    @property
+    def averaged_params(self) -> dict[str, Any]:
+        """All parameters, those that train by their average."""
+        return self.params | self.ema
 
 
 @jax.tree_util.register_dataclass
@@ -167,12 +174,14 @@ def make_train_step(
     seed: int,
     state_shardings: TrainState | None = None,
     objective: Objective = Objective(),
+    ema_decay: float | None = None,
 ) -> jax.stages.Wrapped:
     """Return the step, which differentiates the trainable parameters only: XLA drops the rest of the backward pass.
 
     Args:
         tx: updates at a peak learning rate of 1, which the step's `Rates` multiply.
         state_shardings: the shardings of the state, which it keeps.
+        ema_decay: what remains of the moving average in a step, if the state has one; see `move_average`.
     """
     config = model.config
     adapter_pdrop = config.lora.dropout if config.lora else 0.0
@@ -193,10 +202,25 @@ def make_train_step(
             "updates": update_ratios(moves, state.trainable),  # unlike a lax.cond, it fuses, and costs nothing
             **measured,
         }
-        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
+        ema = {} if ema_decay is None else move_average(state.ema, trainable, ema_decay)
+        return TrainState(state.step + 1, trainable, state.frozen, opt_state, ema), metrics
 
     out_shardings = (state_shardings, state_shardings.step) if state_shardings else None
     return jax.jit(train_step, donate_argnames="state", out_shardings=out_shardings)
+
+
+def begin_average(trainable: dict[str, Array], ema: dict[str, Array] | None = None) -> dict[str, Array]:
+    """Return the average with which a phase begins: what thaws enters with its value, in a buffer of its own."""
+    ema = ema or {}
+    return {name: ema[name] if name in ema else jnp.copy(p) for name, p in trainable.items()}
+
+
+def move_average(ema: dict[str, Array], trainable: dict[str, Array], decay: float) -> dict[str, Array]:
+    """Move each average by 1 - decay of the way to the parameter.
+
+    It begins at the parameter's own value, not at zero, so that there is no bias to correct.
+    """
+    return {name: average + (1 - decay) * (trainable[name] - average) for name, average in ema.items()}
 
 
 def update_ratios(moves: dict[str, Array], trainable: dict[str, Array]) -> dict[str, Array]:
