@@ -123,7 +123,11 @@ def check_text(
     new = min(NEW, model.config.n_positions - prompt.shape[1])
     if new < 20:
         return Check("text", None, "the context is too short", f"at least {prompt.shape[1] + 20} tokens"), None
-    tokens = np.asarray(generate(model, prompt, num_samples=SAMPLES, max_new_tokens=new, temperature=0.8, top_k=40))
+    expected = f"<= {REPEATED}, >= {SPREAD}, <= {CERTAIN}, >= {ORDER}"
+    try:
+        tokens = np.asarray(generate(model, prompt, num_samples=SAMPLES, max_new_tokens=new, temperature=0.8, top_k=40))
+    except InputError:
+        return Check("text", False, "none", expected, "the logits are not numbers"), None
     texts = tokens[:, prompt.shape[1] :]
     entropy = np.asarray(jax.jit(_entropy)(model, tokens))[:, prompt.shape[1] - 1 : -1]
     values = {
@@ -139,14 +143,11 @@ def check_text(
         "finds sentences no likelier than their tokens shuffled": not values["order"] >= ORDER,
     }
     detail = "the model " + ", and ".join(text for text, there in problems.items() if there)
-    if math.isnan(values["entropy"]):
-        detail = "the logits are not numbers"
     ok = not any(problems.values())
     measured = (
         f"repeats {values['repeated']:.2f}, spread {values['spread']:.2f} nats, entropy {values['entropy']:.2f} ln(V), "
         f"shuffled {values['order']:.2f}x"
     )
-    expected = f"<= {REPEATED}, >= {SPREAD}, <= {CERTAIN}, >= {ORDER}"
     return Check("text", ok, measured, expected, "" if ok else detail, values), tokenizer.decode(tokens[0])
 
 
