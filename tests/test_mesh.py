@@ -75,8 +75,8 @@ def test_eight_devices_train_as_one_does(trained, strategy, mesh):
     ours, theirs = np.load(trained / f"{i}.npz"), np.load(trained / f"{one}.npz")
     differences = {name: np.abs(ours[name] - theirs[name]) for name in theirs}
     assert max(difference.max() for difference in differences.values()) < 1e-5
-    # they are a hundred times closer still, but for what has no gradient: the keys' bias, and at most one number of each
-    # parameter, since Adam divides by the root of a second moment, and makes steps of the rounding where that is tiny
+    # they are a hundred times closer still, but for what has no gradient: the keys' bias, and at most one number of
+    # each parameter, since Adam divides by the root of a second moment, and makes steps of rounding where that is tiny
     rest = [x[[0, 2]] if name.endswith("c_attn.bias") else x for name, x in differences.items()]
     assert max(np.sort(difference, axis=None)[-2] for difference in rest) < 1e-7
     # and ten steps at rates of up to 1.2e-5 have moved what trains by far more

@@ -252,7 +252,7 @@ FLAGS = ("--batch-size=4", "--steps=8", "--eval-every=4", "--checkpoint-every=2"
 def run(small, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("dpo") / "run"
     flags = [f"--model={small}", f"--data={data}", "--objective=dpo", "--freeze=gradual:lora@0,last1@50%"]
-    return out, call("train", *flags, *FLAGS, "--lr=3e-3", f"--out={out}").stdout
+    return out, call("train", *flags, *FLAGS, "--lr=3e-3", f"--out={out}", report=True).stdout
 
 
 def test_a_run_learns_what_is_preferred(run):
