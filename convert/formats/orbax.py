@@ -7,19 +7,23 @@ and the item `ema`, of the same names as `params`, for the moving average of wha
 
 import contextlib
 import dataclasses
+import errno
 import gc
+import glob as glob_module
 import logging
+import math
 import os
 import re
 import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath.gpath import PosixGPath
 from orbax import checkpoint as ocp
 
 from jaxgpt.convert.base import Base
@@ -321,6 +325,45 @@ def _quiet(name: str, level_inside: int) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def confirm(checkpoint: Path, names: Iterable[str]) -> None:
+    """Open what was just saved, and read the smallest array of each of its items, before it is called a checkpoint.
+
+    Raises:
+        OSError: one of them is not there.
+    """
+    for name in names:
+        item = checkpoint.absolute() / name
+        try:
+            tree = ocp.PyTreeCheckpointHandler().metadata(item).tree
+            smallest = min(tree, key=lambda array: math.prod(tree[array].shape), default=None)
+            if smallest is not None:
+                _reader(item, str(smallest))()
+        except Exception as error:  # Orbax raises all kinds
+            raise OSError(errno.EIO, f"what was saved can't be read ({brief(error)})", str(item)) from None
+
+
+def take_folders_literally() -> None:
+    """Let etils search in a folder whose name has `[`, `*` or `?` in it.
+
+    It reads the whole path as a pattern. Orbax then finds none of the files that it is to merge, and says nothing.
+    """
+    if getattr(PosixGPath.glob, "takes_folders_literally", False):
+        return
+    search = PosixGPath.glob
+
+    def glob(self: Any, pattern: str) -> Iterator[Any]:
+        folder = os.fspath(self)
+        if "://" in folder or glob_module.escape(folder) == folder:
+            return search(self, pattern)
+        return (type(self)(os.fspath(found)) for found in sorted(Path(folder).glob(pattern)))
+
+    glob.takes_folders_literally = True  # type: ignore[attr-defined]
+    PosixGPath.glob = glob
+
+
+take_folders_literally()
 
 
 def items(params: Mapping[str, Any], config: GPTConfig, base: Base | None = None) -> dict[str, Any]:

@@ -136,6 +136,7 @@ class Checkpoints:
         """
         self._run.place.check()
         [folder] = self._unfinished()
+        orbax.confirm(folder, ("params", "opt_state"))
         write_digests(folder, self._saved)
 
     def _unfinished(self) -> list[Path]:
