@@ -89,8 +89,8 @@ def test_before_the_first_step_a_signal_ends_at_once_and_leaves_nothing(flags, t
 SLOW_EVALUATION = """
 import jaxgpt.train.evaluation
 real = jaxgpt.train.evaluation.make_eval_step
-def make(model):
-    step = real(model)
+def make(*of):
+    step = real(*of)
     def one(*args):
         for stop in asked:
             stop.requested.wait(600)  # between two batches of the evaluation the signal comes
@@ -110,7 +110,7 @@ jaxgpt.train.loop.TrainLoop._evaluate = say
 
 def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(flags, whole_run, tmp_path):
     process = slow(SLOW_EVALUATION, flags)
-    text = signal_at(process, "^evaluating 4$", signal.SIGTERM)
+    text = signal_at(process, "^evaluating 4$", signal.SIGXCPU)
     assert process.returncode == 75, text
     assert "stopped after step 4, which is saved" in text
     assert complete_steps(tmp_path / "r")[-1] == 4
@@ -142,7 +142,7 @@ def test_a_signal_while_the_next_phase_compiles_saves_and_does_not_wait_for_it(f
     gradual = [flag for flag in flags if "freeze" not in flag] + ["--freeze=gradual:head@0,full@5"]
     call("train", *(flag.replace(f"{tmp_path}/r", f"{tmp_path}/whole") for flag in gradual))
     process = slow(SLOW_THAW, gradual)
-    text = signal_at(process, "^step 4/9", signal.SIGTERM)
+    text = signal_at(process, "^step 4/9", signal.SIGUSR1)
     assert process.returncode == 75, text
     assert "stopped after step 5, which is saved" in text
     assert complete_steps(tmp_path / "r")[-1] == 5

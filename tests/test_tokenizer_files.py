@@ -221,7 +221,8 @@ def test_a_table_of_characters_that_is_anything_else_is_refused(tmp_path, conten
 
 # code beside a tokenizer, and broken files
 
-CODE = "import pathlib; pathlib.Path(__file__).with_name('RAN').touch()\nclass Evil: pass\n"
+CODE = "import pathlib; pathlib.Path({!r}).touch()\nclass Evil: pass\n"
+"""It is copied before it runs, so that it has to know where to leave its mark."""
 
 
 @pytest.mark.parametrize("has_config", [False, True])
@@ -233,7 +234,9 @@ def test_code_beside_a_tokenizer_never_runs_nor_is_asked_about(tmp_path, has_con
     shutil.copy(TINY / "tokenizer.json", folder)
     fields = {"tokenizer_class": local, "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(fields))
-    (folder / "evil.py").write_text(CODE)
+    (folder / "evil.py").write_text(CODE.format(str(tmp_path / "RAN")))
+    exec((folder / "evil.py").read_text(), {})  # it does leave one
+    (tmp_path / "RAN").unlink()
     with contextlib.suppress(jaxgpt.InputError):
         jaxgpt.load_tokenizer(folder)
     assert not [*tmp_path.rglob("RAN")]

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 from jaxgpt.convert.errors import escaped
 from jaxgpt.convert.exit_codes import ExitCode
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
-"""Ctrl-C, a cloud's or a batch system's notice, a terminal that is gone, and a limit of CPU time."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1)
+"""Ctrl-C, a cloud's or a batch system's notice, a terminal that is gone, a limit of CPU time, and Slurm's warning."""
 
 
 def heeded() -> tuple[signal.Signals, ...]:
