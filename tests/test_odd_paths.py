@@ -48,13 +48,13 @@ def test_what_can_t_be_read_is_never_called_a_checkpoint(small, tmp_path, monkey
     else:
         confirm = orbax.confirm
 
-        def lose(checkpoint, names):
+        def lose(checkpoint, names, is_alone):
             for file in (checkpoint / "params").rglob("*"):
                 if file.is_file() and "ocdbt.process_0" in str(file):
                     file.unlink()
             for file in (checkpoint / "params" / "d").glob("*"):
                 file.unlink()
-            confirm(checkpoint, names)
+            confirm(checkpoint, names, is_alone=is_alone)
 
         monkeypatch.setattr(orbax, "confirm", lose)
     out = tmp_path / "run"

@@ -327,14 +327,22 @@ def _quiet(name: str, level_inside: int) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def confirm(checkpoint: Path, names: Iterable[str]) -> None:
+def confirm(checkpoint: Path, names: Iterable[str], *, is_alone: bool = True) -> None:
     """Open what was just saved, and read the smallest array of each of its items, before it is called a checkpoint.
+
+    Args:
+        names: of its items.
+        is_alone: False in one of several processes, where Orbax reads only if all do: what was merged is looked for.
 
     Raises:
         OSError: one of them is not there.
     """
     for name in names:
         item = checkpoint.absolute() / name
+        if not (item / "manifest.ocdbt").is_file():
+            raise OSError(errno.EIO, "what was saved can't be read (nothing was merged)", str(item))
+        if not is_alone:
+            continue
         try:
             tree = ocp.PyTreeCheckpointHandler().metadata(item).tree
             smallest = min(tree, key=lambda array: math.prod(tree[array].shape), default=None)

@@ -136,7 +136,7 @@ class Checkpoints:
         """
         self._run.place.check()
         [folder] = self._unfinished()
-        orbax.confirm(folder, ("params", "opt_state"))
+        orbax.confirm(folder, ("params", "opt_state"), is_alone=jax.process_count() == 1)
         write_digests(folder, self._saved)
 
     def _unfinished(self) -> list[Path]:
