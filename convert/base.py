@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -107,12 +106,6 @@ def changed(place: str, name: str) -> str:
         f"{place} has changed since the run began: {name} has other numbers, and the run's checkpoints leave there "
         "what never trained; put the model back, also as RUN/base"
     )
-
-
-def digests_of(params: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digests of parameters by name, several at once; one tensor per thread is in memory."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(params, pool.map(digest, params.values()), strict=True))
 
 
 def digest(array: Any) -> str:

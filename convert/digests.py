@@ -39,7 +39,7 @@ MOST_BYTES = 2**26
 """Size of the largest file of digests that is read."""
 
 ALGORITHM = "xxh3_64"
-"""What is written: a tenth of the cost of a CRC-32."""
+"""The algorithm of digests that are written: a tenth of the cost of a CRC-32."""
 
 ANNOUNCEMENT = {"digests": NAME}
 """The mark in Orbax's own file of a checkpoint that has digests: their loss is noticed."""

@@ -153,7 +153,8 @@ def call(*args: str | Path, check: bool = True, report: bool = False) -> subproc
 
 LONG = (
     "distributed settings generate train house compile_only check kills gradual lm_eval mesh chat_training tracking "
-    "lock base preferences ema lora_runs odd_paths frozen_dtype output freeze signals parity plots vocab cache convert report hub tokenizer_files check_languages"
+    "lock base preferences ema lora_runs odd_paths frozen_dtype output freeze signals parity "
+    "plots vocab cache convert report hub tokenizer_files check_languages"
 ).split()
 
 

@@ -21,8 +21,8 @@ class Evaluator:
     def __init__(self, inputs: TrainingInputs):
         self._inputs, self._step = inputs, make_eval_step(inputs.spec.model, inputs.spec.objective)
         self.measured: dict[str, float] = {}
-        """What else the last evaluation found: of preferences how often the better answer had the higher reward, and of
-        a moving average its loss."""
+        """Other results of the last evaluation: of preferences how often the better answer had the higher reward, and
+        of a moving average its loss."""
 
     def loss(self, state: TrainState, stop: StopSignals) -> float | None:
         """Return the mean loss of what counts in the held-out part, in nats; None if a signal came before."""

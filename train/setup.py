@@ -50,7 +50,7 @@ class TrainingInputs:
     prompt: list[int]
     """The tokens with which the text samples begin."""
     base: RunBase
-    """What the checkpoints may leave out."""
+    """The model that the run began as, where the checkpoints leave what never trained."""
 
     @property
     def settings(self) -> Settings:
@@ -142,7 +142,8 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
         settings, mesh, model, steps=steps, packed=is_packed, epoch_steps=epoch_steps, unchanged=base.unchanged
     )
     shapes = spec.params
-    params = {name: p.astype(shapes[name].dtype) for name, p in named_params(model).items()}
+    params = named_params(model)
+    params |= {name: p.astype(shapes[name].dtype) for name, p in params.items() if p.dtype != shapes[name].dtype}
     del model
     inputs = TrainingInputs(spec, tokenizer, added, ends, data, prompt, base)
     base.begin(inputs.left_out(0))

@@ -27,7 +27,7 @@ class Corpus:
 
     name: str
     kind: Kind
-    """Of pairs, the documents are a better answer and a worse one, in turn."""
+    """In pairs, the documents are a better answer and a worse one, in turn."""
     tokens: Int[np.ndarray, " n"]
     """uint16 or uint32, mapped into memory; each text ends with the tokenizer's end of text, if it has one."""
     ends: Int[np.ndarray, " documents"]

@@ -16,7 +16,7 @@ from jaxgpt.model.cache import Cache, empty_cache
 from jaxgpt.model.gpt import GPT
 
 NO_TOKEN = -1
-"""What is added where a logit is NaN or infinite."""
+"""The id that is added where a logit is NaN or infinite."""
 
 
 @jax.tree_util.register_dataclass

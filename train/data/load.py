@@ -37,7 +37,7 @@ class DataPart:
 
     @property
     def usual_rows(self) -> str:
-        """What a row holds where nothing else is asked for."""
+        """The content of a row where nothing else is asked for, as `--rows` has it."""
         return {"text": "stream", "chat": "packed"}.get(self.corpus.kind, "pairs")
 
     def origins(self, row: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the model that training began with thinks of preferences: computed once, so that no second model is needed."""
+"""The log-likelihoods of preferences by the model that training began with: computed once, without a second model."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What the checkpoints of a run need not hold while it is frozen, since the model that the run began as holds it."""
+"""Parameters that the checkpoints of a run need not hold while frozen, since the model that it began as has them."""
 
 import os
 from collections.abc import Collection, Mapping

@@ -87,7 +87,7 @@ def shape_at(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruc
 
 
 REWARDS = ("reward_margin", "reward_accuracy")
-"""What is measured of preferences: how much more reward the better answers have, and how often they have
+"""Measures of preferences: how much more reward the better answers have, and how often they have
 more; where both have the same, half."""
 
 
