@@ -11,14 +11,13 @@ import errno
 import gc
 import glob as glob_module
 import logging
-import math
 import os
 import re
 import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -327,27 +326,24 @@ def _quiet(name: str, level_inside: int) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def confirm(checkpoint: Path, names: Iterable[str], *, is_alone: bool = True) -> None:
-    """Open what was just saved, and read the smallest array of each of its items, before it is called a checkpoint.
+def confirm(checkpoint: Path, smallest: Mapping[str, str | None], *, is_alone: bool = True) -> None:
+    """Open what was just saved, and read an array of each of its items, before it is called a checkpoint.
 
     Args:
-        names: of its items.
+        smallest: the name of the smallest array of each item, or None where an item has none.
         is_alone: False in one of several processes, where Orbax reads only if all do: what was merged is looked for.
 
     Raises:
         OSError: one of them is not there.
     """
-    for name in names:
+    for name, array in smallest.items():
         item = checkpoint.absolute() / name
         if not (item / "manifest.ocdbt").is_file():
             raise OSError(errno.EIO, "what was saved can't be read (nothing was merged)", str(item))
-        if not is_alone:
+        if not is_alone or array is None:
             continue
         try:
-            tree = ocp.PyTreeCheckpointHandler().metadata(item).tree
-            smallest = min(tree, key=lambda array: math.prod(tree[array].shape), default=None)
-            if smallest is not None:
-                _reader(item, str(smallest))()
+            _reader(item, array)()
         except Exception as error:  # Orbax raises all kinds
             raise OSError(errno.EIO, f"what was saved can't be read ({brief(error)})", str(item)) from None
 

@@ -81,6 +81,8 @@ class Checkpoints:
         """Names of parameters that trained once, or may have: every further checkpoint holds them."""
         self._saved: int | None = None
         """The step whose checkpoint is being written, if one is."""
+        self._smallest: dict[str, str | None] = {}
+        """The smallest array of each of its items that hold arrays."""
         policies = [ocp.checkpoint_managers.LatestN(keep), self._best]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
@@ -115,14 +117,18 @@ class Checkpoints:
             return
         self.wait()  # for the one before, whose step is named by `_saved`
         self._saved = step
-        moments = ocp.args.StandardSave(leaves_by_path(state.opt_state))
+        moments = leaves_by_path(state.opt_state)
         self._noise.listen()
         self._held |= state.params.keys() if self._standalone else state.trainable.keys()
         left_out = (state.frozen.keys() & self._base.unchanged) - self._held
         held = {name: p for name, p in state.params.items() if name not in left_out}
+        self._smallest = {
+            item: min(arrays, key=lambda name: arrays[name].size, default=None)
+            for item, arrays in (("params", held), ("opt_state", moments))
+        }
         with orbax.full_disk_as_os_error():
             items = orbax.items(held, config, self._base.without(left_out)) | {
-                "opt_state": moments,
+                "opt_state": ocp.args.StandardSave(moments),
                 "eval_state": ocp.args.JsonSave(eval_state.as_json()),
             }
             if state.ema:
@@ -136,7 +142,7 @@ class Checkpoints:
         """
         self._run.place.check()
         [folder] = self._unfinished()
-        orbax.confirm(folder, ("params", "opt_state"), is_alone=jax.process_count() == 1)
+        orbax.confirm(folder, self._smallest, is_alone=jax.process_count() == 1)
         write_digests(folder, self._saved)
 
     def _unfinished(self) -> list[Path]:

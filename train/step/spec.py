@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -53,11 +54,11 @@ class StepSpec:
         """Tokens of a batch that are predicted, with padding."""
         return math.prod(self.batch.weights.shape)
 
-    @property
+    @cached_property
     def params(self) -> dict[str, Any]:
         return named_params(self.model)
 
-    @property
+    @cached_property
     def modules(self) -> list[str]:
         """`tok_emb`, `blocks.0` and so on, in the order of the network."""
         return list(by_module(self.params))
@@ -85,9 +86,15 @@ class StepSpec:
 
     def state(self, step: int) -> TrainState:
         """Return the state in the phase of the step after `step`: shapes with their shardings."""
-        trainable, frozen = self.plan.partition(self.params, step)
-        state = state_shapes(trainable, frozen, self.optimizer(trainable, step), self.mesh)
-        return state if self.settings.ema is None else replace(state, ema=dict(state.trainable))
+        if step not in self._states:
+            trainable, frozen = self.plan.partition(self.params, step)
+            state = state_shapes(trainable, frozen, self.optimizer(trainable, step), self.mesh)
+            self._states[step] = state if self.settings.ema is None else replace(state, ema=dict(state.trainable))
+        return self._states[step]
+
+    @cached_property
+    def _states(self) -> dict[int, TrainState]:
+        return {}
 
     def lower(self, phase: freeze.Phase) -> jax.stages.Lowered:
         """Lower the step of a phase for the devices of the mesh, which need not be there."""
