@@ -6,7 +6,14 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.convert.config import GPTConfig
+from jaxgpt.mesh import AXES, batch_shards, platform
+from jaxgpt.model.capture import ForwardContext
+from jaxgpt.model.dropout import Keys
 from jaxgpt.model.gpt import GPT
+from jaxgpt.params import module_of, named_params, with_params
+
+ROWS_AT_ONCE = 2048
+"""Rows of logits that a device makes at once when it learns: enough for its products to be fast."""
 
 
 def next_token_loss(
@@ -35,6 +42,89 @@ def next_token_loss(
     sum_of_logits = jnp.sum(logits, axis=-1, where=logits > -jnp.inf)
     of_all = jax.nn.logsumexp(logits, axis=-1) - sum_of_logits / model.config.n_tokens
     return (1 - label_smoothing) * losses + label_smoothing * of_all
+
+
+def next_token_gradients(
+    model: GPT,
+    trainable: dict[str, Array],
+    tokens: Int[Array, "B T+1"],
+    weights: Float[Array, "B T"],
+    *,
+    segments: Int[Array, "B T+1"] | None = None,
+    dropout_key: Array | None = None,
+    label_smoothing: float = 0.0,
+    remat: bool = False,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Compute the sum of the losses times their weights, and its gradient: that of `next_token_loss`, in less memory.
+
+    The logits of a batch are its largest array. Here they are made for some rows at a time, in the dtype of the
+    products, and with the loss of these rows comes its gradient. The softmax is in float32.
+
+    Args:
+        trainable: the parameters by which it is differentiated, some of the model's.
+    """
+    targets, T = tokens[:, 1:], tokens.shape[1] - 1
+    of_head = {name: p for name, p in trainable.items() if module_of(name) in ("tok_emb", "ln_f", "lm_head")}
+    params = named_params(model)
+
+    def stream(trainable):
+        return with_params(model, params | trainable).residual_stream(
+            tokens[:, :-1],
+            segments=None if segments is None else segments[:, :-1],
+            dropout_key=dropout_key,
+            remat=remat,
+        )
+
+    @jax.jit
+    def of_rows(of_head, x, targets, weights, key):
+        ctx = ForwardContext(keys=None if key is None else Keys(key))
+
+        def logits_of(of_head, x):
+            return with_params(model, params | of_head).logits(x, ctx, dtype=model.dtype, multiple=_multiple(model))
+
+        logits, back = jax.vjp(logits_of, of_head, x)
+        losses, slope = cross_entropy(logits, targets, model.config, label_smoothing)
+        return jnp.sum(losses * weights), *back((slope * weights[..., None]).astype(logits.dtype))
+
+    x, back = jax.vjp(stream, trainable)
+    parts = []
+    for i, start in enumerate(range(0, T, length := T // _n_parts(T, x.shape[0]))):
+        key = None if dropout_key is None else jax.random.fold_in(jax.random.fold_in(dropout_key, 0), i)
+        rows = slice(start, start + length)
+        parts.append(of_rows(of_head, x[:, rows], targets[:, rows], weights[:, rows], key))
+    losses, by_head, by_stream = zip(*parts, strict=True)
+    grads = back(jnp.concatenate(by_stream, axis=1))[0]
+    return sum(losses), grads | jax.tree.map(lambda *each: sum(each), {name: grads[name] for name in of_head}, *by_head)
+
+
+def cross_entropy(
+    logits: Float[Array, "B T V"], targets: Int[Array, "B T"], config: GPTConfig, label_smoothing: float
+) -> tuple[Float[Array, "B T"], Float[Array, "B T V"]]:
+    """Return the loss of each row, and its slope by the row's logits. No array is made whose slope is a scatter."""
+    logits, tokens = mask_padding(logits.astype(jnp.float32), config), columns(logits)
+    log_sum, is_target = jax.nn.logsumexp(logits, axis=-1, keepdims=True), tokens == targets[..., None]
+    losses, goal = log_sum[..., 0] - jnp.sum(logits, axis=-1, where=is_target), is_target.astype(jnp.float32)
+    if label_smoothing:
+        is_token, n = tokens < config.n_tokens, config.n_tokens
+        of_all = log_sum[..., 0] - jnp.sum(logits, axis=-1, where=is_token) / n
+        losses = (1 - label_smoothing) * losses + label_smoothing * of_all
+        goal = (1 - label_smoothing) * goal + jnp.where(is_token, label_smoothing / n, 0)
+    return losses, jnp.exp(logits - log_sum) - goal
+
+
+def _n_parts(T: int, B: int) -> int:
+    """Return into how many parts of T the rows are divided: a power of two that leaves each device enough to do."""
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = B * T // (batch_shards(mesh) if mesh.axis_names == AXES else 1)
+    n = 1
+    while T % (2 * n) == 0 and rows // (2 * n) >= ROWS_AT_ONCE:
+        n *= 2
+    return n
+
+
+def _multiple(model: GPT) -> int:
+    """Return what the number of columns of the logits should be a multiple of: an odd one is slow on a GPU."""
+    return 128 if platform() == "gpu" and model.config.vocab_size % 8 else 1
 
 
 def preference_loss(
@@ -72,7 +162,11 @@ def mask_padding(logits: Float[Array, "... V"], config: GPTConfig) -> Float[Arra
 
     Selected and not cut off, because V may be split over devices; the same array where there is no padding.
     """
-    if not config.n_padding:
+    if logits.shape[-1] == config.n_tokens:
         return logits
-    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    return jnp.where(ids < config.n_tokens, logits, -jnp.inf)
+    return jnp.where(columns(logits) < config.n_tokens, logits, -jnp.inf)
+
+
+def columns(logits: Float[Array, "... V"]) -> Int[Array, "... V"]:
+    """Return the token that each of the logits is of."""
+    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)

@@ -20,7 +20,7 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.mesh import constrain
 from jaxgpt.model.attention import attend, attention
 from jaxgpt.model.cache import Cache
-from jaxgpt.model.capture import NO_CONTEXT, ForwardContext, make_capture
+from jaxgpt.model.capture import NO_CONTEXT, Capture, ForwardContext, make_capture
 from jaxgpt.model.dropout import Keys, dropout
 from jaxgpt.model.layers import Embed, embed, layer_norm, make_linear, new_rows
 from jaxgpt.model.segments import positions
@@ -166,17 +166,30 @@ class GPT(nnx.Module):
             InputError: tokens of another shape, more than the context, or with an id that the model does not have; or
                 `capture` matches nothing.
         """
+        captured = None if capture is None else make_capture(capture)
+        x = self.residual_stream(tokens, segments=segments, dropout_key=dropout_key, captures=captured, remat=remat)
+        keys = None if dropout_key is None else Keys(jax.random.fold_in(dropout_key, 0))
+        logits = self.logits(x, ForwardContext(keys=keys, captures=captured))
+        return logits if captured is None else (logits, captured.result())
+
+    def residual_stream(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        segments: Int[Array, "B T"] | None = None,
+        dropout_key: Array | None = None,
+        captures: Capture | None = None,
+        remat: bool = False,
+    ) -> Float[Array, "B T D"]:
+        """Compute the residual stream after the last block, for `logits`. Arguments and errors are those of a call."""
         if getattr(tokens, "ndim", None) != 2:
             raise InputError(f"tokens must be an array of shape (B, T), not {getattr(tokens, 'shape', tokens)}")
         if not 0 < (T := tokens.shape[1]) <= self.config.n_positions:
             raise InputError(f"{T} tokens do not fit into the model's context of {self.config.n_positions}")
         check_ids(tokens, self.config.vocab_size, "token ids")
         keys = None if dropout_key is None else Keys(dropout_key)
-        captured = None if capture is None else make_capture(capture)
         at = jnp.arange(T)[None] if segments is None else positions(segments)
-        ctx = ForwardContext(keys=keys, captures=captured, segments=segments, remat=remat)
-        logits = self.logits(self.hidden(tokens, at, ctx), ctx)
-        return logits if captured is None else (logits, captured.result())
+        return self.hidden(tokens, at, ForwardContext(keys=keys, captures=captures, segments=segments, remat=remat))
 
     def step(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """Compute the logits of the token that follows the last of these, and the new cache.
@@ -203,19 +216,29 @@ class GPT(nnx.Module):
             x = ctx.capture(f"blocks.{layer}", constrain(x))
         return x
 
-    def logits(self, x: Float[Array, "B T D"], ctx: ForwardContext = NO_CONTEXT) -> Float[Array, "B T V"]:
-        """Compute the logits of a residual stream: of the last block's, or of an earlier one as a lens."""
+    def logits(
+        self, x: Float[Array, "B T D"], ctx: ForwardContext = NO_CONTEXT, *, dtype: Any = jnp.float32, multiple: int = 1
+    ) -> Float[Array, "B T V"]:
+        """Compute the logits of a residual stream: of the last block's, or of an earlier one as a lens.
+
+        Args:
+            dtype: that of the logits.
+            multiple: columns without meaning follow until their number is a multiple of this, which some hardware
+                needs to be fast; not if the head has an adapter.
+        """
         x = ctx.capture("ln_f", self.ln_f(x))
         rows, is_tied = x.astype(self.dtype).reshape(-1, self.config.n_embd), self.config.tie_word_embeddings
         head = self.tok_emb.embedding[...].T if is_tied else self.lm_head.kernel[...]
-        logits = jnp.matmul(rows, head.astype(rows.dtype), preferred_element_type=jnp.float32)
+        n_more = 0 if not is_tied and self.lm_head.lora else -head.shape[1] % multiple
+        head = jnp.pad(head.astype(rows.dtype), ((0, 0), (0, n_more)))
+        logits = jnp.matmul(rows, head, preferred_element_type=dtype)
         if not is_tied:
             if (bias := self.lm_head.bias) is not None:
-                logits = logits + bias[...].astype(jnp.float32)[None]
+                logits = logits + jnp.pad(bias[...].astype(dtype), (0, n_more))[None]
             logits = self.lm_head.adapted(rows, logits, ctx.keys)
         if n_new := self.config.n_new_tokens:
             new = self.tok_emb.new[...].T if is_tied else self.lm_head.new[...]
-            columns = jnp.matmul(rows, new.astype(rows.dtype), preferred_element_type=jnp.float32)
+            columns = jnp.matmul(rows, new.astype(rows.dtype), preferred_element_type=dtype)
             logits = jax.lax.dynamic_update_slice(logits, columns, (0, self.config.n_tokens - n_new))
         return constrain(logits.reshape(*x.shape[:2], -1), None, "tensor")
 

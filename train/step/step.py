@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from jaxgpt.loss import next_token_loss, preference_loss
+from jaxgpt.loss import next_token_gradients, next_token_loss, preference_loss
 from jaxgpt.mesh import replicated
 from jaxgpt.model.gpt import GPT
 from jaxgpt.params import by_module, param_name, with_params
@@ -118,11 +118,18 @@ class Objective:
             batch = replace(batch, weights=jnp.ones(batch.tokens[:, 1:].shape, jnp.float32))
         total = jnp.maximum(batch.weights.sum() if self.preference is None else n_pairs(batch), 1)
 
+        def next_token(trainable, part, key):
+            loss, grads = next_token_gradients(
+                with_params(model, trainable | state.frozen), trainable, part.tokens, part.weights / total,
+                segments=part.segments, dropout_key=key, label_smoothing=self.label_smoothing, remat=self.remat,
+            )  # fmt: skip
+            return (loss, {}), grads
+
         def loss_of(trainable, part, key):
             losses, measured = self.losses(with_params(model, trainable | state.frozen), part, key)
             return jnp.sum(losses) / total, {name: jnp.sum(x) / total for name, x in measured.items()}
 
-        grad = jax.value_and_grad(loss_of, has_aux=True)
+        grad = next_token if self.preference is None else jax.value_and_grad(loss_of, has_aux=True)
         if self.accumulate == 1:
             return grad(state.trainable, batch, key)
 
@@ -137,13 +144,12 @@ class Objective:
         return jax.lax.scan(add, zeros, parts)[0]
 
     def losses(self, model: GPT, batch: Batch, key: Array | None = None) -> tuple[Array, Metrics]:
-        """Return the losses of tokens "B T" or pairs "B", each times its weight, and what else is measured of pairs."""
-        smoothing = self.label_smoothing if self.preference is None else 0.0
+        """Return the losses of tokens "B T" or pairs "B", each times its weight, and what else is measured of pairs.
+
+        Those of tokens are without label smoothing.
+        """
         flat = batch if self.preference is None else Batch(*(merge_pairs(x) for x in (batch.tokens, batch.weights)))
-        losses = next_token_loss(
-            model, flat.tokens, segments=flat.segments,
-            dropout_key=key, label_smoothing=smoothing, remat=self.remat,
-        )  # fmt: skip
+        losses = next_token_loss(model, flat.tokens, segments=flat.segments, dropout_key=key, remat=self.remat)
         losses = losses * flat.weights
         if self.preference is None:
             return losses, {}
