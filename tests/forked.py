@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -125,6 +126,8 @@ def serve(descriptor: int, imports: tuple[str, ...]) -> None:
             importlib.import_module(name)
     requests = socket.socket(fileno=descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))  # the test that started this process may be bounded
     while True:
         message, descriptors, *_ = socket.recv_fds(requests, 1 << 20, 3)
         if not message:

@@ -32,6 +32,8 @@ from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.run.logs import RunLog, read_metrics, read_updates
 from jaxgpt.train.run.run_json import RunInfo
 
+pytestmark = pytest.mark.bounded
+
 FORGED = "\nconvert: all is well\x1b[2J\r\x9b1m\u202e\u2028"
 """A name that begins a line of its own, clears the screen and turns the direction of writing."""
 

@@ -100,6 +100,7 @@ def test_a_tokenizer_that_begins_every_text_with_a_space_is_soon_not_tried_any_m
     assert len(list(pieces.Cutter(encode).pieces(["a line " * 100_000], "x"))) > 5  # but one before a space is enough
 
 
+@pytest.mark.bounded
 def test_a_text_that_can_not_be_cut_is_refused_before_it_fills_the_memory(monkeypatch):
     monkeypatch.setattr(pieces, "LONGEST", 1_000_000)
     encode, _ = pieces.encoders(jaxgpt.load_tokenizer("tiny"))
@@ -272,6 +273,7 @@ def replace_file(path: Path) -> None:
     path.write_bytes(data[::-1])
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("name", DAMAGE)
 def test_what_is_damaged_in_the_cache_is_written_again_and_said(name, tmp_path, caplog):
     (tmp_path / "a.txt").write_text("The end of a text.")
@@ -287,6 +289,7 @@ def test_what_is_damaged_in_the_cache_is_written_again_and_said(name, tmp_path, 
         assert entries(cache) == [entry.name]
 
 
+@pytest.mark.bounded
 def test_an_entry_that_was_swapped_with_another_is_not_used(tmp_path):
     tokenizer, cache = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache"
     expected = {}
@@ -472,6 +475,7 @@ def test_data_of_llm_c_is_mapped_without_its_header(how, tmp_path):
     assert corpus.digest != before  # a run that learnt from the header, too, had other data
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -500,6 +504,7 @@ def test_a_header_of_llm_c_that_is_not_true_is_refused(content, message, tmp_pat
     assert message in str(said.value)
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize(("content", "n"), [(b"", "0"), (b"abc", "3")])
 def test_what_is_no_whole_number_of_token_ids_is_refused(tmp_path, content, n):
     (tmp_path / "x.bin").write_bytes(content)

@@ -140,6 +140,7 @@ def test_sentencepiece_s_vocabularies_are_read_and_travel(tmp_path, kind):
     assert jaxgpt.load_tokenizer(tmp_path / "hf")(text)["input_ids"] == theirs(text)["input_ids"]
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("kind", PIECES)
 def test_a_vocabulary_of_an_unknown_class_is_refused(tmp_path, kind):
     """transformers takes it for GPT-2's own tokenizer, without a word, and its ids are other ones."""
@@ -148,6 +149,7 @@ def test_a_vocabulary_of_an_unknown_class_is_refused(tmp_path, kind):
         jaxgpt.load_tokenizer(folder)
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("content", ["AAAA", "", "////", "no base64!", "/////wAA"])
 def test_a_map_of_characters_that_is_cut_off_never_reaches_the_library(tmp_path, content):
     """It would end the process, with pages of Rust's; one that is whole is read."""
@@ -200,6 +202,7 @@ class Evil:
         return exec, ("raise SystemExit(7)",)
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -225,6 +228,7 @@ CODE = "import pathlib; pathlib.Path({!r}).touch()\nclass Evil: pass\n"
 """It is copied before it runs, so that it has to know where to leave its mark."""
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("has_config", [False, True])
 @pytest.mark.parametrize("local", ["PreTrainedTokenizerFast", "Evil"])
 def test_code_beside_a_tokenizer_never_runs_nor_is_asked_about(tmp_path, has_config, local):
@@ -246,6 +250,7 @@ def test_code_beside_a_tokenizer_never_runs_nor_is_asked_about(tmp_path, has_con
     assert "[y/N]" not in asked.stdout + asked.stderr
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("content", ["{}", "{", "[]", '{"model": {"type": "BPE"}}', "null"])
 def test_a_broken_tokenizer_is_one_line(tmp_path, content):
     folder = model_in(tmp_path / "m", 4096)
