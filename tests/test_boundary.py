@@ -213,11 +213,17 @@ def test_a_panic_of_a_library_in_rust_is_no_fault_of_ours(capsys):
     assert capsys.readouterr().err == "jaxgpt: a file of the tokenizer or the data is damaged (index out of bounds)\n"
 
 
-@pytest.mark.parametrize("command", [("jaxgpt", "convert", ""), ("jaxgpt", "eval", "tiny", "--data=")])
+EMPTY = [
+    ("jaxgpt", "convert", ""), ("jaxgpt", "convert", TINY, ""), ("jaxgpt", "eval", "tiny", "--data="),
+    ("train", "--out="), ("train", "--config="), ("train", "--resume="), ("train", "--cache="),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", EMPTY)
 def test_an_empty_name_is_not_the_folder_here(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = call(*command, check=False)
-    assert (done.returncode, " is empty" in done.stderr) == (2, True)
+    assert (done.returncode, " is empty" in done.stderr, *tmp_path.iterdir()) == (2, True)
 
 
 def test_no_run_is_written_into_the_root_of_a_disk():

@@ -15,9 +15,12 @@ from jaxgpt.convert.exit_codes import ExitCode
 
 ARGUMENT = re.compile(
     r"(?<!\w)'[^']*'"  # in quotes: as it is
-    r"|(?<![\w.-])(?P<name>[a-z][a-z0-9_]*)=(?P<value>True|False|[^\s=(),;`']*)"
+    r"|(?<![\w.,-])(?P<name>[a-z][a-z0-9_]*)=(?P<value>True|False|[^\s=(),;`']*)"
 )
-"""An argument of the library in a message, such as `force=True`; quotes come first, so that nothing in them is one."""
+"""An argument of the library in a message, such as `force=True`; quotes come first, so that nothing in them is one.
+
+After a comma it is an option of something else, as in `lora:r=8,dropout=0.05`.
+"""
 
 
 def in_flags(message: str, flags: Collection[str]) -> str:
