@@ -370,6 +370,24 @@ def test_two_at_once_both_get_their_tokens(tmp_path, monkeypatch):
     assert len(entries(cache)) == 1
 
 
+def test_a_damaged_entry_that_another_process_moves_away_meanwhile_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("The end.")
+    tokenizer, cache, load = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache", token_files.load
+    expected = tokenise(tmp_path / "a.txt", tokenizer, cache=cache).tokens.tolist()
+    (entry,) = cache.iterdir()
+    (entry / "tokens.bin").write_bytes(b"")
+
+    def load_and_lose(path, owner):
+        found = load(path, owner)
+        if len(entries(cache)) == 2 and path.exists() and not found:  # the new one is about to take its place
+            path.rename(cache / ".other.old")
+        return found
+
+    monkeypatch.setattr(token_files, "load", load_and_lose)
+    assert tokenise(tmp_path / "a.txt", tokenizer, cache=cache).tokens.tolist() == expected
+    assert {*entries(cache)} == {entry.name, ".other.old"}
+
+
 def test_a_cache_that_can_not_be_written_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "file").touch()
