@@ -119,12 +119,16 @@ def temporary_sibling(path: Path) -> Iterator[Path]:
     """Provide a path in a new folder beside `path`; what is not renamed is removed afterwards, also after an error.
 
     A kill leaves the folder there. The next one who writes to `path` removes it: the lock on it went with its process.
+
+    Raises:
+        OSError: what is written within does not fit on the disk; it names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     folder, lock = _locked_folder(path)
     try:
-        yield folder / path.name
+        with writing(path):
+            yield folder / path.name
     finally:
         for _ in range(50):  # Orbax's threads may go on writing for a moment after it has failed
             remove(folder, ignore_errors=True)

@@ -90,6 +90,11 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+def without_clock(text: str) -> str:
+    """Leave out the lines that say what is under way, as happens on a machine that is slow."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.endswith("…\n"))
+
+
 def run(code: str, *args: object, **how) -> subprocess.CompletedProcess:
     """Execute some Python in a process of its own, to its end."""
     process = Forked(code, *args, **how)
