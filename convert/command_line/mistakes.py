@@ -51,6 +51,7 @@ def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
         program: what the message begins with.
         flags: the command's flags, by the names of their fields; see `in_flags`.
     """
+    _fill_closed_descriptors()
     if sys.stdout is None or sys.stderr is None:  # closed by the shell, as by >&-
         nowhere = open(os.devnull, "w")  # noqa: SIM115  until the process ends
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
@@ -89,6 +90,18 @@ def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
         # nobody's mistake but ours
         _say_what_to_report(program, error)
         sys.exit(ExitCode.FAULT)
+
+
+def _fill_closed_descriptors() -> None:
+    """Let what is closed of standard input, output and error lead nowhere.
+
+    The next file that is opened would get its number, and what libraries in C print: a checkpoint with lines of a log.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
 
 
 def is_of_jax(error: BaseException) -> bool:
