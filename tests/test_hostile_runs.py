@@ -1,6 +1,7 @@
 """A run of a stranger's: what its run.json and its tokenizer say is data, refused or ignored, and never an order."""
 
 import hashlib
+import io
 import json
 import shutil
 import socket
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import call
+from runs import WORDS
 
 import jaxgpt
 from jaxgpt.convert.command_line.flags import values_of
@@ -106,6 +108,40 @@ def test_what_permits_destruction_or_addresses_machines_is_not_taken_from_a_run(
         assert digests(tmp_path) == before
     assert f"{run} is finished" in call("train", "--resume", run).stdout
     assert digests(tmp_path) == before
+
+
+EVIL = """
+import pathlib
+pathlib.Path({!r}).touch()
+class Evil:
+    def __init__(self, *args, **how): raise ValueError
+    from_pretrained = __init__
+"""
+
+
+@pytest.mark.parametrize("local", ["Evil", "PreTrainedTokenizerFast"])
+def test_code_in_the_tokenizer_of_a_run_never_runs_nor_is_asked_about(run, tmp_path, local, monkeypatch):
+    told = {"tokenizer_class": local, "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (run / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(told))
+    for folder in (run, run / "tokenizer", run / "checkpoints" / "9"):
+        (folder / "evil.py").write_text(EVIL.format(str(tmp_path / "RAN")))
+        (folder / "config.json").write_text(json.dumps(told)) if folder.name == "tokenizer" else None
+    monkeypatch.setattr("builtins.input", None)
+    commands = [
+        ("convert", run, tmp_path / "hf", "--to=hf"),
+        ("jaxgpt", "generate", run, "--max-new-tokens=1"),
+        ("jaxgpt", "eval", run, f"--data={WORDS}"),
+        ("train", f"--model={run}", f"--out={tmp_path}/other", f"--data={WORDS}", "--steps=1"),
+    ]
+    if local != "Evil":  # it can be read, and all that follows takes its time
+        commands = commands[:2]
+    for command in commands:
+        monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))  # whoever is asked says yes
+        done = call(*command, check=False)
+        assert done.returncode in (0, 2), done.stderr
+        assert done.returncode == 0 or done.stderr.count("\n") == 1, done.stderr
+        assert "[y/N]" not in done.stdout + done.stderr
+        assert not [*tmp_path.rglob("RAN")], command
 
 
 VALUES = [None, True, 3, 10**30, float("nan"), "", "--force", "a\0b", "9" * 5000, [[]], ["--force"], {"a": []}]
