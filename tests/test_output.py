@@ -113,6 +113,15 @@ def test_nohup_is_heeded(small, tmp_path):
     assert run.wait() == 0
 
 
+def test_samples_steer_no_terminal_and_are_kept_as_they_are(small, tmp_path, monkeypatch):
+    written = "a\x1b[2J sample\x9b1m"
+    monkeypatch.setattr("jaxgpt.train.finetune.sample", lambda *_: written)
+    done = call("train", *flags(small, tmp_path / "r"), "--steps=1")
+    assert "a\\x1b[2J sample\\x9b1m" in done.stdout
+    assert not set("\x1b\x9b") & set(done.stdout + done.stderr)
+    assert (tmp_path / "r" / "samples.md").read_bytes().decode().count(written) == 2
+
+
 def test_the_log_has_what_was_printed_but_for_what_is_drawn_over(tmp_path):
     class Gone:
         encoding = "utf-8"
