@@ -27,8 +27,10 @@ def local_path(path: str | Path) -> Path:
     """Return a path with its `~` expanded.
 
     Raises:
-        InputError: no file can have such a name, or there is no such user.
+        InputError: no file can have such a name, which may be empty, or there is no such user.
     """
+    if not str(path):  # which Python takes for the folder here
+        raise InputError("the name of the file or folder is empty")
     if "\0" in str(path):
         raise InputError(f"{path}: a path can't contain a null byte")
     try:
@@ -43,8 +45,6 @@ def target_path(path: str | Path) -> Path:
     Raises:
         InputError: it is a URL, or not text that everything that reads the path can take.
     """
-    if not str(path):
-        raise InputError("the name of the file or folder to write is empty")
     if found := URL.match(str(path)):
         url = f"{found[0]}/{str(path)[found.end() :].lstrip('/')}"
         raise InputError(
@@ -119,12 +119,16 @@ def temporary_sibling(path: Path) -> Iterator[Path]:
     """Provide a path in a new folder beside `path`; what is not renamed is removed afterwards, also after an error.
 
     A kill leaves the folder there. The next one who writes to `path` removes it: the lock on it went with its process.
+
+    Raises:
+        OSError: what is written within does not fit on the disk; it names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     folder, lock = _locked_folder(path)
     try:
-        yield folder / path.name
+        with writing(path):
+            yield folder / path.name
     finally:
         for _ in range(50):  # Orbax's threads may go on writing for a moment after it has failed
             remove(folder, ignore_errors=True)

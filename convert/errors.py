@@ -56,7 +56,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.strerror:  # one of a library's own says all in its text
             error.filename = str(path)
         raise
 

@@ -26,7 +26,7 @@ from jaxgpt.convert.disk import (
     temporary_sibling,
     with_progress,
 )
-from jaxgpt.convert.errors import InputError, did_you_mean, writing
+from jaxgpt.convert.errors import InputError, did_you_mean
 from jaxgpt.convert.formats import torch_zip
 from jaxgpt.convert.hf_folder import FILES, size_in_bytes, write_hf_folder
 from jaxgpt.convert.layout import shape_of
@@ -107,7 +107,7 @@ def write(
     check_free(path, replaceable, force)
     size = sum(size_in_bytes(array, cast_to) for array in params.values())
     check_space(path, 2 * size if to == "orbax" else size)  # Orbax may need scratch files
-    with writing(path), temporary_sibling(path) as temporary:
+    with temporary_sibling(path) as temporary:
         match to:
             case "hf":
                 write_hf_folder(temporary, params, config, cast_to, shard_bytes, tokenizer or {})
@@ -143,7 +143,7 @@ def _write_adapter(
     if base.config.tie_word_embeddings != config.tie_word_embeddings or base.config.bias != config.bias:
         raise InputError("to='peft': the model's head or biases are not those of base=: write it as another form")
     check_free(path, TARGETS["peft"][1], force)
-    with writing(path), temporary_sibling(path) as temporary:
+    with temporary_sibling(path) as temporary:
         peft.write_peft_folder(temporary, params, config, base.params, base_name)
         for name, file in tokenizer.items():
             shutil.copyfile(file, temporary / name)

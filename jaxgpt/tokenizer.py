@@ -1,10 +1,13 @@
 """The tokenizer of a checkpoint, and checks that it belongs to the model."""
 
 import base64
+import contextlib
 import hashlib
 import json
+import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +68,8 @@ def load_tokenizer(source: str | Path) -> Any:
     if "tokenizer.json" in files:
         _check_character_maps(files["tokenizer.json"])
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **kind)
+        with panics_kept_out():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **kind)
         if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
             raise ValueError("it has no tokens")
     except (KeyboardInterrupt, SystemExit):
@@ -74,6 +78,30 @@ def load_tokenizer(source: str | Path) -> Any:
         cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
         raise InputError(f"{folder}: the tokenizer can't be read ({type(error).__name__}: {cause})") from None
     return tokenizer
+
+
+@contextlib.contextmanager
+def panics_kept_out() -> Iterator[None]:
+    """Keep out what a library in Rust prints on standard error when it panics; that it fails is said by its exception.
+
+    All else that is printed there meanwhile is printed afterwards, if nothing fails.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            kept = stack.enter_context(tempfile.TemporaryFile())
+            stderr = os.dup(2)
+        except OSError:  # no room on the disk, or standard error is closed
+            yield
+            return
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        kept.seek(0)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, kept.read())
 
 
 def _check_character_maps(path: Path) -> None:

@@ -29,6 +29,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import numpy as np
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
+from bounds import bounded
 from jax._src import compilation_cache
 from runs import QUICK
 
@@ -170,6 +172,15 @@ def pytest_collection_modifyitems(items):
     gc.set_threshold(100_000, 20, 50)
     rank = {f"test_{name}": i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Bound the time and the memory of a test that is marked so; its fixtures do not count."""
+    if (mark := item.get_closest_marker("bounded")) is None:
+        return (yield)
+    with bounded(**mark.kwargs, stderr=item.config.stash.get(fault_handler_stderr_fd_key, None)):
+        return (yield)
 
 
 @pytest.fixture

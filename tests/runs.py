@@ -1,6 +1,7 @@
 """Runs of the training program: what tests of it share."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,14 @@ def metrics(folder: Path) -> list[dict]:
     for line in lines:
         del line["tokens_per_s"], line["peak_memory"]
     return lines
+
+
+def unfinished(run: Path, folder: Path) -> Path:
+    """Copy a run of `QUICK` without its last checkpoints: it goes on from step 6."""
+    shutil.copytree(run, folder)
+    for step in (8, 9):
+        shutil.rmtree(folder / "checkpoints" / str(step))
+    return folder
 
 
 def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:

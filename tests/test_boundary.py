@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from jaxgpt.train.report.page import write_report
 from jaxgpt.train.run.folder import RunFolder
 from jaxgpt.train.run.logs import RunLog, read_metrics, read_updates
 from jaxgpt.train.run.run_json import RunInfo
+
+pytestmark = pytest.mark.bounded
 
 FORGED = "\nconvert: all is well\x1b[2J\r\x9b1m\u202e\u2028"
 """A name that begins a line of its own, clears the screen and turns the direction of writing."""
@@ -110,6 +113,55 @@ def test_names_in_files_forge_no_line(tmp_path):
         done = call("convert", source, check=False)
         assert done.returncode == 2, done
         assert done.stderr.count("\n") == 1, done.stderr
+        assert not steers(done.stderr)
+
+
+def pickled(program: bytes, *members: str) -> bytes:
+    """A file of torch.save's with a pickle of its own."""
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("archive/data.pkl", b"\x80\x02" + program + b".")
+        for name in members:
+            file.writestr(name, bytes(64))
+    return buffer.getvalue()
+
+
+def text(of: str) -> bytes:
+    return b"X" + len(of.encode()).to_bytes(4, "little") + of.encode()
+
+
+ONE_LINE = FORGED.replace("\n", "\r")
+PICKLES = {
+    "a global's module": pickled(f"c{ONE_LINE}\nevil\n)R".encode()),
+    "a global's name": pickled(f"ctorch\n{ONE_LINE}\n)R".encode()),
+    "a global from the stack": pickled(b"\x80\x04" + text(FORGED) + text(FORGED) + b"\x93)R"),
+    "a key": pickled(b"}" + text(FORGED) + b"K\x01s"),
+    "a storage's kind": pickled(b"(" + text(FORGED) + text(FORGED) + text("0") + text(FORGED) + b"K\x04tQ"),
+    "a storage's type": pickled(b"(" + text("storage") + text(FORGED) + text(FORGED) + text("cpu") + b"K\x04tQ"),
+    "a member": pickled(b"}", f"archive/{FORGED}"),
+    "a folder": pickled(b"}", f"{FORGED}/data.pkl"),
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_names_in_pickles_and_archives_forge_no_line(name, tmp_path):
+    (tmp_path / "model.pt").write_bytes(PICKLES[name])
+    done = call("convert", tmp_path / "model.pt", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert not steers(done.stderr + done.stdout)
+
+
+def test_an_error_of_a_template_forges_no_line(tmp_path):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages}))
+    shutil.copytree(TINY, tmp_path / "model")
+    template = f"{{{{ raise_exception({json.dumps(FORGED)}) }}}}"
+    for written in (template, f"{{% {FORGED} %}}", f"{{{{ 'a'|{FORGED} }}}}"):
+        (tmp_path / "model" / "chat_template.jinja").write_text(written)
+        flags = (f"--model={tmp_path}/model", f"--data={tmp_path}/chat.jsonl", f"--out={tmp_path}/r")
+        done = call("train", *flags, f"--cache={tmp_path}/cache", check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "chat template" in done.stderr
         assert not steers(done.stderr)
 
 
@@ -211,11 +263,17 @@ def test_a_panic_of_a_library_in_rust_is_no_fault_of_ours(capsys):
     assert capsys.readouterr().err == "jaxgpt: a file of the tokenizer or the data is damaged (index out of bounds)\n"
 
 
-@pytest.mark.parametrize("command", [("jaxgpt", "convert", ""), ("jaxgpt", "eval", "tiny", "--data=")])
+EMPTY = [
+    ("jaxgpt", "convert", ""), ("jaxgpt", "convert", TINY, ""), ("jaxgpt", "eval", "tiny", "--data="),
+    ("train", "--out="), ("train", "--config="), ("train", "--resume="), ("train", "--cache="),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", EMPTY)
 def test_an_empty_name_is_not_the_folder_here(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = call(*command, check=False)
-    assert (done.returncode, " is empty" in done.stderr) == (2, True)
+    assert (done.returncode, " is empty" in done.stderr, *tmp_path.iterdir()) == (2, True)
 
 
 def test_no_run_is_written_into_the_root_of_a_disk():

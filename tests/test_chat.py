@@ -92,6 +92,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
         encode_chats(tokenizer, [TWO_TURNS])
 
 
+@pytest.mark.bounded
 def test_a_template_is_a_sandboxed_program(tokenizer):
     tokenizer.chat_template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(InputError, match="chat template fails"):
@@ -109,6 +110,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_template_has_limits(name, tokenizer):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -289,6 +291,7 @@ def test_what_is_not_read_of_a_record_is_named(record, unread):
     assert conversation_of(record).unread == unread
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize(
     ("record", "message"),
     [

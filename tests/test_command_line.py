@@ -233,6 +233,7 @@ def test_arguments_in_messages_are_spoken_as_flags():
         "out exists: --force replaces it; give --n-head= or --n-head=5, --dtype=float32; x.force=True, --force."
     )
     assert in_flags("tie=False", {"tie"}) == "--no-tie"
+    assert in_flags("lora:r=16,dropout=0.05", {"dropout"}) == "lora:r=16,dropout=0.05"
     assert in_flags(says, set()) == says
 
 

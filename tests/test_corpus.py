@@ -100,6 +100,7 @@ def test_a_tokenizer_that_begins_every_text_with_a_space_is_soon_not_tried_any_m
     assert len(list(pieces.Cutter(encode).pieces(["a line " * 100_000], "x"))) > 5  # but one before a space is enough
 
 
+@pytest.mark.bounded
 def test_a_text_that_can_not_be_cut_is_refused_before_it_fills_the_memory(monkeypatch):
     monkeypatch.setattr(pieces, "LONGEST", 1_000_000)
     encode, _ = pieces.encoders(jaxgpt.load_tokenizer("tiny"))
@@ -272,6 +273,7 @@ def replace_file(path: Path) -> None:
     path.write_bytes(data[::-1])
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("name", DAMAGE)
 def test_what_is_damaged_in_the_cache_is_written_again_and_said(name, tmp_path, caplog):
     (tmp_path / "a.txt").write_text("The end of a text.")
@@ -287,6 +289,7 @@ def test_what_is_damaged_in_the_cache_is_written_again_and_said(name, tmp_path, 
         assert entries(cache) == [entry.name]
 
 
+@pytest.mark.bounded
 def test_an_entry_that_was_swapped_with_another_is_not_used(tmp_path):
     tokenizer, cache = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache"
     expected = {}
@@ -365,6 +368,24 @@ def test_two_at_once_both_get_their_tokens(tmp_path, monkeypatch):
     outer = tokenise(tmp_path / "a.txt", tokenizer, cache=cache)
     assert outer.tokens.tolist() == inner[0].tokens.tolist()
     assert len(entries(cache)) == 1
+
+
+def test_a_damaged_entry_that_another_process_moves_away_meanwhile_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("The end.")
+    tokenizer, cache, load = jaxgpt.load_tokenizer("tiny"), tmp_path / "cache", token_files.load
+    expected = tokenise(tmp_path / "a.txt", tokenizer, cache=cache).tokens.tolist()
+    (entry,) = cache.iterdir()
+    (entry / "tokens.bin").write_bytes(b"")
+
+    def load_and_lose(path, owner):
+        found = load(path, owner)
+        if len(entries(cache)) == 2 and path.exists() and not found:  # the new one is about to take its place
+            path.rename(cache / ".other.old")
+        return found
+
+    monkeypatch.setattr(token_files, "load", load_and_lose)
+    assert tokenise(tmp_path / "a.txt", tokenizer, cache=cache).tokens.tolist() == expected
+    assert {*entries(cache)} == {entry.name, ".other.old"}
 
 
 def test_a_cache_that_can_not_be_written_is_named(tmp_path):
@@ -472,6 +493,7 @@ def test_data_of_llm_c_is_mapped_without_its_header(how, tmp_path):
     assert corpus.digest != before  # a run that learnt from the header, too, had other data
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -500,6 +522,7 @@ def test_a_header_of_llm_c_that_is_not_true_is_refused(content, message, tmp_pat
     assert message in str(said.value)
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize(("content", "n"), [(b"", "0"), (b"abc", "3")])
 def test_what_is_no_whole_number_of_token_ids_is_refused(tmp_path, content, n):
     (tmp_path / "x.bin").write_bytes(content)

@@ -58,6 +58,7 @@ def test_an_undamaged_checkpoint_is_as_it_was_written(whole_run):
         assert find_damage(whole_run / "checkpoints" / str(step), step=step) == ""
 
 
+@pytest.mark.bounded
 def test_every_flipped_bit_is_found(run):
     """In every file, at its ends and between, some bits of a byte."""
     step = run / "checkpoints" / "9"
@@ -86,6 +87,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_file_that_is(run, damage):
     step = run / "checkpoints" / "9"
@@ -182,6 +184,7 @@ def test_digests_of_the_earlier_kind_are_compared_too(run):
     assert find_damage(step, step=9) == ""
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("change", [{"xxh3_65": []}, {"crc32": []}, {"xxh3_64": [0.5]}, {"xxh3_64": ["0" * 10**6]}])
 def test_digests_of_no_known_kind_or_of_two_are_damage(run, change):
     path = run / "checkpoints" / "9" / "digests.json"
@@ -227,6 +230,7 @@ def test_a_run_goes_on_from_the_newest_undamaged_checkpoint(small, whole_run, ru
     assert_same_run(run, whole_run, 9)
 
 
+@pytest.mark.bounded
 def test_a_run_without_any_undamaged_checkpoint_is_refused_and_left_alone(small, run):
     for step in complete_steps(run):
         (run / "checkpoints" / str(step) / "digests.json").unlink()
@@ -242,6 +246,7 @@ def test_a_run_without_any_undamaged_checkpoint_is_refused_and_left_alone(small,
     }
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("program", ["convert", "generate", "eval", "check", "train"])
 def test_a_damaged_model_is_named_by_every_command(run, small, tmp_path, program):
     flip(largest(run / "checkpoints" / "9" / "params"), 0.5)
@@ -327,6 +332,7 @@ def old(run) -> Path:
     return run
 
 
+@pytest.mark.bounded(seconds=15)  # up to fifty restorations
 @pytest.mark.parametrize("damage", ["missing", "halved", "another's"])
 def test_without_digests_a_file_that_is(old, refusal, damage, capfd):
     """It is refused in one line, or what is restored does not depend on it; Orbax says nothing beside."""
@@ -406,6 +412,7 @@ def write_hostile(item: Path, zarr: int, kind: str, change: dict) -> None:
             store.write(f"tok_emb.embedding/{name}", content).result()
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("kind", ["files", "OCDBT"])
 @pytest.mark.parametrize("zarr", [2, 3])
 def test_headers_that_ask_for_too_much_never_reach_tensorstore(small, tmp_path, kind, zarr):
@@ -425,6 +432,7 @@ def test_headers_that_ask_for_too_much_never_reach_tensorstore(small, tmp_path, 
         shutil.rmtree(tmp_path / "model" / "params")
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("name", ["_METADATA", "tok_emb.embedding/.zarray", "d/pipe"])
 def test_a_pipe_in_a_file_s_place_is_not_waited_for(tmp_path, name):
     write_hostile(tmp_path / "params", 2, "files", {})
@@ -436,6 +444,7 @@ def test_a_pipe_in_a_file_s_place_is_not_waited_for(tmp_path, name):
         check_arrays(tmp_path / "params")
 
 
+@pytest.mark.bounded
 def test_a_pipe_in_the_config_s_place_is_not_waited_for(old):
     path = old / "checkpoints" / "9" / "config" / "metadata"
     path.unlink()
@@ -444,6 +453,7 @@ def test_a_pipe_in_the_config_s_place_is_not_waited_for(old):
         jaxgpt.load(old)
 
 
+@pytest.mark.bounded
 def test_a_sharded_header_s_inner_chunks_count_too(tmp_path):
     inner = {"name": "sharding_indexed", "configuration": {"chunk_shape": [2**40, 36], "codecs": [{"name": "bytes"}]}}
     write_hostile(tmp_path / "params", 3, "files", {})
@@ -453,6 +463,7 @@ def test_a_sharded_header_s_inner_chunks_count_too(tmp_path):
         check_arrays(tmp_path / "params")
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc", "a/../../b", "..\\b"])
 def test_names_of_arrays_do_not_lead_out_of_the_item(tmp_path, name):
     write_hostile(tmp_path / "params", 2, "files", {})

@@ -204,6 +204,7 @@ def test_records_that_are_read_as_one_text_are_said_to_be(tmp_path):
 # bad records
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize(
     ("name", "content", "n", "first"),
     [
@@ -254,6 +255,7 @@ def test_bad_rows_of_data_sets_and_parquet_are_left_out_too(tmp_path):
         assert corpus.remarks == [f"1 bad record is left out: {source}, record 2: text is null: expected a string"]
 
 
+@pytest.mark.bounded
 def test_what_is_damaged_as_a_file_is_never_left_out(tmp_path):
     """After such a place nobody knows where the next record begins."""
     tokenizer = jaxgpt.load_tokenizer("tiny")
@@ -399,6 +401,7 @@ BAD = {
 }
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_wrong_with_a_file_is_said(name, tmp_path):
     file, content, message = BAD[name]
@@ -415,6 +418,7 @@ def test_texts_and_chats_in_different_files_do_not_mix(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.bounded(megabytes=200)
 def test_a_bomb_takes_no_memory(tmp_path):
     """Two gigabytes of it; the first hundred megabytes are enough to see that no more than a part is in memory."""
     compressor, line = zstd.ZstdCompressor(), b'{"text": "' + b"x" * 2**20 + b'"}\n'
@@ -428,6 +432,7 @@ def test_a_bomb_takes_no_memory(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("content", ['text\n"' + "x\n" * 9999, "text\n" + "x" * 9999, "text," + "," * 9999], ids=len)
 def test_a_table_of_one_endless_record_is_refused_before_it_is_in_memory(content, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "LONGEST", 1000)
@@ -436,6 +441,7 @@ def test_a_table_of_one_endless_record_is_refused_before_it_is_in_memory(content
         read(tmp_path)
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -453,6 +459,7 @@ def test_what_is_no_source_is_said(source, message):
         find(source)
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize(
     "name",
     ["a.jsonl", "a.json", "a.csv", "a.tsv.gz", "a.parquet", "a.txt.gz", "a.jsonl.zst", "a.json.gz", "a.txt"],
@@ -495,6 +502,7 @@ def test_saved_data_sets_are_read_and_their_validation_is_held_out(tmp_path):
         find(tmp_path / "test")
 
 
+@pytest.mark.bounded
 def test_a_damaged_data_set_is_refused(tmp_path):
     datasets.Dataset.from_list(RECORDS).save_to_disk(tmp_path / "one")
     (arrow,) = (tmp_path / "one").glob("*.arrow")

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 import targets
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("name", list(targets.seeds()))
 def test_nothing_worse_than_our_own_error(name):
     target, seed, rng = getattr(targets, name), targets.seeds()[name], random.Random(0)

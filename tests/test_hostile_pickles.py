@@ -11,6 +11,8 @@ import pytest
 
 import jaxgpt
 
+pytestmark = pytest.mark.bounded
+
 LOAD = """
 import resource, sys
 from jaxgpt import convert

@@ -1,5 +1,7 @@
 """What costs too much is refused before it does: patterns, headers, words without end, and files that are none."""
 
+import builtins
+import io
 import json
 import os
 import re
@@ -25,6 +27,8 @@ from jaxgpt.model.capture import make_capture
 from jaxgpt.params import match
 from jaxgpt.patterns import Pattern
 from jaxgpt.train.step.optimizer import rate_factors
+
+pytestmark = pytest.mark.bounded
 
 # patterns
 
@@ -233,6 +237,34 @@ def test_a_folder_that_can_not_be_read_is_named(tmp_path, monkeypatch):
         find(folder)
 
 
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_data_that_is_a_pipe_or_may_not_be_read_is_one_line(command, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "secret.txt").write_text("a text")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "secret.txt").write_text("a text")
+    before = sorted(tmp_path.rglob("*"))
+
+    def without(open_it):
+        def refuse(path, *args, **how):
+            if str(path).endswith("secret.txt"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return open_it(path, *args, **how)
+
+        return refuse
+
+    for module in (os, io, builtins):
+        monkeypatch.setattr(module, "open", without(module.open))
+    denied = "Permission denied"
+    messages = {"pipe.txt": "can't be read|neither a file nor", "secret.txt": denied, "folder": denied}
+    for name, message in messages.items():
+        start = ["train", f"--out={tmp_path}/r"] if command == "train" else ["jaxgpt", "eval", TINY]
+        done = call(*start, f"--data={tmp_path / name}", f"--cache={tmp_path}/cache", check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert re.search(rf"{tmp_path / name}\S*.*({message})", done.stderr)
+    assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
+
+
 def test_a_file_that_grows_while_it_is_read_has_an_end(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("word " * 200_000)
@@ -250,11 +282,16 @@ def test_a_file_that_grows_while_it_is_read_has_an_end(tmp_path):
     try:
         with pytest.raises(InputError, match="changed while being read: try again"):
             tokenise(path, jaxgpt.load_tokenizer("tiny"), cache=tmp_path / "cache")
-        with pytest.raises(InputError, match="changed while being read: try again"):
-            sha256_of(path, lambda n: None)
     finally:
         stop.set()
         thread.join()
+
+    def grow_by(n: int) -> None:
+        with path.open("ab") as file:
+            file.write(bytes(n))
+
+    with pytest.raises(InputError, match="changed while being read: try again"):
+        sha256_of(path, grow_by)
 
 
 CHANGES = {

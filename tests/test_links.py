@@ -62,6 +62,7 @@ LEADS_OUT = {
 }
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("name", LEADS_OUT)
 def test_a_link_that_leads_out_of_a_checkpoint_is_refused_by_name(name, folder, tmp_path):
     LEADS_OUT[name](folder)
@@ -151,6 +152,7 @@ def test_what_a_kill_left_is_not_written_through_either(whole_run, tmp_path):
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("name", ["params/ln_f.bias", "params", "config", "config/metadata", "a chunk"])
 def test_links_in_an_orbax_checkpoint_lead_nowhere(tmp_path, name):
     jaxgpt.save(jaxgpt.from_pretrained("tiny"), tmp_path / "model")

@@ -1,22 +1,27 @@
 """Two processes and one folder: one writes, the other is told, and nothing is lost."""
 
+import hashlib
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import forked
+import numpy as np
 import pytest
-from conftest import call
-from runs import QUICK, metrics
+from conftest import TINY, call
+from runs import QUICK, assert_same_run, metrics, unfinished
 
 import jaxgpt
 from jaxgpt.convert.disk import publish
+from jaxgpt.convert.mapping import same
 from jaxgpt.convert.source import complete_steps
+from jaxgpt.data.corpus import tokenise
 from jaxgpt.train.run.lock import RunLock
 
 HOLD = """
@@ -85,8 +90,12 @@ def test_a_run_that_came_meanwhile_is_not_deleted(small, tmp_path):
     flags = (f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK)
     late = train(*flags)
     said = ""
-    while "model  " not in said:  # it has checked the folder, and compiles
-        said += late.stdout.readline()
+    for line in late.stdout:
+        said += line
+        if "model  " in line:  # it has checked the folder, and compiles
+            break
+    else:
+        pytest.fail(f"it has ended: {said}")
     late.send_signal(signal.SIGSTOP)
     assert not out.exists()
     call("train", *flags)
@@ -124,7 +133,94 @@ def test_two_starts_at_once_lose_no_checkpoint_and_write_no_line_twice(small, tm
         assert json.loads((out / "run.json").read_text())["steps"] == 9
 
 
-# conversions
+def test_two_resumptions_at_once_go_on_once(small, whole_run, tmp_path):
+    out = unfinished(whole_run, tmp_path / "r")
+    both = [forked.Forked(forked.RUN, "--resume", out) for _ in range(2)]
+    said = [process.communicate() for process in both]
+    assert sorted(process.returncode for process in both) in ([0, 2], [0, 0]), said
+    for process, (_, error) in zip(both, said, strict=True):
+        assert process.returncode == 0 or re.fullmatch(
+            r"train: --out: \S+ is in use by another process \(process \d+ on \S+\): [^\n]*\n", error
+        )
+    assert sum("9 steps in" in text or "3 steps in" in text for text, _ in said) == 1, said
+    assert_same_run(out, whole_run, 9)
+    assert not (out / "run.lock").exists()
+
+
+# conversions and caches
+
+MEETING = """
+import os, sys, time
+from pathlib import Path
+import {module} as module
+wait, place, name = time.sleep, Path(sys.argv.pop(1)), "{function}"
+original = getattr(module, name)
+def meet(*args, **how):
+    (place / str(os.getpid())).touch()
+    for _ in range(3000):
+        if len(list(place.iterdir())) > 1:
+            break
+        wait(0.01)
+    return original(*args, **how)
+setattr(module, name, meet)
+"""
+"""Two processes call a function at the same moment: each waits for the other."""
+
+
+def two_at_once(code: str, module: str, function: str, *args: object, tmp_path: Path, **how) -> list[forked.Forked]:
+    place = tmp_path.with_suffix(".meeting")
+    place.mkdir()
+    text = MEETING.format(module=module, function=function) + code
+    both = [forked.Forked(text, place, *args, **how) for _ in range(2)]
+    said = [process.communicate() for process in both]
+    assert len(list(place.iterdir())) == 2, said
+    return [
+        subprocess.CompletedProcess(args, process.returncode, *said) for process, said in zip(both, said, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("form", ["hf", "lesson"])
+def test_two_conversions_to_one_target_write_it_once(tmp_path, form):
+    target = tmp_path / ("out.pt" if form == "lesson" else "out")
+    both = two_at_once(
+        forked.CONVERT, "jaxgpt.convert.export", "publish", TINY, target, f"--to={form}", tmp_path=tmp_path,
+        imports=forked.CONVERSION,
+    )  # fmt: skip
+    one, other = sorted(both, key=lambda done: done.returncode)
+    assert (one.returncode, other.returncode) == (0, 2), (one, other)
+    assert re.fullmatch(rf"convert: {target} exists already[^\n]*\n", other.stderr), other.stderr
+    assert [*tmp_path.iterdir()] == [target]
+    told = {"n_head": 4, "activation": "gelu_new"} if form == "lesson" else {}
+    written, expected = jaxgpt.convert.read(target, **told).params, jaxgpt.convert.read(TINY).params
+    assert written.keys() == expected.keys()
+    assert all(same(np.asarray(array), np.asarray(expected[name])) for name, array in written.items())
+
+
+TOKENISE = """
+import hashlib, jaxgpt
+from jaxgpt.data.corpus import tokenise
+tokens = tokenise(sys.argv[1], jaxgpt.load_tokenizer("tiny"), cache=Path(sys.argv[2])).tokens
+print(hashlib.sha256(tokens.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("there", ["nothing", "a damaged entry"])
+def test_two_processes_and_one_token_cache_both_have_the_tokens(tmp_path, there):
+    text, cache = tmp_path / "a.txt", tmp_path / "cache"
+    text.write_text("The end of a text. " * 500)
+    expected = tokenise(text, jaxgpt.load_tokenizer("tiny"), cache=tmp_path / "alone").tokens.tobytes()
+    if there == "nothing":
+        cache.mkdir()
+    else:
+        shutil.copytree(tmp_path / "alone", cache)
+        [tokens] = cache.glob("*/tokens.bin")
+        tokens.write_bytes(bytes(tokens.stat().st_size))
+    both = two_at_once(TOKENISE, "jaxgpt.data.corpus", "write_tokens", text, cache, tmp_path=tmp_path)
+    assert [done.returncode for done in both] == [0, 0], both
+    assert {done.stdout.strip() for done in both} == {hashlib.sha256(expected).hexdigest()}
+    assert [path.name for path in cache.iterdir()] == [path.name for path in (tmp_path / "alone").iterdir()]
+    again = tokenise(text, jaxgpt.load_tokenizer("tiny"), cache=cache)
+    assert again.tokens.tobytes() == expected
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

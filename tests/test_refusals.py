@@ -1,7 +1,7 @@
 """Broken and hostile checkpoints: each is refused in one message that names the cause, and in no way harms.
 
 Every case is a folder of its own, and `python -m convert` runs on it as a process of its own: exit code 2, nothing
-executed, nothing written, and under 200 MB of memory.
+executed, nothing written, under 200 MB of memory, and in bounded time.
 """
 
 import io
@@ -23,6 +23,7 @@ from conftest import ROOT, random_hf
 from flax.serialization import to_bytes
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.bounded
 MEMORY = 200e6
 
 MEASURED = """
@@ -30,6 +31,7 @@ import re, resource, sys
 from pathlib import Path
 from jaxgpt.convert.__main__ import main
 report, sys.argv = Path(sys.argv[1]), sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))  # the promise is 2 s of a machine that does nothing else
 try:
     main()
 finally:

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -11,10 +12,12 @@ import forked
 import pytest
 import sentencepiece
 from conftest import TINY, call, random_hf
+from runs import WORDS
 from transformers import AutoTokenizer
 
 import jaxgpt
 from jaxgpt.convert.source import tokenizer_files
+from jaxgpt.tokenizer import panics_kept_out
 
 CHINESE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"的一是不了在人有我他这中大来上国", "hello", "##s", "world"]
 DIMS = {"n_embd": 32, "n_head": 2, "n_layer": 1, "n_inner": 64, "n_positions": 64}
@@ -140,6 +143,7 @@ def test_sentencepiece_s_vocabularies_are_read_and_travel(tmp_path, kind):
     assert jaxgpt.load_tokenizer(tmp_path / "hf")(text)["input_ids"] == theirs(text)["input_ids"]
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("kind", PIECES)
 def test_a_vocabulary_of_an_unknown_class_is_refused(tmp_path, kind):
     """transformers takes it for GPT-2's own tokenizer, without a word, and its ids are other ones."""
@@ -148,6 +152,7 @@ def test_a_vocabulary_of_an_unknown_class_is_refused(tmp_path, kind):
         jaxgpt.load_tokenizer(folder)
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("content", ["AAAA", "", "////", "no base64!", "/////wAA"])
 def test_a_map_of_characters_that_is_cut_off_never_reaches_the_library(tmp_path, content):
     """It would end the process, with pages of Rust's; one that is whole is read."""
@@ -200,6 +205,7 @@ class Evil:
         return exec, ("raise SystemExit(7)",)
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -225,6 +231,7 @@ CODE = "import pathlib; pathlib.Path({!r}).touch()\nclass Evil: pass\n"
 """It is copied before it runs, so that it has to know where to leave its mark."""
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("has_config", [False, True])
 @pytest.mark.parametrize("local", ["PreTrainedTokenizerFast", "Evil"])
 def test_code_beside_a_tokenizer_never_runs_nor_is_asked_about(tmp_path, has_config, local):
@@ -246,6 +253,7 @@ def test_code_beside_a_tokenizer_never_runs_nor_is_asked_about(tmp_path, has_con
     assert "[y/N]" not in asked.stdout + asked.stderr
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("content", ["{}", "{", "[]", '{"model": {"type": "BPE"}}', "null"])
 def test_a_broken_tokenizer_is_one_line(tmp_path, content):
     folder = model_in(tmp_path / "m", 4096)
@@ -254,6 +262,62 @@ def test_a_broken_tokenizer_is_one_line(tmp_path, content):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert "the tokenizer can't be read" in done.stderr
+
+
+SOUND = (TINY / "tokenizer.json").read_bytes()
+MERGES = "#version: 0.2\na b\n"
+BROKEN: dict[str, dict[str, str | bytes]] = {
+    "half a tokenizer.json": {"tokenizer.json": SOUND[:50_000]},
+    "no UTF-8": {"tokenizer.json": b"\xff\xfe\0" * 99},
+    "deep": {"tokenizer.json": "[" * 100_000},
+    "an endless id": {"tokenizer.json": '{"model": {"type": "WordLevel", "vocab": {"a": 1e400}, "unk_token": "a"}}'},
+    "a negative id": {"tokenizer.json": '{"model": {"type": "WordLevel", "vocab": {"a": -1}, "unk_token": "a"}}'},
+    "a text as an id": {"vocab.json": '{"a": "x", "b": 1, "ab": 2}', "merges.txt": MERGES},
+    "a list as a vocabulary": {"vocab.json": "[1, 2]", "merges.txt": MERGES},
+    "half a vocabulary": {"vocab.json": '{"a": 0, "b', "merges.txt": MERGES},
+    "an empty vocabulary": {"vocab.json": "{}", "merges.txt": ""},
+    "a vocabulary of noise": {"vocab.json": b"\0\xff" * 99, "merges.txt": MERGES},
+    "a merge of one": {"vocab.json": '{"a": 0, "b": 1}', "merges.txt": "#version: 0.2\na\n"},
+    "a merge of what is unknown": {"vocab.json": '{"a": 0, "b": 1}', "merges.txt": MERGES},
+    "merges of noise": {"vocab.json": '{"a": 0, "b": 1, "ab": 2}', "merges.txt": b"\xff\0" * 99},
+    "a broken configuration": {"tokenizer.json": SOUND, "tokenizer_config.json": "{"},
+    "a list as a configuration": {"tokenizer.json": SOUND, "tokenizer_config.json": "[]"},
+    "added tokens of no kind": {"tokenizer.json": SOUND, "tokenizer_config.json": '{"added_tokens_decoder": {"x": 3}}'},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return model_in(tmp_path_factory.mktemp("model") / "m", 4096)
+
+
+@pytest.mark.bounded
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_of_a_tokenizer_are_one_line_to_every_command(model, tmp_path, name, capfd):
+    folder = Path(shutil.copytree(model, tmp_path / "m"))
+    for file, content in BROKEN[name].items():
+        (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    out = tmp_path / "out"
+    commands = (
+        ("jaxgpt", "generate", folder),
+        ("jaxgpt", "eval", folder, f"--data={WORDS}"),
+        ("train", f"--model={folder}", f"--out={out}"),
+    )
+    for command in commands:
+        done = call(*command, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert str(folder) in done.stderr
+        assert not out.exists()
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_said_while_a_tokenizer_is_read_is_lost_only_if_that_fails(capfd):
+    for fails in (False, True):
+        with contextlib.suppress(KeyError), panics_kept_out():
+            os.write(2, b"a warning\n")
+            if fails:
+                raise KeyError
+        assert capfd.readouterr().err == ("" if fails else "a warning\n")
 
 
 def test_where_nothing_is_a_tokenizer_the_files_are_named(tmp_path):

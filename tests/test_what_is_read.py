@@ -159,6 +159,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_the_readme_says_is_refused_is_refused_by_name(what, tmp_path):
     section = " ".join((ROOT / "README.md").read_text().split("\n## Which checkpoints\n")[1].split("\n## ")[0].split())

@@ -15,9 +15,12 @@ from jaxgpt.convert.exit_codes import ExitCode
 
 ARGUMENT = re.compile(
     r"(?<!\w)'[^']*'"  # in quotes: as it is
-    r"|(?<![\w.-])(?P<name>[a-z][a-z0-9_]*)=(?P<value>True|False|[^\s=(),;`']*)"
+    r"|(?<![\w.,-])(?P<name>[a-z][a-z0-9_]*)=(?P<value>True|False|[^\s=(),;`']*)"
 )
-"""An argument of the library in a message, such as `force=True`; quotes come first, so that nothing in them is one."""
+"""An argument of the library in a message, such as `force=True`; quotes come first, so that nothing in them is one.
+
+After a comma it is an option of something else, as in `lora:r=8,dropout=0.05`.
+"""
 
 
 def in_flags(message: str, flags: Collection[str]) -> str:
@@ -48,6 +51,7 @@ def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
         program: what the message begins with.
         flags: the command's flags, by the names of their fields; see `in_flags`.
     """
+    _fill_closed_descriptors()
     if sys.stdout is None or sys.stderr is None:  # closed by the shell, as by >&-
         nowhere = open(os.devnull, "w")  # noqa: SIM115  until the process ends
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
@@ -86,6 +90,18 @@ def one_clear_line(program: str, flags: Collection[str] = ()) -> Iterator[None]:
         # nobody's mistake but ours
         _say_what_to_report(program, error)
         sys.exit(ExitCode.FAULT)
+
+
+def _fill_closed_descriptors() -> None:
+    """Let what is closed of standard input, output and error lead nowhere.
+
+    The next file that is opened would get its number, and what libraries in C print: a checkpoint with lines of a log.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
 
 
 def is_of_jax(error: BaseException) -> bool:

@@ -88,7 +88,8 @@ class Writer:
             write_json(self.folder / META, meta | {"digest": _digest_of(meta)})
             write_json(self.folder / SEEN, {name: _identity(self.folder / f"{name}.bin") for name in digests})
             if os.path.lexists(path) and load(path, self.owner) is None:
-                path.rename(self.folder.with_suffix(".old"))  # damaged
+                with contextlib.suppress(FileNotFoundError):  # another process has found the damage, too
+                    path.rename(self.folder.with_suffix(".old"))
             try:
                 self.folder.rename(path)
             except OSError:

@@ -15,7 +15,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jaxgpt.convert.disk import temporary_sibling
-from jaxgpt.convert.errors import writing
 from jaxgpt.train.report import plots
 from jaxgpt.train.report.timeline import short
 from jaxgpt.train.run.logs import best_step, read_metrics, read_samples, read_updates
@@ -80,7 +79,7 @@ def write_report(folder: Path) -> Path:
         commands=_commands(folder, info, metrics),
     )
     path = folder / "report.html"
-    with writing(path), temporary_sibling(path) as temporary:
+    with temporary_sibling(path) as temporary:
         temporary.write_text(page, "utf-8")
         temporary.replace(path)
     return path

@@ -17,7 +17,7 @@ from jaxgpt.convert.command_line.console import say
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.digests import ANNOUNCEMENT, find_damage, write_digests
 from jaxgpt.convert.disk import remove
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, writing
 from jaxgpt.convert.formats import orbax
 from jaxgpt.convert.source import steps_of
 from jaxgpt.mesh import replicated
@@ -126,7 +126,7 @@ class Checkpoints:
             item: min(arrays, key=lambda name: arrays[name].size, default=None)
             for item, arrays in (("params", held), ("opt_state", moments))
         }
-        with orbax.full_disk_as_os_error():
+        with writing(self._folder / str(step)), orbax.full_disk_as_os_error():
             items = orbax.items(held, config, self._base.without(left_out)) | {
                 "opt_state": ocp.args.StandardSave(moments),
                 "eval_state": ocp.args.JsonSave(eval_state.as_json()),
@@ -231,7 +231,11 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until all is on disk; raise what went wrong in the background."""
-        with self._noise.said_once(), orbax.full_disk_as_os_error():
+        with (
+            writing(self._folder / str(self._saved or "")),
+            self._noise.said_once(),
+            orbax.full_disk_as_os_error(),
+        ):
             self._manager.wait_until_finished()
             saved, self._saved = self._saved, None
             if saved is not None and self._run.is_writer and not (self._folder / str(saved)).is_dir():

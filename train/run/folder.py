@@ -12,7 +12,7 @@ import jax
 
 from jaxgpt.convert.command_line.console import say
 from jaxgpt.convert.disk import remove, temporary_sibling
-from jaxgpt.convert.errors import InputError, about, writing
+from jaxgpt.convert.errors import InputError, about
 from jaxgpt.convert.source import complete_steps
 from jaxgpt.train.distributed import is_first
 from jaxgpt.train.run.lock import RunLock
@@ -192,7 +192,7 @@ class RunFolder:
     def save_tokenizer(self, tokenizer: Any) -> None:
         """Write the tokenizer beside the checkpoints, if it is not there."""
         if self.is_writer and not self.tokenizer.exists():
-            with writing(self.tokenizer), temporary_sibling(self.tokenizer) as temporary:
+            with temporary_sibling(self.tokenizer) as temporary:
                 try:
                     tokenizer.save_pretrained(temporary)
                 except Exception as error:  # of the tokenizers package, which raises no OSError
