@@ -207,8 +207,11 @@ class GPT(nnx.Module):
         """Compute the logits of a residual stream: of the last block's, or of an earlier one as a lens."""
         x = ctx.capture("ln_f", self.ln_f(x))
         rows, is_tied = x.astype(self.dtype).reshape(-1, self.config.n_embd), self.config.tie_word_embeddings
-        head = self.tok_emb.embedding[...].T if is_tied else self.lm_head.kernel[...]
-        logits = jnp.matmul(rows, head.astype(rows.dtype), preferred_element_type=jnp.float32)
+        if is_tied:
+            head = self.tok_emb.embedding[...].T
+            logits = jnp.matmul(rows, head.astype(rows.dtype), preferred_element_type=jnp.float32)
+        else:
+            logits = self.lm_head.product(rows, jnp.float32)
         if not is_tied:
             if (bias := self.lm_head.bias) is not None:
                 logits = logits + bias[...].astype(jnp.float32)[None]
