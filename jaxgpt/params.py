@@ -16,6 +16,7 @@ from jax import Array
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.errors import InputError
+from jaxgpt.int8 import Int8Kernel
 from jaxgpt.patterns import Pattern
 
 T = TypeVar("T")
@@ -48,8 +49,12 @@ def with_params(model: Any, params: Mapping[str, Any]) -> Any:
 
 
 def count_params(model: Any) -> int:
-    """Count the parameters of a model, or of a mapping from names to arrays; a tied head counts once."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
+    """Count the parameters of a model, or of a mapping from names to arrays; a tied head counts once.
+
+    The scales of kernels in 8 bits are none.
+    """
+    leaves = jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, Int8Kernel))
+    return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def param_name(path: tuple) -> str:

@@ -268,10 +268,11 @@ class Settings(ModelFlags):
         "float32", "The format in which matrix products are computed. Weights are kept in float32 either way.",
         group="devices",
     )  # fmt: skip
-    frozen_dtype: Literal["float32", "bfloat16"] = setting(
+    frozen_dtype: Literal["float32", "bfloat16", "int8"] = setting(
         "float32", "The format in which kernels that never train are kept on the devices. bfloat16 takes half the "
-        "memory, and with --dtype=bfloat16 changes no number, since they are rounded for each product anyway. "
-        "Checkpoints and exports have the bits of --model.", group="devices",
+        "memory, and with --dtype=bfloat16 changes no number, since they are rounded for each product anyway. int8 "
+        "takes a quarter, and rounds to 255 steps with a scale for each output; products are still computed in "
+        "--dtype. Checkpoints and exports have the bits of --model.", group="devices",
     )  # fmt: skip
     remat: bool = setting(
         False, "Gradient checkpointing: keep only what lies between blocks, and recompute the rest in the backward "

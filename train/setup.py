@@ -21,6 +21,7 @@ from jaxgpt.convert.source import BUNDLED, newest_step, resolve, steps_of
 from jaxgpt.data.documents import Source
 from jaxgpt.data.sources import peek
 from jaxgpt.freeze.strategies import lora_of, names_new_tokens
+from jaxgpt.int8 import Int8Kernel, quantise
 from jaxgpt.mesh import make_mesh, shardings
 from jaxgpt.params import count_params, module_shares, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, check_vocabulary, encode_prompt
@@ -141,15 +142,23 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
     spec = make_step_spec(
         settings, mesh, model, steps=steps, packed=is_packed, epoch_steps=epoch_steps, unchanged=base.unchanged
     )
-    shapes = spec.params
-    params = named_params(model)
-    params |= {name: p.astype(shapes[name].dtype) for name, p in params.items() if p.dtype != shapes[name].dtype}
+    params: dict[str, Any] = named_params(model)
     del model
+    for name, shape in spec.params.items():
+        if params[name].dtype != shape.dtype:  # one after the other: each needs its memory twice
+            params[name] = rounded(params[name], shape)
     inputs = TrainingInputs(spec, tokenizer, added, ends, data, prompt, base)
     base.begin(inputs.left_out(0))
     n_kept = settings.keep + 2  # and the best, and the one that is being written
     check_space(run.checkpoints, n_kept * inputs.checkpoint_bytes(steps))
     return inputs, params
+
+
+def rounded(param: jax.Array, shape: Any) -> jax.Array | Int8Kernel:
+    """Return a parameter in another format."""
+    if isinstance(shape, Int8Kernel):
+        return quantise(param, shape.n_in, jax.tree.map(lambda leaf: leaf.sharding, shape))
+    return param.astype(shape.dtype)
 
 
 def find_model(settings: Settings, run: RunFolder) -> str:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxgpt.arguments import check_ids
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
+from jaxgpt.int8 import Int8Kernel
 from jaxgpt.mesh import constrain
 from jaxgpt.model.attention import attend, attention
 from jaxgpt.model.cache import Cache
@@ -224,14 +225,17 @@ class GPT(nnx.Module):
         Args:
             dtype: that of the logits.
             multiple: columns without meaning follow until their number is a multiple of this, which some hardware
-                needs to be fast; not if the head has an adapter.
+                needs to be fast; not if the head has an adapter, or is in 8 bits.
         """
         x = ctx.capture("ln_f", self.ln_f(x))
         rows, is_tied = x.astype(self.dtype).reshape(-1, self.config.n_embd), self.config.tie_word_embeddings
-        head = self.tok_emb.embedding[...].T if is_tied else self.lm_head.kernel[...]
-        n_more = 0 if not is_tied and self.lm_head.lora else -head.shape[1] % multiple
-        head = jnp.pad(head.astype(rows.dtype), ((0, 0), (0, n_more)))
-        logits = jnp.matmul(rows, head, preferred_element_type=dtype)
+        head = self.tok_emb.embedding[...].T if is_tied else self.lm_head.kernel.get_value()
+        if is_tied or not (self.lm_head.lora or isinstance(head, Int8Kernel)):
+            n_more = -head.shape[1] % multiple
+            head = jnp.pad(head.astype(rows.dtype), ((0, 0), (0, n_more)))
+            logits = jnp.matmul(rows, head, preferred_element_type=dtype)
+        else:
+            n_more, logits = 0, self.lm_head.product(rows, dtype)
         if not is_tied:
             if (bias := self.lm_head.bias) is not None:
                 logits = logits + jnp.pad(bias[...].astype(dtype), (0, n_more))[None]

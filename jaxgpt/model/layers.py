@@ -1,6 +1,7 @@
 """GPT-2's linear layers and LayerNorms, as Flax has them, and what adapters add to them."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxgpt.convert.adapter import LoRA, column_lengths
 from jaxgpt.convert.config import GPTConfig
-from jaxgpt.mesh import constrain, exchange_columns
+from jaxgpt.int8 import Int8Kernel
+from jaxgpt.mesh import constrain, exchange_columns, platform
 from jaxgpt.model.dropout import Keys, dropout
 
 
@@ -25,6 +27,48 @@ def initial_adapter(kernel: Array, n_in: int, lora: LoRA, key: Array) -> dict[st
     if lora.dora:
         made["lora_m"] = column_lengths(kernel.astype(jnp.float32), n_in, jnp)
     return made
+
+
+@jax.custom_vjp
+def int8_product(x: Array, kernel: Int8Kernel) -> Array:
+    """Return the product of inputs x and a kernel in 8 bits, computed in the dtype of x, in float32.
+
+    The kernel has no gradient, and nothing of it is kept for the backward pass but itself: the derivative of a product
+    with a copy in floats would keep that copy.
+    """
+    values = _late(kernel.values, x).astype(x.dtype)
+    axes = tuple(range(x.ndim - kernel.n_in, x.ndim)), tuple(range(kernel.n_in))
+    product = jax.lax.dot_general(x, values, (axes, ((), ())), preferred_element_type=jnp.float32)
+    return product * jnp.expand_dims(kernel.scale, range(x.ndim - kernel.n_in))
+
+
+def _int8_forward(x, kernel):
+    return int8_product(x, kernel), (kernel, jnp.zeros((), x.dtype))
+
+
+def _int8_backward(kept, gradient):
+    kernel, zero = kept
+    n_rows = gradient.ndim - kernel.scale.ndim
+    gradient = (gradient * jnp.expand_dims(kernel.scale, range(n_rows))).astype(zero.dtype)
+    values = _late(kernel.values, gradient).astype(zero.dtype)
+    axes = tuple(range(n_rows, gradient.ndim)), tuple(range(kernel.n_in, kernel.values.ndim))
+    return jax.lax.dot_general(gradient, values, (axes, ((), ()))), None
+
+
+int8_product.defvjp(_int8_forward, _int8_backward)
+
+
+def _late(values: Array, x: Array) -> Array:
+    """Return int8 values, for XLA not before x is there.
+
+    Else it converts them to floats once for the forward and the backward pass, of all layers, and keeps that.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if platform() != "cpu" or mesh.size > 1:
+        return jax.lax.optimization_barrier((values, x))[0]
+    # XLA's CPU backend removes barriers, and merges what they held apart. It can't tell that this changes nothing: only
+    # where x begins with NaN are the values others
+    return values ^ jnp.isnan(x[(0,) * x.ndim]).astype(jnp.int8)
 
 
 class Embed(nnx.Embed):
@@ -57,9 +101,21 @@ class Linear(nnx.LinearGeneral):
     def __call__(self, inputs, keys: Keys | None = None):
         """Return the outputs of (B, T, …) inputs; `keys` turn on the adapter's dropout."""
         x = inputs.reshape(-1, *inputs.shape[2:])
-        rows = super().__call__(x)
+        rows = super().__call__(x) if not isinstance(self.kernel.get_value(), Int8Kernel) else self._int8(x)
         rows = self.adapted(x, rows, keys)
         return rows.reshape(*inputs.shape[:2], *rows.shape[1:])
+
+    def _int8(self, x: Array) -> Array:
+        rows = self.product(x.astype(self.dtype))
+        return rows if self.bias is None else rows + self.bias[...].astype(rows.dtype)[None]
+
+    def product(self, x: Array, dtype: Any = None) -> Array:
+        """Return the product of inputs x and the kernel, in the dtype of x."""
+        kernel = self.kernel.get_value()
+        if isinstance(kernel, Int8Kernel):
+            return int8_product(x, kernel).astype(dtype or x.dtype)
+        axes = tuple(range(x.ndim - len(self.in_features), x.ndim)), tuple(range(len(self.in_features)))
+        return jax.lax.dot_general(x, kernel.astype(x.dtype), (axes, ((), ())), preferred_element_type=dtype)
 
     def adapted(self, x: Array, rows: Array, keys: Keys | None) -> Array:
         """Add to the outputs of inputs x what the adapter computes, as PEFT does: nothing before its first update."""
@@ -75,18 +131,26 @@ class Linear(nnx.LinearGeneral):
         # the columns are scaled, the bias is not; with dropout the kernel's own part of the change drops too
         own = rows - bias
         if keys is not None and lora.dropout > 0:
-            own = jnp.tensordot(dropped, self.kernel[...].astype(rows.dtype), len(self.in_features))
+            own = self.product(dropped)
         return rows + ((ratio - 1) * own + ratio * thin)
 
     def _lengths(self, lora: LoRA) -> Array:
         """Return the lengths of the columns of W + scale A B, which is never made; no gradient passes (DoRA, 4.3)."""
-        kernel, a, b = (param[...].astype(jnp.float32) for param in (self.kernel, self.lora_a, self.lora_b))
+        a, b = (param[...].astype(jnp.float32) for param in (self.lora_a, self.lora_b))
         inputs = tuple(range(len(self.in_features)))
-        mixed = jnp.tensordot(a, kernel, (inputs, inputs)) + 0.5 * lora.scale * jnp.tensordot(
+        mixed = self.product(jnp.moveaxis(a, -1, 0)) + 0.5 * lora.scale * jnp.tensordot(
             jnp.tensordot(a, a, (inputs, inputs)), b, 1
         )
-        squares = jnp.sum(jnp.square(kernel), inputs) + 2 * lora.scale * jnp.sum(b * mixed, 0)
+        squares = self._squares() + 2 * lora.scale * jnp.sum(b * mixed, 0)
         return jax.lax.stop_gradient(jnp.sqrt(squares))
+
+    def _squares(self) -> Array:
+        """Return the squares of the lengths of the kernel's columns."""
+        kernel = self.kernel.get_value()
+        inputs = tuple(range(len(self.in_features)))
+        if isinstance(kernel, Int8Kernel):
+            return jnp.sum(jnp.square(kernel.values.astype(jnp.float32)), inputs) * jnp.square(kernel.scale)
+        return jnp.sum(jnp.square(kernel.astype(jnp.float32)), inputs)
 
 
 def make_linear(

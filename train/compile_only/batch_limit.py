@@ -90,6 +90,8 @@ def with_blocks(spec: StepSpec, n: int, batch: int) -> StepSpec:
     settings = replace(
         spec.settings, freeze=f"regex:{'|'.join(names)}", batch_size=batch, layer_lr_decay=1.0, lr_scale=()
     )
-    model = abstract(replace(config, n_layer=n), dtype=spec.model.dtype)
+    adapted = tuple(module for module in map(lowered, config.lora.modules if config.lora else ()) if module)
+    lora = replace(config.lora, modules=adapted) if config.lora and adapted else None
+    model = abstract(replace(config, n_layer=n, lora=lora), dtype=spec.model.dtype)
     is_packed = spec.batch.segments is not None
     return make_step_spec(settings, spec.mesh, model, steps=spec.steps, packed=is_packed)

@@ -3,6 +3,8 @@
 import math
 import shlex
 
+import jax
+
 from jaxgpt.convert.errors import escaped
 from jaxgpt.mesh import to_host
 from jaxgpt.params import count_params
@@ -143,10 +145,9 @@ def _rounded(inputs: TrainingInputs) -> list[str]:
     of = {name: p for name, p in params.items() if str(p.dtype) == dtype}
     if dtype == "float32":
         return []
-    size = count_params(of) * 2 / 1e6
-    return [
-        f"rounded     {count_params(of):,} of the frozen ones, to {dtype}: {size:,.1f} MB instead of {2 * size:,.1f}"
-    ]
+    n_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(of))
+    n = count_params(of)
+    return [f"rounded     {n:,} of the frozen ones, to {dtype}: {n_bytes / 1e6:,.1f} MB instead of {4 * n / 1e6:,.1f}"]
 
 
 def _compared(loss: float, step: int, inputs: TrainingInputs) -> str:

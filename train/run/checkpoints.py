@@ -195,6 +195,10 @@ class Checkpoints:
             self._base.check(base)
         left_out = {} if base is None else {name: params[name] for name in base.digests if name in params}
         self._held = shapes.params.keys() - left_out.keys()
+        if rounded := [name for name in self._held if shapes.params[name].dtype != np.float32]:
+            raise InputError(
+                f"--resume: checkpoint {folder} holds {min(rounded)}, which --frozen-dtype would round: leave that out"
+            )
         item = "eval_state" if (folder / "eval_state").exists() else "standing"  # of version 0.1
         averages = {"ema": shapes.ema} if shapes.ema else {}
         arguments = ocp.args.Composite(

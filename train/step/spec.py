@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 import jaxgpt
 from jaxgpt import freeze
+from jaxgpt.convert.adapter import input_axes
 from jaxgpt.convert.errors import InputError, about
+from jaxgpt.int8 import int8_shapes
 from jaxgpt.mesh import batch_sharding, batch_shards, shardings
 from jaxgpt.params import by_module, named_params, with_params
 from jaxgpt.train.settings import Settings
@@ -139,9 +141,7 @@ def make_step_spec(
             "checkpoint of a run that holds all parameters"
         )
     shapes = {
-        name: jax.ShapeDtypeStruct(
-            p.shape, np.dtype(settings.frozen_dtype) if name in rounded else p.dtype, sharding=param_shardings[name]
-        )
+        name: _shape(name, p, settings.frozen_dtype if name in rounded else p.dtype, param_shardings[name])
         for name, p in params.items()
     }
     factors = rate_factors(trainable, config.n_layer, settings.layer_lr_decay, settings.lr_scale)
@@ -158,6 +158,12 @@ def make_step_spec(
         peak_lr=settings.lr or PEAK_LR[settings.optimizer] / config.n_embd * OBJECTIVE_RATE[settings.objective],
         rate_factors=factors,
     )
+
+
+def _shape(name: str, param: Any, dtype: Any, sharding: NamedSharding) -> Any:
+    if dtype == "int8":
+        return int8_shapes(param, input_axes(name.removesuffix(".kernel")), sharding)
+    return jax.ShapeDtypeStruct(param.shape, np.dtype(dtype), sharding=sharding)
 
 
 def batch_shapes(settings: Settings, mesh: Mesh, n_positions: int, *, packed: bool) -> Batch:

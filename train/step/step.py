@@ -67,7 +67,7 @@ def state_shapes(
         return shape_at(leaf, trainable[name].sharding if is_moment else on_all)
 
     opt_state = jax.tree_util.tree_map_with_path(with_sharding, jax.eval_shape(tx.init, trainable))
-    trainable, frozen = ({name: shape_at(p, p.sharding) for name, p in part.items()} for part in (trainable, frozen))
+    trainable, frozen = jax.tree.map(lambda p: shape_at(p, p.sharding), (trainable, frozen))
     return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=on_all), trainable, frozen, opt_state)
 
 
