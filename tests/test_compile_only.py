@@ -20,6 +20,7 @@ from jaxgpt import make_mesh
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.layout import shape_of
 from jaxgpt.convert.published import PUBLISHED, config_of_published
+from jaxgpt.freeze.strategies import lora_of
 from jaxgpt.model.gpt import abstract
 from jaxgpt.train.compile_only import topology
 from jaxgpt.train.compile_only.batch_limit import fit_memory_model, n_differentiated_blocks, with_blocks
@@ -269,6 +270,17 @@ def test_a_shallow_model_trains_what_the_whole_one_does(freeze, blocks):
     assert {name.removeprefix("blocks.0.") for name in shallow} == {
         name.removeprefix("blocks.2.") for name in whole if not re.match(r"blocks\.[01]\.", name)
     }
+
+
+@pytest.mark.parametrize(
+    "freeze", ["lora", "lora+last1", "lora:dora,on=all", "lora+new-tokens", r"norms+lora:r=2,on=blocks\.0\..*"]
+)
+def test_a_shallow_model_has_the_adapters_of_its_blocks(freeze):
+    config = replace(CONFIG, tie_word_embeddings=False, n_new_tokens=2 if "new" in freeze else 0)
+    spec = recipe_of(replace(config, lora=lora_of(freeze, config)), freeze=freeze)
+    shallow = set(trainable_shapes(with_blocks(spec, 1, 8)))
+    below = {name for name in trainable_shapes(spec) if re.match(r"blocks\.[01]\.", name)}
+    assert shallow == {name.replace("blocks.2.", "blocks.0.") for name in set(trainable_shapes(spec)) - below}
 
 
 # the program

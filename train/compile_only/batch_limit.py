@@ -5,6 +5,7 @@ Models of one and two blocks give the four numbers.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -86,10 +87,12 @@ def with_blocks(spec: StepSpec, n: int, batch: int) -> StepSpec:
         _, i, rest = name.split(".", 2)
         return f"blocks.{int(i) - n_dropped}.{rest}" if int(i) >= n_dropped else None
 
-    names = [name.replace(".", r"\.") for name in map(lowered, trainable_shapes(spec)) if name]
-    settings = replace(
-        spec.settings, freeze=f"regex:{'|'.join(names)}", batch_size=batch, layer_lr_decay=1.0, lr_scale=()
-    )
+    names = [name for name in map(lowered, trainable_shapes(spec)) if name]
+    kinds = {"lora": re.compile(r".*\.lora_.*"), "new-tokens": re.compile(r".*\.new")}
+    parts = [kind for kind, pattern in kinds.items() if any(map(pattern.fullmatch, names))]
+    if others := [re.escape(n) for n in names if not any(pattern.fullmatch(n) for pattern in kinds.values())]:
+        parts.append(f"regex:{'|'.join(others)}")
+    settings = replace(spec.settings, freeze="+".join(parts), batch_size=batch, layer_lr_decay=1.0, lr_scale=())
     adapted = tuple(module for module in map(lowered, config.lora.modules if config.lora else ()) if module)
     lora = replace(config.lora, modules=adapted) if config.lora and adapted else None
     model = abstract(replace(config, n_layer=n, lora=lora), dtype=spec.model.dtype)
