@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import call, run
+from conftest import call
 from runs import QUICK, arrays, assert_same_run, held, metrics
 
 import jaxgpt
@@ -263,8 +263,8 @@ def test_on_meshes_a_run_in_int8_has_the_same_losses_and_resumes_bitwise(in_int8
 
 
 def test_a_preference_is_learned_beside_kernels_in_int8_and_compiled_only(small):
-    said = run(
-        "jaxgpt", "train", "--compile-only", f"--model={small}", "--freeze=lora:r=2", "--frozen-dtype=int8",
+    said = call(
+        "train", "--compile-only", f"--model={small}", "--freeze=lora:r=2", "--frozen-dtype=int8",
         "--objective=dpo", "--context=16",
     ).stdout  # fmt: skip
     assert "memory" in said
