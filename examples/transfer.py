@@ -1,9 +1,11 @@
-"""Five ways to learn a small text, and what each of them forgets.
+"""Ways to learn a small text, and what each of them forgets.
 
-    python examples/transfer.py [--tokens 16384] [--steps 100] [--seeds 3] [--out examples/transfer]
+    python examples/transfer.py [--tokens 16384] [--steps 100] [--seeds 3] [--out examples/transfer] [--ways full lora]
 
-From scratch, `full`, `first6`, `gradual` and `head`, each with the same steps, batches and peak rate, on a few pages of
-Python's language reference. Evaluation loss is that of other pages. What was forgotten is measured on texts that the
+From scratch, `full`, `first6`, `gradual` and `head`; and LoRA, DoRA, BitFit, and `full` with Muon, each with the same
+steps, batches and peak rate, but that adapters have ten times the rate, as in `jaxgpt train`. They learn a few pages of
+Python's language reference, which need no new tokens: `new-tokens` would train nothing. Evaluation loss is that
+of other pages. What was forgotten is measured on texts that the
 bundled model writes itself before training, at temperature 1: the loss on them rises by the Kullback-Leibler divergence
 of the fine-tuned model from the one that it was. Writes a table (.md), a picture (.png) and the numbers (.json).
 """
@@ -12,6 +14,7 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -21,22 +24,44 @@ from matplotlib.figure import Figure
 
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
+from jaxgpt.freeze.strategies import lora_of
 from jaxgpt.train.data.device_batches import eval_batches, train_batches
 from jaxgpt.train.data.load import load_data
 from jaxgpt.train.data.rows import Windows
 from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import lr_schedule, make_optimizer
+from jaxgpt.train.step.optimizer import ADAPTER_RATE, lr_schedule, make_optimizer
 from jaxgpt.train.step.step import Rates, TrainState, init_state, make_eval_step, make_train_step
 
 BATCH, CONTEXT, PEAK, EVERY = 8, 128, 1e-3, 10
-WAYS = {"from scratch": "full", "full": "full", "first6": "first6", "gradual": "gradual", "head": "head"}
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito 2008
-MARKERS = "ovsD^"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to learn."""
+
+    strategy: str
+    colour: str
+    """One of Okabe and Ito's (2008), but the last, since their yellow is faint."""
+    marker: str
+    optimizer: str = "adamw"
+
+
+WAYS = {
+    "from scratch": Way("full", "#000000", "o"),
+    "full": Way("full", "#0072B2", "v"),
+    "first6": Way("first6", "#D55E00", "s"),
+    "gradual": Way("gradual", "#009E73", "D"),
+    "head": Way("head", "#CC79A7", "^"),
+    "lora": Way("lora", "#E69F00", "<"),
+    "lora:dora": Way("lora:dora", "#56B4E9", ">"),
+    "biases": Way("biases", "#999999", "P"),
+    "full, Muon": Way("full", "#882255", "X", "muon"),
+}
 
 
 class Bench:
-    """The model, the texts, and steps that are compiled once for each strategy and phase."""
+    """The model, the texts, and steps that are compiled once for each way and phase."""
 
     def __init__(self, tokens: int, steps: int):
         self.model, tokenizer = jaxgpt.from_pretrained("tiny"), jaxgpt.load_tokenizer("tiny")
@@ -52,44 +77,55 @@ class Bench:
         self.held_out = [Batch(**batch) for batch in eval_batches(self.held_out_data, BATCH)]
         own = np.asarray(written, np.int32).reshape(-1, BATCH, CONTEXT + 1)
         self.own = [Batch(rows, np.ones((BATCH, CONTEXT), np.float32)) for rows in own]
-        self.eval_step, self.compiled = make_eval_step(self.model), {}
+        self.eval_steps, self.compiled = {}, {}
 
-    def loss(self, params, batches) -> float:
+    def loss(self, params, batches, model=None) -> float:
         """Nats per token."""
-        nats, tokens = zip(*(self.eval_step(params, batch) for batch in batches), strict=True)
+        model = self.model if model is None else model
+        if model.config not in self.eval_steps:
+            self.eval_steps[model.config] = make_eval_step(model)
+        nats, tokens = zip(*(self.eval_steps[model.config](params, batch) for batch in batches), strict=True)
         return float(sum(nats)) / float(sum(tokens))
 
     def run(self, way: str, seed: int) -> dict:
         """Return the evaluation losses along the way, and the loss on the model's own texts at its end."""
-        params = self.start
+        model, strategy = self.model, WAYS[way].strategy
+        if lora := lora_of(strategy, model.config):
+            model = jaxgpt.add_lora(model, lora, seed=seed)
+        params = self.start if lora is None else jax.tree.map(np.asarray, named_params(model))
         if way == "from scratch":
             params = named_params(jaxgpt.GPT(self.model.config, rngs=jaxgpt.model.gpt.nnx.Rngs(seed)))
-        plan = freeze.parse(WAYS[way], self.model.config, self.steps)
+        plan = freeze.parse(strategy, model.config, self.steps)
         batches = iter(train_batches(self.data, BATCH, seed)[: self.steps])
-        state, curve = None, [(0, self.loss(params, self.held_out))]
+        state, curve = None, [(0, self.loss(params, self.held_out, model))]
         for step in range(self.steps):
             if step in {phase.start for phase in plan.phases}:
                 params = jax.tree.map(jnp.array, params if state is None else state.params)
-                state, train_step = self.enter(plan, params, state, step)
-                rates = Rates(jnp.float32(PEAK), {name: jnp.float32(1) for name in state.trainable})
+                state, train_step = self.enter(way, model, plan, params, state, step)
+                factors = {name: ADAPTER_RATE if ".lora_" in name else 1.0 for name in state.trainable}
+                rates = Rates(jnp.float32(PEAK), {name: jnp.float32(factor) for name, factor in factors.items()})
             state, _ = train_step(state, Batch(**next(batches)), rates)
             if (step + 1) % EVERY == 0:
-                curve.append((step + 1, self.loss(state.params, self.held_out)))
-        return {"way": way, "seed": seed, "curve": curve, "own": self.loss(state.params, self.own)}
+                curve.append((step + 1, self.loss(state.params, self.held_out, model)))
+        n_trainable = jaxgpt.count_params(state.trainable)
+        own = self.loss(state.params, self.own, model)
+        return {"way": way, "seed": seed, "trainable": n_trainable, "curve": curve, "own": own}
 
-    def enter(self, plan, params, state, step):
+    def enter(self, way, model, plan, params, state, step):
         """Return the state with which a phase begins, and its step."""
         trainable, frozen = plan.partition(params, step)
         tx = make_optimizer(
-            plan, trainable, self.schedule, weight_decay=0.1, clip=1.0, step=step, thaw_warmup=self.steps // 20
-        )
-        if (plan.text, step) not in self.compiled:
-            self.compiled[plan.text, step] = make_train_step(self.model, tx, self.schedule, seed=0)
+            plan, trainable, self.schedule, weight_decay=0.1, clip=1.0, step=step,
+            thaw_warmup=max(1, self.steps // 20), kind=WAYS[way].optimizer,
+        )  # fmt: skip
+        program = plan.text, WAYS[way].optimizer, step
+        if program not in self.compiled:
+            self.compiled[program] = make_train_step(model, tx, self.schedule, seed=0)
         if state is None:
             state = init_state(trainable, frozen, tx, make_mesh())
         else:
             state = TrainState(state.step, trainable, frozen, freeze.thaw(tx, trainable, state.opt_state))
-        return state, self.compiled[plan.text, step]
+        return state, self.compiled[program]
 
 
 def table(results: list[dict], bench: Bench, before: tuple[float, float]) -> str:
@@ -108,10 +144,9 @@ def table(results: list[dict], bench: Bench, before: tuple[float, float]) -> str
         "|---|---:|---:|---:|---:|---:|",
         f"| before training | | {held_out:.3f} | | {own:.3f} | |",
     ]
-    for way, text in WAYS.items():
+    for way in dict.fromkeys(r["way"] for r in results):
         runs = [r for r in results if r["way"] == way]
-        plan = freeze.parse(text, bench.model.config, bench.steps)
-        trainable = jaxgpt.count_params(plan.partition(bench.start, bench.steps)[0])
+        trainable = runs[0]["trainable"]
         last, best = [r["curve"][-1][1] for r in runs], [min(loss for _, loss in r["curve"]) for r in runs]
         lost = "" if way == "from scratch" else over([r["own"] - own for r in runs])
         lines.append(
@@ -122,32 +157,36 @@ def table(results: list[dict], bench: Bench, before: tuple[float, float]) -> str
 
 def picture(results: list[dict], tokens: int) -> Figure:
     """Draw the evaluation loss over the steps: thin lines of seeds, a thick mean, without the worst at the right."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
+    ways = list(dict.fromkeys(r["way"] for r in results))
     for i, axes in enumerate(figure.subplots(1, 2)):
-        for way, colour, marker in list(zip(WAYS, COLOURS, MARKERS, strict=True))[i:]:
+        for way in ways[i if "from scratch" in ways else 0 :]:
+            colour, marker = WAYS[way].colour, WAYS[way].marker
             curves = np.asarray([r["curve"] for r in results if r["way"] == way])
             for curve in curves:
                 axes.plot(*curve.T, color=colour, linewidth=0.6, alpha=0.5)
             axes.plot(*curves.mean(0).T, color=colour, marker=marker, markersize=4, label=way)
         axes.set(xlabel="training step", ylabel="evaluation loss (nats per token)")
         axes.grid(alpha=0.3)
-        axes.legend()
-    figure.suptitle(f"Five ways to learn {tokens:,} tokens of Python's language reference")
+        if i == 0:
+            figure.legend(loc="outside lower center", ncols=5, frameon=False)
+    figure.suptitle(f"{len(ways)} ways to learn {tokens:,} tokens of Python's language reference")
     return figure
 
 
 def main() -> None:
-    """Run all ways and seeds."""
+    """Run the ways with all seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=16384, help="size of the text that is learned")
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps of each run, a multiple of 10")
     parser.add_argument("--seeds", type=int, default=3, help="of the order of the data, and of random weights")
     parser.add_argument("--out", type=Path, default=Path("transfer"), help="name of the files, without suffix")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
     arguments = parser.parse_args()
     bench, results = Bench(arguments.tokens, arguments.steps), []
     before = bench.loss(bench.start, bench.held_out), bench.loss(bench.start, bench.own)
     for seed in range(arguments.seeds):
-        for way in WAYS:
+        for way in arguments.ways:
             began = time.perf_counter()
             results.append(bench.run(way, seed))
             last, seconds = results[-1]["curve"][-1][1], time.perf_counter() - began

@@ -21,9 +21,15 @@ from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.layout import shape_of
 from jaxgpt.convert.published import PUBLISHED, config_of_published
 from jaxgpt.freeze.strategies import lora_of
+from jaxgpt.loss import ROWS_AT_ONCE
 from jaxgpt.model.gpt import abstract
 from jaxgpt.train.compile_only import topology
-from jaxgpt.train.compile_only.batch_limit import fit_memory_model, n_differentiated_blocks, with_blocks
+from jaxgpt.train.compile_only.batch_limit import (
+    fit_memory_model,
+    n_differentiated_blocks,
+    rows_of_shallow_models,
+    with_blocks,
+)
 from jaxgpt.train.compile_only.chips import CHIPS, GIB, chip_of
 from jaxgpt.train.compile_only.collectives import collectives, group_size
 from jaxgpt.train.compile_only.command import compile_only as compile_only_here
@@ -239,7 +245,8 @@ def test_a_device_is_known_by_its_kind(kind, name):
 
 def test_the_largest_batch_follows_from_shallow_models():
     spec = recipe_of(replace(CONFIG, n_layer=7), freeze="first2", batch_size=8, accumulate=2)
-    asked = []
+    asked, (few, many) = [], rows_of_shallow_models(spec.context)
+    assert few * spec.context >= 4 * ROWS_AT_ONCE
 
     def peak(shallow):
         n, B = shallow.model.config.n_layer, shallow.settings.batch_size
@@ -247,7 +254,7 @@ def test_the_largest_batch_follows_from_shallow_models():
         return bytes_per_device(shallow.state(0)) + 1000 + 200 * n + 30 * B + 4 * n * B
 
     memory_model = fit_memory_model(spec, peak)
-    assert asked == [(1, 4), (1, 8), (2, 4), (2, 8)]
+    assert asked == [(1, 2 * few), (1, 2 * many), (2, 2 * few), (2, 2 * many)]
     beside_state = 1000 + 200 * 5 + 30 * 60 + 4 * 5 * 60
     assert memory_model.bytes_needed(60) == pytest.approx(bytes_per_device(spec.state(0)) + beside_state)
     assert memory_model.batch_limit(memory_model.bytes_needed(60)) == 60

@@ -9,13 +9,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from jaxgpt.loss import ROWS_AT_ONCE
 from jaxgpt.mesh import batch_shards
 from jaxgpt.model.gpt import abstract
 from jaxgpt.train.compile_only.step_time import bytes_per_device, trainable_shapes
 from jaxgpt.train.step.spec import StepSpec, make_step_spec
 
-SHALLOW_DEPTHS, SHALLOW_ROWS = (1, 2), (2, 4)
-"""Blocks and sequences (on each device, in each part of `--accumulate`) of the shallow models."""
+SHALLOW_DEPTHS = (1, 2)
+"""Blocks of the shallow models."""
 
 Peak = Callable[[StepSpec], float | None]
 """Peak bytes on a device in a step of the last phase; None where the step does not fit."""
@@ -48,18 +49,28 @@ def fit_memory_model(spec: StepSpec, peak: Peak) -> MemoryModel | None:
     """Compile the shallow models and fit their memory; return None if one of them does not fit."""
     unit_rows = batch_shards(spec.mesh) * spec.settings.accumulate
     depth = n_differentiated_blocks(spec)
+    shallow_rows = rows_of_shallow_models(spec.context)
     beside_state: dict[tuple[int, int], float] = {}
     for n in SHALLOW_DEPTHS:
-        for rows in SHALLOW_ROWS:
+        for rows in shallow_rows:
             shallow = with_blocks(spec, n, unit_rows * rows)
             if (found := peak(shallow)) is None:
                 return None
             beside_state[n, rows] = found - state_bytes_of(shallow)
     few, many = (
-        beside_state[1, rows] + (depth - 1) * (beside_state[2, rows] - beside_state[1, rows]) for rows in SHALLOW_ROWS
+        beside_state[1, rows] + (depth - 1) * (beside_state[2, rows] - beside_state[1, rows]) for rows in shallow_rows
     )
-    unit_bytes = (many - few) / (SHALLOW_ROWS[1] - SHALLOW_ROWS[0])
-    return MemoryModel(unit_rows, state_bytes_of(spec), few - unit_bytes * SHALLOW_ROWS[0], unit_bytes)
+    unit_bytes = (many - few) / (shallow_rows[1] - shallow_rows[0])
+    return MemoryModel(unit_rows, state_bytes_of(spec), few - unit_bytes * shallow_rows[0], unit_bytes)
+
+
+def rows_of_shallow_models(context: int) -> tuple[int, int]:
+    """Return two numbers of sequences on each device, in each part of `--accumulate`.
+
+    With fewer the logits are not made in as many parts as in larger batches, and would seem to grow with the batch.
+    """
+    few = max(2, 4 * ROWS_AT_ONCE // context)
+    return few, 2 * few
 
 
 def n_differentiated_blocks(spec: StepSpec) -> int:
