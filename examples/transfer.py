@@ -4,10 +4,10 @@
 
 From scratch, `full`, `first6`, `gradual` and `head`; and LoRA, DoRA, BitFit, and `full` with Muon, each with the same
 steps, batches and peak rate, but that adapters have ten times the rate, as in `jaxgpt train`. They learn a few pages of
-Python's language reference, which need no new tokens: `new-tokens` would train nothing. Evaluation loss is that
-of other pages. What was forgotten is measured on texts that the
-bundled model writes itself before training, at temperature 1: the loss on them rises by the Kullback-Leibler divergence
-of the fine-tuned model from the one that it was. Writes a table (.md), a picture (.png) and the numbers (.json).
+Python's language reference, which need no new tokens: `new-tokens` would train nothing. Evaluation loss is that of
+other pages. What was forgotten is measured on texts that the bundled model writes itself before training, at
+temperature 1: the loss on them rises by the Kullback-Leibler divergence of the fine-tuned model from the one that it
+was. Writes a table (.md), a picture (.png) and the numbers (.json).
 """
 
 import argparse
