@@ -113,16 +113,17 @@ def with_rows(
         n_rows: rows of the result, if it is to have more; all of those are among `numbers`.
     """
     n_rows = table.shape[1 if is_head else 0] if n_rows is None else n_rows
+    dtype = np.promote_types(table.dtype, rows.dtype)  # a table of 16 bits may get rows of 32
 
     def read() -> np.ndarray:
         before, new = ((np.asarray(x).T if is_head else np.asarray(x)) for x in (table, rows))
-        whole = np.zeros((n_rows, before.shape[1]), before.dtype)
+        whole = np.zeros((n_rows, before.shape[1]), dtype)
         whole[: len(before)] = before
         whole[list(numbers)] = new
         return whole.T if is_head else whole
 
     width = table.shape[0 if is_head else 1]
-    return LazyArray((width, n_rows) if is_head else (n_rows, width), table.dtype, read)
+    return LazyArray((width, n_rows) if is_head else (n_rows, width), dtype, read)
 
 
 def _with_product(kernel: Any, params: Mapping[str, Any], module: str, lora: LoRA) -> Any:

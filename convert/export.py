@@ -143,6 +143,7 @@ def _write_adapter(
     if base.config.tie_word_embeddings != config.tie_word_embeddings or base.config.bias != config.bias:
         raise InputError("to='peft': the model's head or biases are not those of base=: write it as another form")
     check_free(path, TARGETS["peft"][1], force)
+    params, config = peft.adapted_or_whole(params, config, base.params)
     with temporary_sibling(path) as temporary:
         peft.write_peft_folder(temporary, params, config, base.params, base_name)
         for name, file in tokenizer.items():

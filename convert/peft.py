@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.convert.adapter import LoRA, input_axes, with_rows
+from jaxgpt.convert.adapter import LoRA, input_axes, merged, with_rows
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.contents import open_file
 from jaxgpt.convert.dialect import EMBEDDING, HEAD, Row, Tensors, problem_list
@@ -120,7 +120,7 @@ def write_peft_folder(folder: Path, params: Tensors, config: GPTConfig, base: Te
         base_name: how PEFT finds that model.
 
     Raises:
-        InputError: nothing differs.
+        InputError: nothing differs, or only whole layers do.
     """
     folder.mkdir()
     tensors: dict[str, Any] = {}
@@ -142,6 +142,11 @@ def write_peft_folder(folder: Path, params: Tensors, config: GPTConfig, base: Te
             rows[table] = list(range(config.n_tokens - config.n_new_tokens, config.n_tokens))
     if not tensors:
         raise InputError(f"nothing differs from {base_name}: there is no adapter to write")
+    if config.lora is None and not rows:
+        raise InputError(
+            "no layer has an adapter but those that have changed themselves, and PEFT loads no folder without one: "
+            "write the model as another form"
+        )
     lora = config.lora or LoRA(modules=("lm_head",))
     fields = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name, "inference_mode": True,
@@ -155,6 +160,20 @@ def write_peft_folder(folder: Path, params: Tensors, config: GPTConfig, base: Te
     safetensors.write(folder / ADAPTER_WEIGHTS[0], tensors, None)
     card = f"---\nlibrary_name: peft\nbase_model: {base_name}\n---\n\nAn adapter for {base_name}, written by jaxgpt.\n"
     (folder / "README.md").write_text(card, "utf-8")
+
+
+def adapted_or_whole(params: Tensors, config: GPTConfig, base: Tensors) -> tuple[Tensors, GPTConfig]:
+    """Merge the adapters of layers that differ from the base's themselves: PEFT takes a whole layer, or an adapter."""
+    if config.lora is None:
+        return params, config
+    names = [row.ours for row in HF.expand(config)]
+    changed = {n.rpartition(".")[0] for n in names if not _is_same(params[n], base.get(n), n, config)}
+    whole = changed.intersection(config.lora.modules)
+    layers = {name: p for name, p in params.items() if name.rpartition(".")[0] in whole}
+    rest = {name: p for name, p in params.items() if name not in layers}
+    modules = tuple(module for module in config.lora.modules if module not in whole)
+    lora = replace(config.lora, modules=modules) if modules else None
+    return rest | merged(layers, config.lora, config.n_tokens), replace(config, lora=lora)
 
 
 def _layouts(config: GPTConfig) -> Iterator[tuple[str, str]]:

@@ -212,9 +212,10 @@ def test_hostile_numbers_of_rows_are_refused(tmp_path):
             convert.read(tmp_path / "base", adapter=tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_peft_loads_new_rows_over_a_resized_base(tied, tmp_path):
-    random_hf(tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+@pytest.mark.parametrize(("tied", "stored"), [(True, "float32"), (False, "float32"), (True, "float16")])
+def test_peft_loads_new_rows_over_a_resized_base(tied, stored, tmp_path):
+    """Rows that trained in float32 stay so over a base that is stored in half precision."""
+    random_hf(tie_word_embeddings=tied).to(getattr(torch, stored)).save_pretrained(tmp_path / "base")
     base = jaxgpt.from_pretrained(tmp_path / "base")
     model = separate_new_tokens(jaxgpt.resize_vocab(base, V + 2, pad_multiple=8), 2)
     model = jaxgpt.add_lora(model, "lora:r=2,on=mlp")
@@ -228,12 +229,43 @@ def test_peft_loads_new_rows_over_a_resized_base(tied, tmp_path):
     convert.write(tmp_path / "adapter", named_params(model), model.config, **told)
     size = (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
     assert size < 20_000  # no table is in it
-    theirs = GPT2LMHeadModel.from_pretrained(tmp_path / "base", attn_implementation="eager")
+    theirs = GPT2LMHeadModel.from_pretrained(tmp_path / "base", attn_implementation="eager", dtype=torch.float32)
     theirs.resize_token_embeddings(V + 2)
     loaded = PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
     assert np.abs(torch_logits(loaded, TOKENS) - expected).max() <= 1e-5
     again = jaxgpt.from_pretrained(tmp_path / "base", adapter=tmp_path / "adapter")
     assert same(logits_of(again), expected)
+
+
+@pytest.mark.parametrize("lora", ["lora:r=2,on=all", "lora:r=2,on=attn,dora"])
+def test_a_layer_that_changed_beside_its_adapter_is_written_whole(lora, tmp_path):
+    """As `gradual:lora@0,last1@50%` leaves it; PEFT would take the layer alone, without its adapter."""
+    random_hf(tie_word_embeddings=False).save_pretrained(tmp_path / "base")
+    model = jaxgpt.add_lora(jaxgpt.from_pretrained(tmp_path / "base"), lora)
+    rng = np.random.default_rng(0)
+    params = {
+        name: p + jnp.asarray(rng.normal(0, 0.1, p.shape), p.dtype) if "lora" in name or "blocks.1" in name else p
+        for name, p in named_params(model).items()
+    }
+    expected = np.asarray(with_params(model, params)(TOKENS))
+    told = {"to": "peft", "base": convert.read(tmp_path / "base"), "base_name": "mine/base"}
+    convert.write(tmp_path / "adapter", params, model.config, **told)
+    theirs = GPT2LMHeadModel.from_pretrained(tmp_path / "base", attn_implementation="eager")
+    loaded = PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    assert np.abs(torch_logits(loaded, TOKENS) - expected).max() <= 1e-5
+    again = jaxgpt.from_pretrained(tmp_path / "base", adapter=tmp_path / "adapter")
+    assert np.abs(logits_of(again) - expected).max() <= 1e-5
+
+
+def test_layers_without_an_adapter_are_refused_as_one(tmp_path):
+    random_hf(tie_word_embeddings=False).save_pretrained(tmp_path / "base")
+    base = jaxgpt.from_pretrained(tmp_path / "base")
+    told = {"to": "peft", "base": convert.read(tmp_path / "base"), "base_name": "mine/base"}
+    for model in (base, jaxgpt.add_lora(base, r"lora:r=2,on=blocks\.1\..*")):
+        params = {name: p + 1.0 if "blocks.1" in name else p for name, p in named_params(model).items()}
+        with pytest.raises(convert.InputError, match="PEFT loads no folder without one"):
+            convert.write(tmp_path / "adapter", params, model.config, **told)
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_a_form_that_is_no_adapter_of_the_base_is_refused(tmp_path):
