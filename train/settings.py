@@ -171,8 +171,8 @@ class Settings(ModelFlags):
     )  # fmt: skip
     optimizer: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = setting(
         "adamw", "The optimizer. adafactor: second moments by rows and columns, in a fraction of the memory; lion: the "
-        "sign of a momentum; muon: orthogonalised momentum for matrices inside blocks, AdamW for the rest; sgd: with "
-        "momentum 0.9.", group="optimizer",
+        "sign of a momentum; muon: orthogonalised momentum for kernels inside blocks, AdamW for the rest, as for "
+        "adapters; sgd: with momentum 0.9.", group="optimizer",
     )  # fmt: skip
     schedule: Literal["cosine", "linear", "constant", "wsd"] = setting(
         "cosine", "How the learning rate goes on after its warm-up. cosine, linear: it falls to a tenth; constant: it "
