@@ -128,10 +128,7 @@ def write_peft_folder(folder: Path, params: Tensors, config: GPTConfig, base: Te
         module, part = name.rpartition(".")[::2]
         ending = next(theirs for theirs, ours in SUFFIXES.items() if ours == part)
         tensors[f"{PREFIX}{_their_module(module)}.{ending}"] = relayout(params[name], swap(layout), config.dims)
-    changed: set[str] = set()
-    for row in HF.expand(config):
-        if not _is_same(params[row.ours], base.get(row.ours), row.ours, config):
-            changed.add(row.ours.rpartition(".")[0])
+    changed = _changed([row.ours for row in HF.expand(config)], params, base, config)
     for row in HF.expand(config):
         if row.ours.rpartition(".")[0] in changed:
             tensors[f"{PREFIX}{_prefixed(row)}"] = relayout(params[row.ours], swap(row.layout), config.dims)
@@ -166,9 +163,8 @@ def adapted_or_whole(params: Tensors, config: GPTConfig, base: Tensors) -> tuple
     """Merge the adapters of layers that differ from the base's themselves: PEFT takes a whole layer, or an adapter."""
     if config.lora is None:
         return params, config
-    names = [row.ours for row in HF.expand(config)]
-    changed = {n.rpartition(".")[0] for n in names if not _is_same(params[n], base.get(n), n, config)}
-    whole = changed.intersection(config.lora.modules)
+    own = [row.ours for row in HF.expand(config) if row.ours.rpartition(".")[0] in config.lora.modules]
+    whole = _changed(own, params, base, config)
     layers = {name: p for name, p in params.items() if name.rpartition(".")[0] in whole}
     rest = {name: p for name, p in params.items() if name not in layers}
     modules = tuple(module for module in config.lora.modules if module not in whole)
@@ -276,6 +272,11 @@ def _replace_rows(
     if any(n_rows not in params[name].shape for name in (EMBEDDING, HEAD) if name in params):
         raise InputError(f"{folder}: tokens were added, but not to both the embedding and the head")
     return config if n_rows == config.vocab_size else replace(config, vocab_size=n_rows, n_padding=0)
+
+
+def _changed(names: list[str], params: Tensors, base: Tensors, config: GPTConfig) -> set[str]:
+    """Return the modules of which one of these parameters is not the base's."""
+    return {name.rpartition(".")[0] for name in names if not _is_same(params[name], base.get(name), name, config)}
 
 
 def _is_same(ours: Any, theirs: Any, name: str, config: GPTConfig) -> bool:

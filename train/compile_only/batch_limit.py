@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from jaxgpt.freeze.strategies import LORA, NEW
 from jaxgpt.loss import ROWS_AT_ONCE
 from jaxgpt.mesh import batch_shards
 from jaxgpt.model.gpt import abstract
@@ -99,7 +100,7 @@ def with_blocks(spec: StepSpec, n: int, batch: int) -> StepSpec:
         return f"blocks.{int(i) - n_dropped}.{rest}" if int(i) >= n_dropped else None
 
     names = [name for name in map(lowered, trainable_shapes(spec)) if name]
-    kinds = {"lora": re.compile(r".*\.lora_.*"), "new-tokens": re.compile(r".*\.new")}
+    kinds = {"lora": re.compile(LORA), "new-tokens": re.compile(NEW)}
     parts = [kind for kind, pattern in kinds.items() if any(map(pattern.fullmatch, names))]
     if others := [re.escape(n) for n in names if not any(pattern.fullmatch(n) for pattern in kinds.values())]:
         parts.append(f"regex:{'|'.join(others)}")
