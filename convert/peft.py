@@ -74,10 +74,20 @@ def with_adapter(params: Tensors, config: GPTConfig, folder: Path) -> tuple[dict
     if weights is None:
         raise InputError(f"{folder}: the adapter's weights are missing: {' or '.join(ADAPTER_WEIGHTS)}")
     found: dict[str, Any] = {}
+    saved, adapted = set(), set()
     for name, array in open_file(weights).items():
+        module = re.split(r"\.lora_|\.(?=[^.]+$)", _bare(name))[0]
+        if "lora_" in name:
+            adapted.add(module)
+        elif ".base_layer." not in name and ROWS_OF_TOKENS not in name:
+            saved.add(module)
         if (bare := _bare(name)) in found:
             raise InputError(f"{folder}: {bare[:100]!r} appears twice in the adapter")
         found[bare] = array
+    if twice := saved & adapted:
+        raise InputError(
+            f"{folder}: {min(twice)[:100]!r} is saved whole, and PEFT leaves out the adapter that it has too"
+        )
     if not found:
         raise InputError(f"{folder}: the adapter holds no tensors")
     if config.lora is not None or config.n_new_tokens:

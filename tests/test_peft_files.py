@@ -257,6 +257,15 @@ def test_a_layer_that_changed_beside_its_adapter_is_written_whole(lora, tmp_path
     assert np.abs(logits_of(again) - expected).max() <= 1e-5
 
 
+def test_a_layer_that_is_saved_whole_beside_its_adapter_is_refused(tmp_path):
+    base_and_adapter(tmp_path, r=2)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    whole = {f"{H}1.attn.c_attn.weight": torch.ones(DIMS["n_embd"], 3 * DIMS["n_embd"])}
+    save_file(load_file(file) | whole, file)
+    with pytest.raises(convert.InputError, match=r"'h\.1\.attn\.c_attn' is saved whole"):
+        convert.read(tmp_path / "base", adapter=tmp_path / "adapter")
+
+
 def test_layers_without_an_adapter_are_refused_as_one(tmp_path):
     random_hf(tie_word_embeddings=False).save_pretrained(tmp_path / "base")
     base = jaxgpt.from_pretrained(tmp_path / "base")
