@@ -14,7 +14,7 @@ import numpy as np
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.layout import LazyArray
 
-MODULE = re.compile(r"blocks\.(0|[1-9]\d{0,4})\.(attn\.c_attn|attn\.c_proj|mlp\.fc1|mlp\.fc2)|lm_head")
+MODULE = re.compile(r"blocks\.(0|[1-9]\d{0,4})\.(attn\.(c_attn|[qkv]_proj|c_proj)|mlp\.(gate|fc1|fc2))|lm_head")
 """Names of linear layers."""
 
 TWO_INPUTS = ".attn.c_proj"

@@ -74,6 +74,10 @@ class Dialect:
     """Config fields that are as in this family's own code unless it is told otherwise: its files do not state them."""
     writes_tied_head: bool = False
     """A tied head is written twice, as in the state dict of a module that shares one parameter."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Names that some files have instead of the table's."""
+    needs_config: bool = False
+    """A `config.json` must lie beside the weights: shapes don't tell what this family computes."""
     caution: str = ""
     """A sentence about anything else that this family's files do not state, and how it is read."""
 
@@ -104,6 +108,7 @@ class Dialect:
 
     def bare_names(self, tensors: Tensors) -> dict[str, Any]:
         """Return the tensors by the table's names; a prefix that all but the head have is removed, once."""
+        tensors = {self.renamed.get(name, name): array for name, array in tensors.items()}
         head = [name for row in self.rows if row.ours in (HEAD, HEAD_BIAS) for name in row.names]
         prefixed = [name for name in tensors if self.prefix and name.startswith(self.prefix)]
         others = [name for name in tensors if name not in prefixed and name not in head]
@@ -134,16 +139,21 @@ def _presence(config: GPTConfig) -> Callable[[str], bool]:
     """Return a function that tells whether a model of this config has a parameter of ours."""
     adapted = {*config.lora.modules} if config.lora else set()
     heads = {HEAD: not config.tie_word_embeddings, HEAD_BIAS: config.head_bias}
+    layers = {"pos_emb": config.positions == "learned", "c_attn": not config.split_qkv, "gate": config.gated_mlp}
+    layers |= dict.fromkeys(("q_proj", "k_proj", "v_proj"), config.split_qkv)
+    layers |= dict.fromkeys(("q_norm", "k_norm"), config.qk_norm)
 
     def is_there(name: str) -> bool:
         module, _, kind = name.rpartition(".")
         if name in heads:
             return heads[name]
+        if not layers.get(module.rpartition(".")[2], True):
+            return False
         if kind.startswith("lora_"):
             return module in adapted and (kind != "lora_m" or (config.lora is not None and config.lora.dora))
         if kind == "new":
             return config.n_new_tokens > 0 and (module == "tok_emb" or not config.tie_word_embeddings)
-        return config.bias or kind != "bias"
+        return kind != "bias" or config.has_bias(module)
 
     return is_there
 

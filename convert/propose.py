@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxgpt.convert.dialect import HEAD, HEAD_BIAS
-from jaxgpt.convert.dialects.jaxgpt import OWN
+from jaxgpt.convert.dialects.jaxgpt import OF_GPT2
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.layout import Shape
 
@@ -187,7 +187,7 @@ def _written(rows: dict[str, Any], left: dict[str, Kind], linear: bool | None, t
         "rows = [",
     ]
     has_bias = any(ours.endswith(".bias") for ours in rows)
-    for row in OWN:
+    for row in OF_GPT2:
         if row.ours in rows:
             theirs, layout, note = rows[row.ours]
             lines.append(f"    [{_text(row.ours)}, {_text(theirs)}, {_text(layout)}],{f'  # {note}' if note else ''}")

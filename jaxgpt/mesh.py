@@ -22,9 +22,11 @@ RULES: Rules[P] = (
     (r"pos_emb\.embedding", P(None, "fsdp")),
     (r"blocks\.\d+\.attn\.c_attn\.kernel", P("fsdp", None, "tensor", None)),
     (r"blocks\.\d+\.attn\.c_attn\.bias", P(None, "tensor", None)),
+    (r"blocks\.\d+\.attn\.[qkv]_proj\.kernel", P("fsdp", "tensor", None)),
+    (r"blocks\.\d+\.attn\.[qkv]_proj\.bias", P("tensor", None)),
     (r"blocks\.\d+\.attn\.c_proj\.kernel", P("tensor", None, "fsdp")),
-    (r"blocks\.\d+\.mlp\.fc1\.kernel", P("fsdp", "tensor")),
-    (r"blocks\.\d+\.mlp\.fc1\.bias", P("tensor")),
+    (r"blocks\.\d+\.mlp\.(gate|fc1)\.kernel", P("fsdp", "tensor")),
+    (r"blocks\.\d+\.mlp\.(gate|fc1)\.bias", P("tensor")),
     (r"blocks\.\d+\.mlp\.fc2\.kernel", P("tensor", "fsdp")),
     (r"lm_head\.kernel", P("fsdp", "tensor")),
     (r"lm_head\.bias", P("tensor")),
@@ -39,6 +41,10 @@ WHOLE_VOCABULARY: Rules[P] = (
     *RULES,
 )
 """The same rules for a vocabulary that `tensor` does not divide, until it is padded."""
+
+SHARED_HEADS = re.compile(r".*\.attn\.[kv]_proj\.(kernel|bias)")
+"""Names of the layers of heads that are for several heads of queries each. Where `tensor` does not divide their number,
+each of its devices has all of them."""
 
 ROWS = ("data", "fsdp")
 """The axes over which the rows of a batch are split."""
@@ -85,6 +91,8 @@ def shardings(params: Mapping[str, Any], mesh: Mesh, rules: Rules[P] = RULES) ->
     """
     specs = match(rules, params)
     for name, spec in specs.items():
+        if SHARED_HEADS.fullmatch(name) and params[name].shape[-2] % mesh.shape["tensor"]:
+            spec = specs[name] = P(*(None if axis == "tensor" else axis for axis in spec))
         shape, axes = params[name].shape, [axis for axis in spec if axis is not None]
         if len(axes) > len(set(axes)) or len(spec) > len(shape):
             raise InputError(
@@ -109,13 +117,14 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
-def divides(q: Any) -> bool:
-    """Return whether each device has whole rows and heads of an array `(B, T, N, H)`.
+def divides(*arrays: Any) -> bool:
+    """Return whether each device has whole rows and heads of arrays `(B, T, N, H)`.
 
     The mesh is the one that is set, and must have our axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh.axis_names == AXES and not (q.shape[0] % batch_shards(mesh) or q.shape[2] % mesh.shape["tensor"])
+    rows, heads = (batch_shards(mesh), mesh.shape["tensor"]) if mesh.axis_names == AXES else (0, 0)
+    return bool(rows) and not any(x.shape[0] % rows or x.shape[2] % heads for x in arrays)
 
 
 def on_own_heads(attention: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from typing import Any
 
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialect import HEAD, HEAD_BIAS, Dialect, Row
-from jaxgpt.convert.dialects.jaxgpt import OWN
+from jaxgpt.convert.dialects.jaxgpt import OF_GPT2
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.layout import axes_of
 
@@ -65,10 +65,10 @@ def _dialect(name: str, table: dict[str, Any]) -> Dialect:
         raise InputError("title and prefix must be strings")
     rows = tuple(_row(row) for row in _list(table.get("rows"), "rows"))
     ours = [row.ours for row in rows]
-    needed = {row.ours for row in OWN if row.ours != HEAD and not row.ours.endswith(".bias")}
+    needed = {row.ours for row in OF_GPT2 if row.ours != HEAD and not row.ours.endswith(".bias")}
     if missing := needed - set(ours):
         raise InputError(f"no row for {', '.join(sorted(missing))}")
-    biases = {row.ours for row in OWN if row.ours.endswith(".bias") and row.ours != HEAD_BIAS}
+    biases = {row.ours for row in OF_GPT2 if row.ours.endswith(".bias") and row.ours != HEAD_BIAS}
     if biases & {*ours} and (missing := biases - {*ours}):
         raise InputError(f'no row for {", ".join(sorted(missing))}; those that are zero are marked "may lack"')
     theirs = [name for row in rows for name in row.names]
@@ -76,12 +76,12 @@ def _dialect(name: str, table: dict[str, Any]) -> Dialect:
         if twice := {name for name in names if names.count(name) > 1}:
             raise InputError(f"twice in rows: {', '.join(sorted(twice))}")
     if HEAD not in ours:  # a tied head, which no tensor of theirs is
-        rows = (*rows, next(row for row in OWN if row.ours == HEAD))
+        rows = (*rows, next(row for row in OF_GPT2 if row.ours == HEAD))
     buffers = tuple(_buffer(buffer) for buffer in _list(table.get("buffers", []), "buffers"))
     return Dialect(
         name=name,
         title=title or name,
-        rows=tuple(sorted(rows, key=lambda row: [one.ours for one in OWN].index(row.ours))),
+        rows=tuple(sorted(rows, key=lambda row: [one.ours for one in OF_GPT2].index(row.ours))),
         buffers=buffers,
         prefix=prefix,
         fixed=_fixed(table.get("fixed", {})),
@@ -93,7 +93,7 @@ def _row(row: Any) -> Row:
     if not isinstance(row, list) or len(row) not in (3, 4) or row[3:] not in ([], ["may lack"]):
         raise InputError(f'a row is [ours, theirs, layout] or [ours, theirs, layout, "may lack"], not {str(row)[:200]}')
     ours, theirs, layout = row[:3]
-    known = {one.ours: one for one in OWN}
+    known = {one.ours: one for one in OF_GPT2}
     if ours not in known:
         raise InputError(
             f"{str(ours)[:MOST_LETTERS]!r} is not a parameter name of jaxgpt; these are {', '.join(known)}"

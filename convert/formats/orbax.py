@@ -37,7 +37,10 @@ from jaxgpt.convert.source import run_of
 CHUNK_BYTES = 2**26
 """Largest piece of an array that is written, and has to be read, at once."""
 
-NEWER_FIELDS = frozenset({"n_padding", "carried", "head_bias", "lora", "n_new_tokens"})
+NEWER_FIELDS = frozenset(
+    """n_padding carried head_bias lora n_new_tokens n_kv_head head_dim split_qkv qk_norm gated_mlp parallel_residual
+    norm positions position_offset rotary_dim rope_theta rope_scaling windows model_type""".split()
+)
 """Fields that older checkpoints lack; they are at their defaults."""
 
 

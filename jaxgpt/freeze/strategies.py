@@ -18,7 +18,7 @@ GRAMMAR = r"""A freezing strategy is one of
   lastN           only the last N blocks, ln_f and an untied head train, as in last3
   head            only the head trains; a tied head is the token embedding
   embeddings      only the token and position embeddings train
-  biases          only biases train; norms: only LayerNorms
+  biases          only biases train; norms: only norms
   regex:PATTERN   only parameters whose whole name matches train, as in regex:blocks\.\d+\.mlp\..*
   lora            low-rank adapters train, beside the frozen model: rank 8, on each block's q, k and v
   lora:r=16,alpha=32,on=attn+mlp,dropout=0.05,rslora,dora
@@ -39,14 +39,14 @@ EMBEDDINGS, LORA, NEW = r"(tok_emb|pos_emb)\..*", r".*\.lora_[abm]", r"(tok_emb|
 SIMPLE = {
     "embeddings": EMBEDDINGS,
     "biases": r".*\.bias",
-    "norms": r"(.*\.)?ln_[12f]\..*",
+    "norms": r"(.*\.)?(ln_[12f]|[qk]_norm)\..*",
     "lora": LORA,
     "new-tokens": NEW,
 }
 """Strategies that are one pattern over names."""
 
 LORA_ON = {
-    "qkv": r"blocks\.\d+\.attn\.c_attn",
+    "qkv": r"blocks\.\d+\.attn\.(c_attn|[qkv]_proj)",
     "attn": r"blocks\.\d+\.attn\..*",
     "mlp": r"blocks\.\d+\.mlp\..*",
     "head": "lm_head",

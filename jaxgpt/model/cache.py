@@ -14,9 +14,9 @@ from jaxgpt.convert.config import GPTConfig
 class Cache:
     """A preallocated memory of S slots for each row, filled from the left: an argument and a result of the model."""
 
-    keys: list[Float[Array, "B N S H"]]
+    keys: list[Float[Array, "B K S H"]]
     """One array for each layer."""
-    values: list[Float[Array, "B N S H"]]
+    values: list[Float[Array, "B K S H"]]
     length: Int[Array, ""]
     """Number of slots that are filled."""
     start: Int[Array, " B"]
@@ -26,11 +26,16 @@ class Cache:
         """Return the positions of the next T tokens in the text of each row; 0 in padding."""
         return jnp.maximum(self.length + jnp.arange(T)[None] - self.start[:, None], 0)
 
-    def visible(self, T: int) -> Bool[Array, "B T S"]:
-        """Return the slots that each of the next T tokens sees: its own, and those before it back to the start."""
+    def visible(self, T: int, window: int = 0) -> Bool[Array, "B T S"]:
+        """Return the slots that each of the next T tokens sees: its own, and those before it back to the start.
+
+        Args:
+            window: so many slots at most, if it is not 0.
+        """
         slots = jnp.arange(self.keys[0].shape[2])[None, None]
         now = self.length + jnp.arange(T)[None, :, None]
-        return (slots <= now) & (slots >= self.start[:, None, None])
+        seen = (slots <= now) & (slots >= self.start[:, None, None])
+        return seen & (slots > now - window) if window else seen
 
     def layer(self, i: int) -> "Cache":
         """Return the cache of a single layer."""
@@ -40,7 +45,7 @@ class Cache:
         """Take what a layer has written; the lists are changed in place."""
         (self.keys[i],), (self.values[i],) = layer.keys, layer.values
 
-    def write(self, k: Float[Array, "B T N H"], v: Float[Array, "B T N H"]) -> None:
+    def write(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> None:
         """Fill the next slots of the cache of a single layer; the lists are changed in place."""
         zero = jnp.zeros_like(self.length)
         place = (zero, zero, self.length, zero)
@@ -60,6 +65,6 @@ class Cache:
 def empty_cache(config: GPTConfig, start: Int[Array, " B"], slots: int, dtype=jnp.float32) -> Cache:
     """Make an empty cache, for rows that begin at the slots `start`."""
     dims = config.dims
-    shape = (start.shape[0], dims["N"], slots, dims["H"])
+    shape = (start.shape[0], dims["K"], slots, dims["H"])
     keys, values = ([jnp.zeros(shape, dtype) for _ in range(config.n_layer)] for _ in range(2))
     return Cache(keys, values, jnp.int32(0), start)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxgpt.convert.errors import InputError
 from jaxgpt.model.cache import Cache
 from jaxgpt.model.dropout import Keys
+from jaxgpt.model.rotary import Rotations
 from jaxgpt.patterns import Pattern
 
 
@@ -52,7 +53,7 @@ PARTS = (".ln_1", ".attn.pattern", ".attn", ".ln_2", ".mlp")
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("keys", "cache", "segments"),
+    data_fields=("keys", "cache", "segments", "rotations"),
     meta_fields=("captures", "block", "remat"),
 )
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class ForwardContext:
     """In a block, that of its own layer only."""
     segments: Int[Array, "B T"] | None = None
     """Number of the text in its row that each token belongs to; None: each row is one text."""
+    rotations: Rotations | None = None
+    """Those of the tokens' positions, where positions are rotary."""
     captures: Capture | None = None
     block: str = ""
     """The beginning of the names of captured values in a block."""

@@ -1,11 +1,13 @@
-"""GPT-2 as a Flax NNX module, used as a plain pytree.
+"""A GPT as a Flax NNX module, used as a plain pytree: GPT-2 (Radford et al. 2019), and what followed it.
 
-Dimensions, one capital each: B batch, T position, D width, F hidden, V vocabulary, N heads, H head size, C the q/k/v
-triple, L layers. Parameters are named by their path: `blocks.3.attn.c_attn.kernel`.
-Reference: Radford et al. 2019, and transformers' `modeling_gpt2.py` for every flag of the config.
+Families differ in what the config says: `jaxgpt.convert.families` has a table of each. The reference of each is its
+`modeling_*.py` in transformers. Parameters are named by their path: `blocks.3.attn.c_attn.kernel`.
+Dimensions, one capital each: B batch, T position, D width, F hidden, V vocabulary, N heads, K heads of keys and values,
+H head size, C the q/k/v triple, L layers, J rotary frequencies.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, overload
 
@@ -23,7 +25,8 @@ from jaxgpt.model.attention import attend, attention
 from jaxgpt.model.cache import Cache
 from jaxgpt.model.capture import NO_CONTEXT, Capture, ForwardContext, make_capture
 from jaxgpt.model.dropout import Keys, dropout
-from jaxgpt.model.layers import Embed, embed, layer_norm, make_linear, new_rows
+from jaxgpt.model.layers import Embed, embed, make_linear, make_norm, new_rows, rms_norm
+from jaxgpt.model.rotary import rotate, rotations
 from jaxgpt.model.segments import positions
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -44,59 +47,94 @@ class Attention(nnx.Module):
             partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype),
             f"blocks.{layer}.attn",
         )
-        self.c_attn = linear(f"{at}.c_attn", dims["D"], (dims["C"], dims["N"], dims["H"]))
+        if config.split_qkv:
+            self.q_proj = linear(f"{at}.q_proj", dims["D"], (dims["N"], dims["H"]))
+            self.k_proj = linear(f"{at}.k_proj", dims["D"], (dims["K"], dims["H"]))
+            self.v_proj = linear(f"{at}.v_proj", dims["D"], (dims["K"], dims["H"]))
+        else:
+            self.c_attn = linear(f"{at}.c_attn", dims["D"], (dims["C"], dims["N"], dims["H"]))
+        self.split_qkv, self.qk_norm = config.split_qkv, config.qk_norm
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (
+                rms_norm(config, dims["H"], rngs=rngs, param_dtype=param_dtype) for _ in range(2)
+            )
         self.c_proj = linear(f"{at}.c_proj", (dims["N"], dims["H"]), dims["D"], residual=True)
         self.scale = 1.0
         if config.scale_attn_weights:
             self.scale /= dims["H"] ** 0.5
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
+        self.window = config.window(layer)
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
 
     def __call__(self, x: Float[Array, "B T D"], ctx: ForwardContext) -> Float[Array, "B T D"]:
-        q, k, v = jnp.moveaxis(self.c_attn(x, ctx.keys), 2, 0)
+        q, k, v = self.heads(x, ctx)
         if ctx.cache is None:
             capture = ctx.capture_hook(".attn.pattern")
             x = attention(
-                q, k, v, scale=self.scale, segments=ctx.segments,
+                q, k, v, scale=self.scale, segments=ctx.segments, window=self.window,
                 dropout_rate=self.attn_pdrop, keys=ctx.keys, capture=capture,
             )  # fmt: skip
         else:
             ctx.cache.write(k, v)
             past = ctx.cache.keys[0].astype(q.dtype), ctx.cache.values[0].astype(q.dtype)
-            x = attend(jnp.swapaxes(q, 1, 2), *past, ctx.cache.visible(q.shape[1]), scale=self.scale)
+            visible = ctx.cache.visible(q.shape[1], self.window)
+            x = attend(jnp.swapaxes(q, 1, 2), *past, visible, scale=self.scale)
         return dropout(self.c_proj(x, ctx.keys), self.resid_pdrop, ctx.keys)
+
+    def heads(
+        self, x: Float[Array, "B T D"], ctx: ForwardContext
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """Compute queries, keys and values: normed, and rotated to their positions."""
+        if self.split_qkv:
+            q, k, v = self.q_proj(x, ctx.keys), self.k_proj(x, ctx.keys), self.v_proj(x, ctx.keys)
+        else:
+            q, k, v = jnp.moveaxis(self.c_attn(x, ctx.keys), 2, 0)
+        if self.qk_norm:
+            q, k = self.q_norm(q).astype(q.dtype), self.k_norm(k).astype(k.dtype)
+        if ctx.rotations is not None:
+            q, k = rotate(q, ctx.rotations), rotate(k, ctx.rotations)
+        return q, k, v
 
 
 class MLP(nnx.Module):
-    """Two linear layers around the activation."""
+    """Two linear layers around the activation, or around its product with a third one's outputs."""
 
     def __init__(self, config: GPTConfig, layer: int, *, rngs: nnx.Rngs, dtype, param_dtype):
         linear, at = (
             partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype),
             f"blocks.{layer}.mlp",
         )
+        if config.gated_mlp:
+            self.gate = linear(f"{at}.gate", config.n_embd, config.n_inner)
+        self.gated = config.gated_mlp
         self.fc1 = linear(f"{at}.fc1", config.n_embd, config.n_inner)
         self.fc2 = linear(f"{at}.fc2", config.n_inner, config.n_embd, residual=True)
         self.activation_function, self.resid_pdrop = config.activation_function, config.resid_pdrop
 
     def __call__(self, x: Float[Array, "B T D"], ctx: ForwardContext) -> Float[Array, "B T D"]:
-        hidden = ACTIVATIONS[self.activation_function](self.fc1(x, ctx.keys))
+        activation = ACTIVATIONS[self.activation_function]
+        if self.gated:
+            hidden = activation(self.gate(x, ctx.keys)) * self.fc1(x, ctx.keys)
+        else:
+            hidden = activation(self.fc1(x, ctx.keys))
         return dropout(self.fc2(hidden, ctx.keys), self.resid_pdrop, ctx.keys)
 
 
 class Block(nnx.Module):
-    """Attention, then MLP, each added to the residual stream, which keeps the parameters' dtype."""
+    """Attention, and MLP after or beside it, each added to the residual stream, which keeps the parameters' dtype."""
 
     def __init__(self, config: GPTConfig, layer: int, *, rngs: nnx.Rngs, dtype, param_dtype):
-        self.ln_1 = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
+        self.ln_1 = make_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.attn = Attention(config, layer, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        self.ln_2 = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
+        self.ln_2 = make_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.mlp = MLP(config, layer, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.parallel = config.parallel_residual
 
     def __call__(self, x: Float[Array, "B T D"], ctx: ForwardContext) -> Float[Array, "B T D"]:
-        x = x + ctx.capture(".attn", self.attn(ctx.capture(".ln_1", self.ln_1(x)), ctx)).astype(x.dtype)
-        return x + ctx.capture(".mlp", self.mlp(ctx.capture(".ln_2", self.ln_2(x)), ctx)).astype(x.dtype)
+        before, x = x, x + ctx.capture(".attn", self.attn(ctx.capture(".ln_1", self.ln_1(x)), ctx)).astype(x.dtype)
+        read = before if self.parallel else x
+        return x + ctx.capture(".mlp", self.mlp(ctx.capture(".ln_2", self.ln_2(read)), ctx)).astype(x.dtype)
 
 
 def run_block(
@@ -111,7 +149,7 @@ run_alike = jax.jit(run_block)
 
 
 class GPT(nnx.Module):
-    """A GPT-2-class language model.
+    """A language model.
 
     Matrix products compute in `dtype`, and the parameters are of `param_dtype`; see `from_pretrained`.
     """
@@ -120,11 +158,12 @@ class GPT(nnx.Module):
         self.config, self.dtype = config, dtype
         embed = partial(Embed, features=config.n_embd, rngs=rngs, param_dtype=param_dtype)
         self.tok_emb = embed(config.vocab_size, embedding_init=nnx.initializers.normal(0.02))
-        self.pos_emb = embed(config.n_positions, embedding_init=nnx.initializers.normal(0.02))
+        if config.positions == "learned":
+            self.pos_emb = embed(config.dims["P"], embedding_init=nnx.initializers.normal(0.02))
         self.blocks = nnx.List(
             [Block(config, i, rngs=rngs, dtype=dtype, param_dtype=param_dtype) for i in range(config.n_layer)]
         )
-        self.ln_f = layer_norm(config, rngs=rngs, param_dtype=param_dtype)
+        self.ln_f = make_norm(config, rngs=rngs, param_dtype=param_dtype)
         if not config.tie_word_embeddings:
             linear = partial(make_linear, config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
             self.lm_head = linear("lm_head", config.n_embd, config.vocab_size, use_bias=config.head_bias)
@@ -207,7 +246,11 @@ class GPT(nnx.Module):
         if self.config.n_new_tokens:
             first = self.config.n_tokens - self.config.n_new_tokens
             x = constrain(new_rows(x, tokens, self.tok_emb.new[...].astype(x.dtype), first))
-        x = ctx.capture("tok_emb", x) + ctx.capture("pos_emb", embed(self.pos_emb, at))
+        x = ctx.capture("tok_emb", x)
+        if self.config.positions == "learned":
+            x = x + ctx.capture("pos_emb", embed(self.pos_emb, at + self.config.position_offset))
+        else:
+            ctx = replace(ctx, rotations=rotations(self.config, at))
         x = constrain(ctx.capture("embeddings", dropout(x, self.config.embd_pdrop, ctx.keys)))
         for layer, block in enumerate(self.blocks):
             own = ctx.of_block(layer)

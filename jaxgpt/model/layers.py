@@ -1,4 +1,4 @@
-"""GPT-2's linear layers and LayerNorms, as Flax has them, and what adapters add to them."""
+"""Linear layers and norms, as Flax has them, and what adapters add to them."""
 
 import math
 from typing import Any
@@ -170,7 +170,7 @@ def make_linear(
     kwargs["lora"] = config.lora if config.lora and module in config.lora.modules else None
     std = 0.02 / (2 * config.n_layer) ** 0.5 if residual else 0.02
     axis = tuple(range(-len(in_features), 0)) if isinstance(in_features, tuple) else -1
-    kwargs["use_bias"] = config.bias if use_bias is None else use_bias
+    kwargs["use_bias"] = config.has_bias(module) if use_bias is None else use_bias
     return Linear(in_features, out_features, axis=axis, kernel_init=nnx.initializers.normal(std), **kwargs)
 
 
@@ -194,9 +194,16 @@ def new_rows(
     return jnp.where(is_new[..., None], rows[jnp.where(is_new, at, 0)], x)
 
 
-def layer_norm(config: GPTConfig, **kwargs) -> nnx.LayerNorm:
-    """Make a LayerNorm in the residual stream's dtype, with or without a bias."""
+def make_norm(config: GPTConfig, **kwargs) -> nnx.LayerNorm | nnx.RMSNorm:
+    """Make a norm of the residual stream, in its dtype."""
+    if config.norm == "rms":
+        return rms_norm(config, config.n_embd, **kwargs)
     # neither in bfloat16 nor with the fast variance E[x^2] - E[x]^2: single dimensions of GPT-2's stream reach
     # thousands, where the one has no digits left for the rest and the other cancels
-    kwargs |= {"use_bias": config.bias, "use_fast_variance": False}
+    kwargs |= {"use_bias": config.has_bias("ln_f"), "use_fast_variance": False}
     return nnx.LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon, **kwargs)
+
+
+def rms_norm(config: GPTConfig, size: int, **kwargs) -> nnx.RMSNorm:
+    """Make an RMSNorm over the last `size` numbers, in the dtype of its scale."""
+    return nnx.RMSNorm(size, epsilon=config.layer_norm_epsilon, **kwargs)

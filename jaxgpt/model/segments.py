@@ -15,7 +15,16 @@ def positions(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
     return at - jax.lax.cummax(jnp.where(begins, at, 0), axis=1)
 
 
-def visible_in(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """Return the positions that each sees: its own, and those before it in its segment."""
-    past = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))
-    return past[None] & (segments[:, :, None] == segments[:, None, :])
+def visible_past(T: int, window: int = 0) -> Bool[Array, "1 T T"]:
+    """Return the positions that each sees in a row of one text: its own, and those before it.
+
+    Args:
+        window: so many positions at most, if it is not 0.
+    """
+    past = jnp.tril(jnp.ones((T, T), bool))[None]
+    return past & jnp.triu(jnp.ones((T, T), bool), 1 - window)[None] if window else past
+
+
+def visible_in(segments: Int[Array, "B T"], window: int = 0) -> Bool[Array, "B T T"]:
+    """Return the same where rows hold several texts: those of its own segment."""
+    return visible_past(segments.shape[1], window) & (segments[:, :, None] == segments[:, None, :])

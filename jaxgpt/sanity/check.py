@@ -19,7 +19,7 @@ from jaxgpt.sanity.language import NOT_ENGLISH, SENTENCES, check_loss, check_tex
 from jaxgpt.sanity.parity import TOLERANCE, Parity
 from jaxgpt.sanity.reference import Reference, load_reference
 from jaxgpt.sanity.verdict import Check, Report
-from jaxgpt.tokenizer import check_vocabulary, decide_ids, encode_prompt, vocabulary_size
+from jaxgpt.tokenizer import check_vocabulary, decide_ids, encode_prompt, encode_text, vocabulary_size
 from jaxgpt.vocab import mark_padding
 
 HARD_TEXT = "  Naïve café: 👩‍🚀🇺🇳 東京 e\u0301 ﬁ\ttabs\t\r\n\n  <|x|> don't 1234567890 \u200b\u00a0trailing   "
@@ -94,17 +94,22 @@ def _encode(tokenizer: Any, texts: Sequence[str] | None) -> list[list[int]]:
 
 def expected_counts(config: GPTConfig) -> dict[str, int]:
     """Return the number of parameters of each module by the config's dimensions alone; a tied head counts once."""
-    V, T, D, F = config.vocab_size, config.n_positions, config.n_embd, config.n_inner
-    norm, b = D * (1 + config.bias), config.bias
-    attention = D * 3 * D + b * 3 * D + D * D + b * D
-    block = 2 * norm + attention + D * F + b * F + F * D + b * D
-    counts = {"tok_emb": V * D, "pos_emb": T * D}
+    dims = config.dims
+    V, D, F, H = dims["V"], dims["D"], dims["F"], dims["H"]
+    q, kv = dims["N"] * H, dims["K"] * H
+    b_qkv, b_out, b_mlp, b_norm = map(config.has_bias, ("q_proj", "c_proj", "fc1", "ln_f"))
+    norm, n_hidden = D * (1 + b_norm), 1 + config.gated_mlp
+    attention = (D + b_qkv) * (q + 2 * kv) + (q + b_out) * D + 2 * H * config.qk_norm
+    mlp = n_hidden * (D + b_mlp) * F + (F + b_mlp) * D
+    block = 2 * norm + attention + mlp
+    counts = {"tok_emb": V * D} | ({"pos_emb": dims["P"] * D} if config.positions == "learned" else {})
     counts |= {f"blocks.{i}": block for i in range(config.n_layer)} | {"ln_f": norm}
     counts |= {} if config.tie_word_embeddings else {"lm_head": V * D + config.head_bias * V}
     for module in ("tok_emb", "lm_head"):  # rows of new tokens that are apart
         if module in counts:
             counts[module] += config.n_new_tokens * D
-    sizes = {"c_attn": (D, 3 * D), "c_proj": (D, D), "fc1": (D, F), "fc2": (F, D), "lm_head": (D, V)}
+    sizes = {"c_attn": (D, 3 * q), "q_proj": (D, q), "k_proj": (D, kv), "v_proj": (D, kv), "c_proj": (q, D)}
+    sizes |= {"gate": (D, F), "fc1": (D, F), "fc2": (F, D), "lm_head": (D, V)}
     for layer in config.lora.modules if config.lora else ():
         assert config.lora is not None
         n_in, n_out = sizes[layer.rpartition(".")[2]]
@@ -149,7 +154,7 @@ def check_tokenizer(tokenizer: Any, config: GPTConfig) -> Check:
         getattr(tokenizer, "backend_tokenizer", None) and tokenizer.backend_tokenizer.decoder
     )
     try:
-        ids = encode_prompt(tokenizer, HARD_TEXT)
+        ids = encode_text(tokenizer, HARD_TEXT)
     except InputError:  # not all tokenizers know all characters
         ids = []
     try:

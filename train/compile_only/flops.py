@@ -69,8 +69,11 @@ def passes(
     """Yield each product, the number of products of its size in the backward pass, and whether it is recomputed."""
     modules = {name.rpartition(".")[0] for name in trainable}
     trains_below = bool(modules & {"tok_emb", "pos_emb"})
+    below_norm: dict[str, bool] = {}
     for product in products(config, *batch):
-        trains_below = trains_below or product.before in modules
+        trains_after = trains_below
+        if product.before is not None:  # those that read one norm do not lie below each other
+            trains_below = below_norm.setdefault(product.before, trains_below or product.before in modules)
         is_attention, module = product.name.endswith(".attn"), product.name.rpartition(".")[0]
         # both operands of attention are activations
         n_gradients = 2 * trains_below if is_attention else trains_below + (product.name in trainable)
@@ -79,12 +82,13 @@ def passes(
         is_differentiated = trains_below or any(name.startswith(f"{block}.") for name in modules)
         # no gradient needs the output of fc2, which is added to the residual stream
         yield product, n_gradients, remat and is_in_block and is_differentiated and not module.endswith(".fc2")
-        trains_below = trains_below or (not is_attention and module in modules)
+        trains_below = trains_below or trains_after or (not is_attention and module in modules)
 
 
 def products(config: GPTConfig, B: int, T: int) -> list[Product]:
     """List the products of a forward pass over B rows of T tokens, in the order of the network."""
-    D, n_tokens = config.n_embd, B * T
+    D, F, n_tokens, dims = config.n_embd, config.n_inner, B * T, config.dims
+    q, kv = dims["N"] * dims["H"], dims["K"] * dims["H"]
 
     def product(name: str, rows: int, columns: int, before: str | None = None) -> Product:
         return Product(name, 2 * n_tokens * rows * columns, n_tokens * (rows + columns), rows * columns, before)
@@ -100,13 +104,14 @@ def products(config: GPTConfig, B: int, T: int) -> list[Product]:
     found = []
     for i in range(config.n_layer):
         block = f"blocks.{i}"
-        found += [
-            *linear(f"{block}.attn.c_attn.kernel", D, 3 * D, f"{block}.ln_1"),
-            Product(f"{block}.attn", 2 * 2 * n_tokens * T * D, n_tokens * 4 * D),
-            *linear(f"{block}.attn.c_proj.kernel", D, D),
-            *linear(f"{block}.mlp.fc1.kernel", D, config.n_inner, f"{block}.ln_2"),
-            *linear(f"{block}.mlp.fc2.kernel", config.n_inner, D),
-        ]
+        layers = {"q_proj": q, "k_proj": kv, "v_proj": kv} if config.split_qkv else {"c_attn": 3 * q}
+        for name, size in layers.items():
+            found += linear(f"{block}.attn.{name}.kernel", D, size, f"{block}.ln_1")
+        found.append(Product(f"{block}.attn", 2 * 2 * n_tokens * T * q, n_tokens * 2 * (q + kv)))
+        found += linear(f"{block}.attn.c_proj.kernel", q, D)
+        for name in ("gate", "fc1") if config.gated_mlp else ("fc1",):
+            found += linear(f"{block}.mlp.{name}.kernel", D, F, f"{block}.ln_2")
+        found += linear(f"{block}.mlp.fc2.kernel", F, D)
     head = "tok_emb.embedding" if config.tie_word_embeddings else "lm_head.kernel"
     new = [product("tok_emb.new", D, config.n_new_tokens)] if config.n_new_tokens else []
     return [*found, *linear(head, D, config.vocab_size, "ln_f"), *new]

@@ -21,8 +21,9 @@ B1, B2, EPSILON = 0.9, 0.95, 1e-8
 
 MUON: Rules[optax.contrib.MuonDimensionNumbers | None] = (
     (r"blocks\.\d+\.attn\.c_attn\.kernel", optax.contrib.MuonDimensionNumbers(0, (2, 3))),  # q, k and v each alone
+    (r"blocks\.\d+\.attn\.[qkv]_proj\.kernel", optax.contrib.MuonDimensionNumbers(0, (1, 2))),
     (r"blocks\.\d+\.attn\.c_proj\.kernel", optax.contrib.MuonDimensionNumbers((0, 1), 2)),
-    (r"blocks\.\d+\.mlp\.fc[12]\.kernel", optax.contrib.MuonDimensionNumbers(0, 1)),
+    (r"blocks\.\d+\.mlp\.(gate|fc1|fc2)\.kernel", optax.contrib.MuonDimensionNumbers(0, 1)),
     (r".*", None),
 )
 """The axes of the matrices inside blocks, inputs and outputs, that Muon orthogonalises; AdamW updates the rest."""
