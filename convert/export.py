@@ -27,6 +27,7 @@ from jaxgpt.convert.disk import (
     with_progress,
 )
 from jaxgpt.convert.errors import InputError, did_you_mean
+from jaxgpt.convert.families.hf_config import config_to_hf
 from jaxgpt.convert.formats import torch_zip
 from jaxgpt.convert.hf_folder import FILES, size_in_bytes, write_hf_folder
 from jaxgpt.convert.layout import shape_of
@@ -36,7 +37,7 @@ from jaxgpt.convert.source import SIDECARS
 
 TARGETS: dict[str, tuple[Dialect, tuple[str, ...]]] = {
     "orbax": (JAXGPT, ("_CHECKPOINT_METADATA", "commit_success.txt", "digests.json", "params", "config", "tokenizer")),
-    "hf": (HF, FILES),
+    "hf": (HF, FILES),  # or the dialect of the model's own family
     "nanogpt": (NANOGPT, ()),
     "lesson": (LESSON, ()),
     "peft": (HF, (*peft.FILES, *SIDECARS)),
@@ -45,12 +46,15 @@ TARGETS: dict[str, tuple[Dialect, tuple[str, ...]]] = {
 
 DTYPES = ("float32", "float16", "bfloat16")
 
-FIXED_AS_IN_GPT2 = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "layer_norm_epsilon")
+FIXED_AS_IN_GPT2 = (
+    "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "layer_norm_epsilon", "n_kv_head", "head_dim", "split_qkv",
+    "qk_norm", "gated_mlp", "parallel_residual", "norm", "positions", "position_offset", "windows",
+)  # fmt: skip
 """Fields that nanoGPT's and the lesson's files can't state: their models compute them as GPT-2 does."""
 
 NOT_IN_PT_FILES = (
     "n_padding", "bos_token_id", "eos_token_id", "reorder_and_upcast_attn", "embd_pdrop", "attn_pdrop", "resid_pdrop",
-    "carried",
+    "carried", "model_type",
 )  # fmt: skip
 """Fields that a `.pt` file does not store; none of them changes a logit."""
 
@@ -101,7 +105,7 @@ def write(
         return _write_adapter(path, params, config, base, base_name, dtype, tokenizer or {}, force)
     if to != "orbax":
         params, config = merged(params, config.lora, config.n_tokens), replace(config, lora=None, n_new_tokens=0)
-    if to == "hf" and not config.bias:
+    if to == "hf" and config.model_type == "gpt2" and config.bias is not True:
         params, config = with_zero_biases(params, config)
     _check_representable(dialect, config)
     check_free(path, replaceable, force)
@@ -123,7 +127,7 @@ def write(
             written = open_checkpoint(temporary, dialect=None if to in TARGETS else to, **told)
         else:
             written = open_checkpoint(temporary)
-        _compare(written, params, config, cast_to)
+        _compare(written, params, config, cast_to, to)
         publish(temporary, path, replaces=force)
 
 
@@ -179,10 +183,14 @@ def _check_representable(dialect: Dialect, config: GPTConfig) -> None:
     """Refuse a model that the readers of such a file would compute differently."""
     if config.head_bias and all(row.ours != HEAD_BIAS for row in dialect.rows):
         raise InputError(f"{dialect.title} can't represent this model: its output head has a bias")
-    if dialect in (HF, JAXGPT):
+    if dialect is JAXGPT:
+        return
+    if dialect is HF:
+        config_to_hf(config)
         return
     gpt2 = GPTConfig()
     wanted = {name: getattr(gpt2, name) for name in FIXED_AS_IN_GPT2}
+    wanted |= {"bias": bool(config.bias)}  # all or none
     wanted |= {"n_inner": 4 * config.n_embd} if dialect in (NANOGPT, LESSON) else {}
     wanted |= dict(dialect.fixed) | dict(dialect.assumed)
     if dialect.name == "nanogpt":
@@ -211,11 +219,11 @@ def _cast(array: Any, dtype: np.dtype | None) -> np.ndarray:
     return np.asarray(array).astype(dtype or array.dtype, copy=False)
 
 
-def _compare(written: Checkpoint, params: Tensors, config: GPTConfig, dtype: np.dtype | None) -> None:
+def _compare(written: Checkpoint, params: Tensors, config: GPTConfig, dtype: np.dtype | None, to: str) -> None:
     expected = config
-    if written.dialect.name == "hf":  # what was carried came with the ids of its time
+    if to == "hf":  # what was carried came with the ids of its time
         expected = replace(config, carried=written.config.carried)
-    elif written.dialect.name != "jaxgpt":  # such files do not store these
+    elif to != "orbax":  # such files do not store these
         expected = replace(config, **{name: getattr(written.config, name) for name in NOT_IN_PT_FILES})
     if written.config != expected:
         raise RuntimeError(f"{written.path}: reads back as {written.config}, not as {expected}")

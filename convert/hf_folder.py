@@ -1,4 +1,4 @@
-"""Writing a folder like that of `GPT2LMHeadModel.save_pretrained`."""
+"""Writing a folder like that of transformers' `save_pretrained`."""
 
 import math
 import shutil
@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialect import Tensors
-from jaxgpt.convert.dialects.hf import HF
-from jaxgpt.convert.dialects.hf_config import config_to_hf, generation_to_hf
 from jaxgpt.convert.disk import write_json
+from jaxgpt.convert.families import FAMILIES
+from jaxgpt.convert.families.hf_config import config_to_hf, generation_to_hf
 from jaxgpt.convert.formats import safetensors
 from jaxgpt.convert.mapping import to_theirs
 from jaxgpt.convert.source import SIDECARS
@@ -34,13 +34,18 @@ def write_hf_folder(
 ) -> None:
     """Write configs, model card, tokenizer, and weights in shards of at most `shard_bytes`."""
     folder.mkdir()
-    tensors = to_theirs(HF, params, config)
+    family = FAMILIES[config.model_type]
+    tensors = to_theirs(family.dialect, params, config)
     fields = config_to_hf(config) | {"dtype": np.dtype(dtype or next(iter(tensors.values())).dtype).name}
     write_json(folder / "config.json", fields)
     write_json(folder / "generation_config.json", generation_to_hf(config))
     n_params = sum(math.prod(array.shape) for array in params.values())
-    card = f"A GPT-2 of {n_params:,} parameters, written by jaxgpt. Describe here its training data and its purpose.\n"
-    (folder / "README.md").write_text(f"---\nlibrary_name: transformers\ntags: [gpt2, jaxgpt]\n---\n\n{card}", "utf-8")
+    title, tag = family.title.partition(" (")[0], family.model_type
+    card = (
+        f"A {title} of {n_params:,} parameters, written by jaxgpt. Describe here its training data and its purpose.\n"
+    )
+    head = f"---\nlibrary_name: transformers\ntags: [{tag}, jaxgpt]\n---\n"
+    (folder / "README.md").write_text(f"{head}\n{card}", "utf-8")
     for name, source in tokenizer.items():
         shutil.copyfile(source, folder / name)
     shards = _shards(tensors, dtype, shard_bytes)

@@ -11,20 +11,23 @@ import numpy as np
 from jaxgpt.convert.adapter import LoRA, input_axes, merged, with_rows
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.contents import open_file
-from jaxgpt.convert.dialect import EMBEDDING, HEAD, Row, Tensors, problem_list
-from jaxgpt.convert.dialects.hf import HF
+from jaxgpt.convert.dialect import EMBEDDING, HEAD, Dialect, Row, Tensors, problem_list
 from jaxgpt.convert.disk import write_json
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.families import FAMILIES
 from jaxgpt.convert.formats import safetensors
 from jaxgpt.convert.json_input import read_json
-from jaxgpt.convert.layout import relayout, shape_of, swap
+from jaxgpt.convert.layout import axes_of, relayout, shape_of, swap
 from jaxgpt.convert.mapping import same
 from jaxgpt.convert.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HUB_NAME, check_link
 
 FILES = (ADAPTER_CONFIG, "README.md", *ADAPTER_WEIGHTS)
 """Names of the files in such a folder, beside a tokenizer's."""
 
-PREFIX, BODY = "base_model.model.", "transformer."
+PREFIX = "base_model.model."
+
+NUMBER = re.compile(r"(?:^|\.)(?:h|layers)\.(0|[1-9]\d{0,4})(?=\.)")
+"""The number of a block in the name of one of its tensors."""
 
 SETTINGS = frozenset(
     """task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules
@@ -75,13 +78,14 @@ def with_adapter(params: Tensors, config: GPTConfig, folder: Path) -> tuple[dict
         raise InputError(f"{folder}: the adapter's weights are missing: {' or '.join(ADAPTER_WEIGHTS)}")
     found: dict[str, Any] = {}
     saved, adapted = set(), set()
+    dialect = _dialect(config)
     for name, array in open_file(weights).items():
-        module = re.split(r"\.lora_|\.(?=[^.]+$)", _bare(name))[0]
+        module = re.split(r"\.lora_|\.(?=[^.]+$)", _bare(name, dialect))[0]
         if "lora_" in name:
             adapted.add(module)
         elif ".base_layer." not in name and ROWS_OF_TOKENS not in name:
             saved.add(module)
-        if (bare := _bare(name)) in found:
+        if (bare := _bare(name, dialect)) in found:
             raise InputError(f"{folder}: {bare[:100]!r} appears twice in the adapter")
         found[bare] = array
     if twice := saved & adapted:
@@ -96,11 +100,11 @@ def with_adapter(params: Tensors, config: GPTConfig, folder: Path) -> tuple[dict
     own = {name: found.pop(name) for name in [*found] if not any(end in name for end in (*SUFFIXES, ROWS_OF_TOKENS))}
     config = _replace_own(folder, params, config, own)
     config = _replace_rows(folder, params, config, found, said.get("trainable_token_indices"))
-    adapters = {_our_name(folder, name): array for name, array in found.items()}
+    adapters = {_our_name(folder, name, dialect): array for name, array in found.items()}
     if not adapters:
         return params, config
     modules = {name.rpartition(".")[0] for name in adapters}
-    layers = [row.ours.removesuffix(".kernel") for row in HF.expand(config) if row.ours.endswith(".kernel")]
+    layers = [row.ours.removesuffix(".kernel") for row in dialect.expand(config) if row.ours.endswith(".kernel")]
     lora = LoRA(
         r=said.get("r", 8), alpha=said.get("lora_alpha", 8), dropout=said.get("lora_dropout", 0.0),
         rslora=said.get("use_rslora", False), dora=said.get("use_dora", False),
@@ -133,20 +137,27 @@ def write_peft_folder(folder: Path, params: Tensors, config: GPTConfig, base: Te
         InputError: nothing differs, or only whole layers do.
     """
     folder.mkdir()
+    dialect = _dialect(config)
     tensors: dict[str, Any] = {}
     for name, layout in _layouts(config):
         module, part = name.rpartition(".")[::2]
         ending = next(theirs for theirs, ours in SUFFIXES.items() if ours == part)
-        tensors[f"{PREFIX}{_their_module(module)}.{ending}"] = relayout(params[name], swap(layout), config.dims)
-    changed = _changed([row.ours for row in HF.expand(config)], params, base, config)
-    for row in HF.expand(config):
+        tensors[f"{PREFIX}{_their_module(module, dialect)}.{ending}"] = relayout(
+            params[name], swap(layout), config.dims
+        )
+    changed = _changed([row.ours for row in dialect.expand(config)], params, base, config)
+    for row in dialect.expand(config):
         if row.ours.rpartition(".")[0] in changed:
-            tensors[f"{PREFIX}{_prefixed(row)}"] = relayout(params[row.ours], swap(row.layout), config.dims)
+            tensors[f"{PREFIX}{_prefixed(row, dialect)}"] = relayout(params[row.ours], swap(row.layout), config.dims)
+    if "tok_emb" in changed and config.tie_word_embeddings:  # PEFT copies what is saved whole, so that it is untied
+        changed.add("lm_head")
+        tensors[f"{PREFIX}{_prefixed(dialect.row(HEAD), dialect)}"] = params[EMBEDDING]
     rows: dict[str, list[int]] = {}
-    for module, table in (("tok_emb", "wte"), ("lm_head", "lm_head")):
+    for module in ("tok_emb", "lm_head"):
         if (new := params.get(f"{module}.new")) is not None:
-            tensors[f"{PREFIX}{_their_module(module)}.{ROWS_OF_TOKENS}"] = new if module == "tok_emb" else new.T
-            rows[table] = list(range(config.n_tokens - config.n_new_tokens, config.n_tokens))
+            table = _their_module(module, dialect)
+            tensors[f"{PREFIX}{table}.{ROWS_OF_TOKENS}"] = new if module == "tok_emb" else new.T
+            rows[table.rpartition(".")[2]] = list(range(config.n_tokens - config.n_new_tokens, config.n_tokens))
     if not tensors:
         raise InputError(f"nothing differs from {base_name}: there is no adapter to write")
     if config.lora is None and not rows:
@@ -158,9 +169,9 @@ def write_peft_folder(folder: Path, params: Tensors, config: GPTConfig, base: Te
     fields = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name, "inference_mode": True,
         "r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_rslora": lora.rslora,
-        "use_dora": lora.dora, "fan_in_fan_out": True, "bias": "none",
-        "target_modules": [_their_module(module) for module in lora.modules] if config.lora else [],
-        "modules_to_save": [_their_module(module) for module in sorted(changed)] or None,
+        "use_dora": lora.dora, "fan_in_fan_out": config.model_type == "gpt2", "bias": "none",
+        "target_modules": [_their_module(module, dialect) for module in lora.modules] if config.lora else [],
+        "modules_to_save": [_their_module(module, dialect) for module in sorted(changed)] or None,
         "trainable_token_indices": rows or None,
     }  # fmt: skip
     write_json(folder / ADAPTER_CONFIG, fields)
@@ -173,7 +184,7 @@ def adapted_or_whole(params: Tensors, config: GPTConfig, base: Tensors) -> tuple
     """Merge the adapters of layers that differ from the base's themselves: PEFT takes a whole layer, or an adapter."""
     if config.lora is None:
         return params, config
-    own = [row.ours for row in HF.expand(config) if row.ours.rpartition(".")[0] in config.lora.modules]
+    own = [row.ours for row in _dialect(config).expand(config) if row.ours.rpartition(".")[0] in config.lora.modules]
     whole = _changed(own, params, base, config)
     layers = {name: p for name, p in params.items() if name.rpartition(".")[0] in whole}
     rest = {name: p for name, p in params.items() if name not in layers}
@@ -184,20 +195,21 @@ def adapted_or_whole(params: Tensors, config: GPTConfig, base: Tensors) -> tuple
 
 def _layouts(config: GPTConfig) -> Iterator[tuple[str, str]]:
     """Yield the names of LoRA's parameters in a model, with their layouts `"theirs -> ours"`."""
-    for row in HF.expand(config):
+    for row in _dialect(config).expand(config):
         module = row.ours.removesuffix(".kernel")
         if config.lora is None or module not in config.lora.modules or module == row.ours:
             continue
         axes, n_in = row.right.split(), input_axes(module)
         inputs, outputs = axes[:n_in], axes[n_in:]
-        yield f"{module}.lora_a", f"R {_one_axis(inputs)} -> {' '.join([*inputs, 'R'])}"
-        yield f"{module}.lora_b", f"{_one_axis(outputs)} R -> {' '.join(['R', *outputs])}"
+        # as their kernel has them: GPT-NeoX's outputs are not in our order
+        their_inputs, their_outputs = (
+            next(axis for axis in axes_of(row.left) if {*axis.strip("()").split()} == {*ours})
+            for ours in (inputs, outputs)
+        )
+        yield f"{module}.lora_a", f"R {their_inputs} -> {' '.join([*inputs, 'R'])}"
+        yield f"{module}.lora_b", f"{their_outputs} R -> {' '.join(['R', *outputs])}"
         if config.lora.dora:
-            yield f"{module}.lora_m", f"{_one_axis(outputs)} -> {' '.join(outputs)}"
-
-
-def _one_axis(letters: list[str]) -> str:
-    return letters[0] if len(letters) == 1 else f"({' '.join(letters)})"
+            yield f"{module}.lora_m", f"{their_outputs} -> {' '.join(outputs)}"
 
 
 def _refuse_other_kinds(folder: Path, said: Mapping[str, Any]) -> None:
@@ -209,49 +221,55 @@ def _refuse_other_kinds(folder: Path, said: Mapping[str, Any]) -> None:
         raise InputError(f"{folder}: the adapter's setting {on[0][:100]!r} is on, which is not computed here")
 
 
-def _bare(name: str) -> str:
-    """Return a tensor's name in GPT-2; PEFT stores the kernel under an adapter of the head too."""
-    return name.removeprefix(PREFIX).removeprefix(BODY).replace(".base_layer.", ".")
+def _dialect(config: GPTConfig) -> Dialect:
+    return FAMILIES[config.model_type].dialect
 
 
-def _our_name(folder: Path, name: str) -> str:
+def _bare(name: str, dialect: Dialect) -> str:
+    """Return a tensor's name in the model; PEFT stores the kernel under an adapter of the head too."""
+    return name.removeprefix(PREFIX).removeprefix(dialect.prefix).replace(".base_layer.", ".")
+
+
+def _our_name(folder: Path, name: str, dialect: Dialect) -> str:
     """Return our name of a tensor such as `h.0.attn.c_attn.lora_A.weight`."""
     stem, end = next((name.removesuffix(f".{end}"), end) for end in SUFFIXES if end in name)
-    number = re.search(r"(?<=^h\.)(0|[1-9]\d{0,4})(?=\.)", stem)
-    general = f"{stem}.weight" if number is None else re.sub(r"^h\.\d+\.", "h.{i}.", f"{stem}.weight")
-    row = next((row for row in HF.rows if row.names[0] == general and row.ours.endswith(".kernel")), None)
+    number = NUMBER.search(stem)
+    general = stem if number is None else f"{stem[: number.start(1)]}{{i}}{stem[number.end(1) :]}"
+    kernels = [row for row in dialect.rows if row.ours.endswith(".kernel")]
+    row = next((row for row in kernels if row.names[0] == f"{general}.weight"), None)
     if row is None or not name.endswith(f".{end}"):
-        raise InputError(f"{folder}: {name[:100]!r} is an adapter of no linear layer of GPT-2")
-    module = row.ours.removesuffix(".kernel").replace("{i}", number[0] if number else "")
+        raise InputError(f"{folder}: {name[:100]!r} is an adapter of no linear layer of {dialect.title}")
+    module = row.ours.removesuffix(".kernel").replace("{i}", number[1] if number else "")
     return f"{module}.{SUFFIXES[end]}"
 
 
-def _their_module(module: str) -> str:
-    row = next(
-        row for row in HF.rows if row.ours.rpartition(".")[0] == re.sub(r"^blocks\.\d+\.", "blocks.{i}.", module)
-    )
-    name = _prefixed(row).rpartition(".")[0]
+def _their_module(module: str, dialect: Dialect) -> str:
+    general = re.sub(r"^blocks\.\d+\.", "blocks.{i}.", module)
+    row = next(row for row in dialect.rows if row.ours.rpartition(".")[0] == general)
+    name = _prefixed(row, dialect).rpartition(".")[0]
     return name.replace("{i}", module.split(".")[1]) if module.startswith("blocks.") else name
 
 
-def _prefixed(row: Row) -> str:
-    return row.names[0] if row.ours == HEAD else BODY + row.names[0]
+def _prefixed(row: Row, dialect: Dialect) -> str:
+    return row.names[0] if row.ours == HEAD else dialect.prefix + row.names[0]
 
 
 def _replace_own(folder: Path, params: dict[str, Any], config: GPTConfig, own: dict[str, Any]) -> GPTConfig:
     """Put whole modules of the adapter (`modules_to_save`) in the place of the model's."""
-    rows = {row.names[0]: row for row in HF.expand(replace(config, tie_word_embeddings=False, head_bias=False))}
+    dialect = _dialect(config)
+    rows = {row.names[0]: row for row in dialect.expand(replace(config, tie_word_embeddings=False, head_bias=False))}
     if unknown := [name for name in own if name not in rows]:
-        raise InputError(f"{folder}: {unknown[0][:100]!r} is no parameter of GPT-2")
-    table = own.get("wte.weight", own.get("lm_head.weight"))
+        raise InputError(f"{folder}: {unknown[0][:100]!r} is no parameter of {dialect.title}")
+    (of_tokens,), (of_head,) = dialect.row(EMBEDDING).names, dialect.row(HEAD).names
+    table = own.get(of_tokens, own.get(of_head))
     if table is not None and len(table.shape) == 2 and table.shape[0] != config.vocab_size:
         config = replace(config, vocab_size=int(table.shape[0]), n_padding=0)  # tokens were added
-    head = own.get("lm_head.weight")
+    head = own.get(of_head)
     if head is not None and config.tie_word_embeddings:
-        is_tied = "wte.weight" in own and same(np.asarray(head), np.asarray(own["wte.weight"]))
+        is_tied = of_tokens in own and same(np.asarray(head), np.asarray(own[of_tokens]))
         config = replace(config, tie_word_embeddings=is_tied)
         if is_tied:
-            del own["lm_head.weight"]
+            del own[of_head]
     for name, array in own.items():
         row = rows[name]
         if tuple(array.shape) != (expected := shape_of(row.left, config.dims)):
@@ -267,12 +285,15 @@ def _replace_rows(
     folder: Path, params: dict[str, Any], config: GPTConfig, found: dict[str, Any], said: Any
 ) -> GPTConfig:
     """Put rows that trained alone (`trainable_token_indices`) in the place of the model's, and after its last."""
-    n_rows = config.vocab_size
-    for table, ours in (("wte", EMBEDDING), ("lm_head", HEAD)):
-        rows = found.pop(f"{table}.{ROWS_OF_TOKENS}", None)
+    n_rows, dialect = config.vocab_size, _dialect(config)
+    for ours in (EMBEDDING, HEAD):
+        module = dialect.row(ours).names[0].rpartition(".")[0]
+        table = module.rpartition(".")[2]
+        rows = found.pop(f"{module}.{ROWS_OF_TOKENS}", None)
         if rows is None:
             continue
-        numbers = said.get(table, said.get(f"transformer.{table}")) if isinstance(said, dict) else said
+        names = (table, module, f"{dialect.prefix}{module}")
+        numbers = next((said[name] for name in names if name in said), None) if isinstance(said, dict) else said
         numbers = numbers if isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers) else []
         n_rows = max(n_rows, max(numbers, default=-1) + 1)
         is_whole = n_rows <= config.vocab_size + len(numbers) and {*range(config.vocab_size, n_rows)} <= {*numbers}

@@ -1,8 +1,13 @@
-"""Published models, by name: what can be said of them without their files."""
+"""Published models, by name: what can be said of them without their files.
 
-from dataclasses import dataclass
+GPT-2s are here; the shapes of other families are in `jaxgpt.convert.families.shapes`.
+"""
+
+from dataclasses import dataclass, replace
 
 from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.families.hf_config import config_from_hf
+from jaxgpt.convert.families.shapes import SHAPES, fields_of_shape
 
 OWNERS = ("openai-community/", "distilbert/", "")
 """Under whom the hub has a name that is written without an owner."""
@@ -38,7 +43,8 @@ class Published:
 
     def has_shape_of(self, config: GPTConfig) -> bool:
         """Return whether a config has this model's width, blocks and tokens."""
-        return (config.n_embd, config.n_layer, config.n_tokens) == (self.n_embd, self.n_layer, self.vocab_size)
+        shape = config.model_type, config.n_embd, config.n_layer, config.n_tokens
+        return shape == ("gpt2", self.n_embd, self.n_layer, self.vocab_size)
 
 
 PUBLISHED = (
@@ -57,6 +63,12 @@ PUBLISHED = (
 """Radford et al. 2019 (table 2), Sanh et al. 2019, Zhang et al. 2019 (table 2), and the bundled model."""
 
 
+PUBLISHED_NAMES = (*(model.name for model in PUBLISHED), *SHAPES)
+"""Names of all models whose shape is known."""
+
+
 def config_of_published(name: str) -> GPTConfig | None:
-    """Return the config of a published model, whatever the revision; None for a name that is not in the table."""
+    """Return the config of a published model, whatever the revision; None for a name that is not in the tables."""
+    if (fields := fields_of_shape(name)) is not None:
+        return replace(config_from_hf(fields), carried="")
     return next((model.config for model in PUBLISHED if model.is_called(name)), None)

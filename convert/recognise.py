@@ -11,12 +11,6 @@ from jaxgpt.convert.dialect import EMBEDDING, HEAD_BIAS, Dialect, Row, Tensors
 from jaxgpt.convert.dialects import DIALECTS
 from jaxgpt.convert.dialects.flax import FLAX
 from jaxgpt.convert.dialects.hf import DIALOGPT, HF
-from jaxgpt.convert.dialects.hf_config import (
-    ACTIVATION_ALIASES,
-    config_from_hf,
-    refuse_other_computation,
-    unread_fields,
-)
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.dialects.lecture import LECTURE
 from jaxgpt.convert.dialects.lesson import LESSON
@@ -28,6 +22,13 @@ from jaxgpt.convert.dialects.own import read_dialect
 from jaxgpt.convert.dialects.raschka import RASCHKA
 from jaxgpt.convert.disk import local_path
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.families.hf_config import (
+    ACTIVATION_ALIASES,
+    config_from_hf,
+    family_of,
+    refuse_other_computation,
+    unread_fields,
+)
 from jaxgpt.convert.unwrap import Unwrapped, unwrap
 
 FORMS = {"gelu": "gelu (the exact form)", "gelu_new": "gelu_new (the tanh form)"}
@@ -36,10 +37,17 @@ FORMS = {"gelu": "gelu (the exact form)", "gelu_new": "gelu_new (the tanh form)"
 ACTIVATION_NAMES = ("activation_function", "activation", "activation_fn", "act", "act_fn", "hidden_act", "nonlinearity")
 """Names under which model_args may state the activation."""
 
-OTHER_ARCHITECTURES = (
-    (r"gpt_neox\.", "GPT-NeoX"),
+FAMILIES_BY_NAME = (
+    (r"gpt_neox\.|(^|\.)layers\.\d+\.attention\.query_key_value", "GPT-NeoX"),
     (r"attn\.attention\.(q|k|v)_proj", "GPT-Neo"),
-    (r"attn\.(q|k|v)_proj|(^|\.)layers\.\d+\.self_attn", "GPT-J or a Llama"),
+    (r"(^|\.)decoder\.layers\.\d+\.self_attn\.(q|k|v)_proj", "OPT"),
+    (r"(^|\.)layers\.\d+\.self_attn\.(q|k|v)_proj", "a Llama or one of its relatives"),
+)
+"""Patterns of names by which families are known whose `config.json` must lie beside the weights."""
+
+OTHER_ARCHITECTURES = (
+    (r"(^|\.)h\.\d+\.attn\.(q|k|v)_proj", "GPT-J"),
+    (r"(^|\.)layers\.\d+\.self_attn", "another model of Llama's kind"),
     (r"rotary_emb", "a model with rotary positions, such as CodeShell"),
     (r"mlp\.c_fc2", "BTLM"),
     (r"crossattention|ln_cross_attn", "a GPT-2 with cross-attention"),
@@ -76,8 +84,18 @@ def recognise(
         InputError: the checkpoint is of another architecture, or it does not state what has to be known.
     """
     given = None if dialect is None else dialect_called(dialect)
+    family = None if contents.config_json is None else family_of(contents.config_json)
+    if given is None and family is not None and family.dialect.needs_config:
+        given, why = family.dialect, f"config.json says model_type {family.model_type!r}"
+    else:
+        why = "it was given"
     if given is None and contents.format != "Orbax":  # ours, which may have adapters
         _refuse_other_architectures(contents.tensors)
+    if given is not None and given.needs_config and family is None:
+        raise InputError(
+            f"the weights of {given.title} are read with the config.json that lies beside them, and there is none: "
+            "their shapes do not tell what the model computes"
+        )
     unwrapped = Unwrapped(dict(contents.tensors)) if contents.config is not None else unwrap(contents.tensors, given)
     tensors, notes = unwrapped.tensors, []
     if unwrapped.heads and not drop_heads:
@@ -88,14 +106,15 @@ def recognise(
         )
     if left_out := [*unwrapped.heads, *unwrapped.left_out]:
         notes.append(f"left out, as no part of the language model: {_listed(left_out)}")
-    found, reason = (given, "it was given") if given is not None else _dialect_by_names(contents, tensors)
+    found, reason = (given, why) if given is not None else _dialect_by_names(contents, tensors)
     if contents.config is not None:
         config = contents.config
     elif contents.config_json is not None and found not in (NANOGPT, BUILD_NANOGPT):  # theirs is in the file
         config = config_from_hf(contents.config_json, contents.generation_json)
         if unread := unread_fields(contents.config_json):
             notes.append(
-                f"ignored in config.json, which GPT-2 does not read, and kept for an export: {_listed(unread)}"
+                f"ignored in config.json, which {family_of(contents.config_json).title.partition(' (')[0]} does not "
+                f"read, and kept for an export: {_listed(unread)}"
             )
     else:
         model_args = _plain(contents.model_args or {})
@@ -147,6 +166,12 @@ def _stated_activation(model_args: dict[str, Any]) -> str | None:
 
 
 def _refuse_other_architectures(names: Iterable[str]) -> None:
+    for pattern, what in FAMILIES_BY_NAME:
+        if hit := next((name for name in names if re.search(pattern, name)), None):
+            raise InputError(
+                f"{hit} is a tensor of {what}, whose weights are read with the config.json that lies beside them: "
+                "their shapes do not tell what the model computes"
+            )
     for pattern, what in OTHER_ARCHITECTURES:
         if hit := next((name for name in names if re.search(pattern, name)), None):
             raise InputError(f"{hit} is a tensor of {what}, not of GPT-2: unsupported")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxgpt.convert.disk import local_path
 from jaxgpt.convert.errors import InputError, did_you_mean
-from jaxgpt.convert.published import PUBLISHED
+from jaxgpt.convert.published import PUBLISHED_NAMES
 
 VOCABULARIES = (
     "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
@@ -64,7 +64,7 @@ def _alike(source: str | Path) -> str:
         beside = [str(Path(source).parent / path.name) for path in parent.iterdir()]
     except OSError:
         beside = []
-    return did_you_mean(str(source), [*(known.name for known in PUBLISHED), *beside], cutoff=0.75)
+    return did_you_mean(str(source), [*PUBLISHED_NAMES, *beside], cutoff=0.75)
 
 
 def newest_step(run: Path) -> Path:

@@ -115,7 +115,7 @@ def _place(outer: str) -> str:
 
 def _head(name: str) -> str | None:
     """Return what kind of head a tensor belongs to that is no part of a block."""
-    if re.search(r"(^|\.)(h|blocks)\.\d+\.", name):
+    if re.search(r"(^|\.)(h|blocks|layers)\.\d+\.", name):
         return None
     return next((what for pattern, what in HEADS if re.search(rf"(^|\.){pattern}", name)), None)
 

@@ -17,7 +17,7 @@ from transformers import GPT2LMHeadModel
 
 import jaxgpt
 from jaxgpt import convert
-from jaxgpt.convert.dialects.hf_config import config_from_hf, unread_fields
+from jaxgpt.convert.families.hf_config import config_from_hf, unread_fields
 from jaxgpt.convert.mapping import same
 
 T = DIMS["n_positions"]

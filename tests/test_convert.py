@@ -24,8 +24,9 @@ import jaxgpt
 from jaxgpt import convert
 from jaxgpt.convert import disk
 from jaxgpt.convert.dialects.hf import HF
-from jaxgpt.convert.dialects.hf_config import FIELDS, config_from_hf
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
+from jaxgpt.convert.families.gpt2 import GPT2
+from jaxgpt.convert.families.hf_config import config_from_hf
 from jaxgpt.convert.layout import relayout, shape_of, swap
 from jaxgpt.convert.mapping import same
 
@@ -96,7 +97,7 @@ def test_export_loads_strictly_in_transformers_with_equal_logits(tmp_path, hf_fo
         tmp_path / "out", output_loading_info=True, attn_implementation="eager"
     )
     assert not any(info.values()), info
-    for field in FIELDS:
+    for field in GPT2.fields:
         assert getattr(again.config, field) == getattr(theirs.config, field), field
     tokens = random_tokens((2, DIMS["n_positions"]))
     assert (torch_logits(again.eval(), tokens) == torch_logits(theirs, tokens)).all()

@@ -295,7 +295,7 @@ def test_a_form_that_can_not_hold_the_model_is_refused(tmp_path, hf_folder):
 def test_every_dialect_names_the_same_parameters():
     config = jaxgpt.GPTConfig(**DIMS, tie_word_embeddings=False)
     ours = [row.ours for row in DIALECTS["jaxgpt"].expand(config)]
-    for dialect in DIALECTS.values():
+    for dialect in (dialect for dialect in DIALECTS.values() if not dialect.needs_config):
         assert [row.ours for row in dialect.expand(config)] == ours
         without = [row.ours for row in dialect.expand(replace(config, bias=False))]
         assert without == [name for name in ours if not name.endswith(".bias")]

@@ -1,4 +1,4 @@
-"""The model in PyTorch that another is compared with: transformers' GPT2LMHeadModel, in float32 on the CPU."""
+"""The model in PyTorch that another is compared with: transformers' own of its family, in float32 on the CPU."""
 
 import contextlib
 from collections import Counter
@@ -10,41 +10,45 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.convert.config import GPTConfig
-from jaxgpt.convert.dialects.hf import HF
-from jaxgpt.convert.dialects.hf_config import config_from_hf
+from jaxgpt.convert.dialect import Dialect
 from jaxgpt.convert.errors import InputError, about
+from jaxgpt.convert.families import FAMILIES
+from jaxgpt.convert.families.hf_config import config_from_hf
 from jaxgpt.convert.json_input import read_json
 from jaxgpt.convert.mapping import to_ours
 from jaxgpt.convert.source import resolve
-
-MODULES = {"wte": "tok_emb", "wpe": "pos_emb", "drop": "embeddings", "ln_f": "ln_f"}
-"""Theirs to ours, beside the blocks."""
+from jaxgpt.params import module_of
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A GPT-2 of transformers, and the same parameters under our names."""
+    """A model of transformers, and the same parameters under our names."""
 
     name: str
     module: Any
-    """GPT2LMHeadModel."""
+    """Such as GPT2LMHeadModel."""
     config: GPTConfig
     params: dict[str, np.ndarray]
 
+    @property
+    def dialect(self) -> Dialect:
+        return FAMILIES[self.config.model_type].dialect
+
     def counts(self) -> dict[str, int]:
         """Count the parameters of each module as PyTorch does: a tied head counts once."""
+        ours = {name: row.ours for row in self.dialect.expand(self.config) for name in row.names}
         counts: Counter[str] = Counter()
         for name, param in self.module.named_parameters():
-            parts = name.removeprefix("transformer.").split(".")
-            counts[f"blocks.{parts[1]}" if parts[0] == "h" else MODULES.get(parts[0], parts[0])] += param.numel()
+            bare = self.dialect.bare(name)
+            counts[module_of(ours[self.dialect.renamed.get(bare, bare)])] += param.numel()
         return dict(counts)
 
 
 def load_reference(source: Any) -> Reference:
-    """Load a folder or a hub name with transformers; a GPT2LMHeadModel is used as it is.
+    """Load a folder or a hub name with transformers; a model of its own is used as it is.
 
     Raises:
-        InputError: PyTorch is not installed, or it is no whole GPT-2 checkpoint.
+        InputError: PyTorch is not installed, or it is no whole checkpoint of a family that we compute.
     """
     try:
         import torch
@@ -63,26 +67,26 @@ def load_reference(source: Any) -> Reference:
             f"{source} is not a Hugging Face folder (no config.json): jaxgpt convert {source} NEW --to=hf writes one"
         )
     with about(str(source)):
-        config_from_hf(read_json(path / "config.json"))  # from_pretrained would take a BERT's for a GPT-2's
-    return _reference(str(source), _from_folder(path))
+        config = config_from_hf(read_json(path / "config.json"))  # from_pretrained would take a BERT's for a GPT-2's
+    return _reference(str(source), _from_folder(path, FAMILIES[config.model_type].architecture))
 
 
-def _from_folder(path: Path) -> Any:
+def _from_folder(path: Path, architecture: str) -> Any:
     import torch
-    from transformers import GPT2LMHeadModel
+    import transformers
 
     settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
     settings["output_loading_info"] = True
     try:
         with _quiet():
-            loaded: Any = GPT2LMHeadModel.from_pretrained(path, **settings)
+            loaded: Any = getattr(transformers, architecture).from_pretrained(path, **settings)
     except Exception as error:  # transformers, safetensors and torch raise whatever they like for a broken file
         cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise InputError(f"{path}: transformers can't load it ({type(error).__name__}: {cause})") from None
     module, info = loaded
     if missing := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise InputError(
-            f"{path}: not a whole GPT-2 checkpoint; transformers would initialise these at random: "
+            f"{path}: not a whole checkpoint; transformers would initialise these at random: "
             + ", ".join(missing[:4])
             + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         )
@@ -109,8 +113,24 @@ def _reference(name: str, module: Any) -> Reference:
     with about(name):
         config = config_from_hf(module.config.to_dict())
         tensors = {key: value.detach().float().numpy() for key, value in module.state_dict().items()}
-        params, config = to_ours(HF, tensors, config)
+        params, config = to_ours(FAMILIES[config.model_type].dialect, tensors, config)
     return Reference(name, module, config, params)
+
+
+def module_names(reference: Reference) -> dict[str, str]:
+    """Return the name in PyTorch of each module whose output is compared, by our name, from the dialect's table."""
+    dialect, config = reference.dialect, reference.config
+    stems = {row.ours.rpartition(".")[0]: row.names[0].rpartition(".")[0] for row in dialect.rows}
+    names: dict[str, str] = {name: stems[name] for name in ("tok_emb", "pos_emb", "ln_f") if name in stems}
+    norm, out, last = (stems[f"blocks.{{i}}.{part}"] for part in ("ln_1", "attn.c_proj", "mlp.fc2"))
+    block = norm[: norm.index("{i}") + 3]
+    mlp = last.rpartition(".")[0]
+    inner = {"ln_1": norm, "attn": out.rpartition(".")[0], "ln_2": stems["blocks.{i}.ln_2"]}
+    inner["mlp"] = last if mlp == block else mlp  # OPT has no module around its MLP
+    for i in range(config.n_layer):
+        names |= {f"blocks.{i}.{part}": name.replace("{i}", str(i)) for part, name in inner.items()}
+        names[f"blocks.{i}"] = block.replace("{i}", str(i))
+    return {name: f"{dialect.prefix}{theirs}" for name, theirs in names.items()}
 
 
 def torch_outputs(
@@ -135,18 +155,21 @@ def torch_outputs(
         def show(_module, _inputs, output) -> None:
             output = output[pattern is not None] if isinstance(output, tuple) else output
             if output is not None:
-                see(name, output.numpy())
+                see(name, (output if output.ndim > 2 else output[None]).numpy())  # OPT's MLP has no axis of rows
 
         return show
 
-    body = reference.module.transformer
-    places = [(MODULES[name], body.get_submodule(name)) for name in MODULES] + [("logits", reference.module.lm_head)]
-    for i, block in enumerate(body.h):
-        places += [(f"blocks.{i}.{part}", getattr(block, part)) for part in ("ln_1", "attn", "ln_2", "mlp")]
-        places += [(f"blocks.{i}", block)]
-    if pattern is not None:
-        places = [(pattern, module) for name, module in places if f"{name}.pattern" == pattern]
-    handles = [module.register_forward_hook(hook(name)) for name, module in places]
+    def show_embeddings(_module, inputs, named) -> None:
+        see("embeddings", (inputs[0] if inputs else named["hidden_states"]).numpy())
+
+    module: Any = reference.module
+    places = {name: module.get_submodule(theirs) for name, theirs in module_names(reference).items()}
+    if pattern is None:
+        handles = [places["blocks.0"].register_forward_pre_hook(show_embeddings, with_kwargs=True)]
+        places["logits"] = module.get_output_embeddings()
+    else:
+        handles, places = [], {pattern: places[pattern.removesuffix(".pattern")]}
+    handles += [theirs.register_forward_hook(hook(name)) for name, theirs in places.items()]
     kind = next(reference.module.parameters()).dtype
     try:
         with torch.no_grad():

@@ -1,45 +1,20 @@
-"""Hugging Face's `config.json` of a GPT-2: each field is honoured, at its default, kept for the export, or refused."""
+"""Hugging Face's `config.json`: each field is honoured, at its default, kept for the export, or refused."""
 
+import dataclasses
 import json
 import re
 import reprlib
+from dataclasses import replace
 from typing import Any
 
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.families import FAMILIES
+from jaxgpt.convert.families.family import Family
 from jaxgpt.convert.json_input import parse_json
-
-FIELDS: dict[str, Any] = {
-    "vocab_size": 50257,
-    "n_positions": 1024,
-    "n_embd": 768,
-    "n_layer": 12,
-    "n_head": 12,
-    "n_inner": None,
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-    "tie_word_embeddings": True,
-    "embd_pdrop": 0.1,
-    "attn_pdrop": 0.1,
-    "resid_pdrop": 0.1,
-    "bos_token_id": 50256,
-    "eos_token_id": 50256,
-}
-"""Fields of `config.json` that we honour, by their names in `GPTConfig`, with the defaults of `GPT2Config`."""
 
 OURS: dict[str, Any] = {"n_padding": 0}
 """Our own fields, written if they differ from this default; transformers keeps them and does not read them."""
-
-ALIASES = {
-    "hidden_size": "n_embd",
-    "max_position_embeddings": "n_positions",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}
-"""Other names of those fields, as in `GPT2Config.attribute_map`; if both are given they must agree."""
 
 FALLBACKS = {"n_ctx": "n_positions", "n_vocab": "vocab_size"}
 """Names that transformers does not read: they count only where a config does not have the field itself."""
@@ -58,15 +33,10 @@ ACTIVATION_ALIASES = {
 """transformers' `ACT2FN` names of the same functions (`quick_gelu` is a different function, and refused)."""
 
 AT_DEFAULT: dict[str, tuple] = {
-    "model_type": ("gpt2",),
-    "add_cross_attention": (False, None),
     "is_encoder_decoder": (False, None),
     "pruned_heads": ({}, None),
-    "position_embedding_type": ("absolute", None),
-    "do_layer_norm_before": (True,),
-    "apply_residual_connection_post_layernorm": (False,),
 }
-"""Fields that would change what the model computes: accepted at these values only."""
+"""Fields of any family that would change what the model computes: accepted at these values only."""
 
 GROUPED, WINDOWS, SCALED = "grouped or multi-query attention", "attention in windows", "other scales"
 OTHER_COMPUTATION = (
@@ -82,11 +52,14 @@ OTHER_COMPUTATION = (
     (r"^mup_|parallel_(residual|att)|(^|_)qk_(layer_?)?norm|rms_?norm|(^|_)post_(layer_?)?norm", "another block"),
     (r"^(embedding|residual|attention|logits?)_(multiplier|scale|scaling)$|scale_embedding", SCALED),
 )
-"""Patterns of fields by which other models change what they compute, and how. GPT-2 in transformers reads none of
-them, but a checkpoint that has one was probably trained by a program that does."""
+"""Patterns of fields by which other models change what they compute, and how. A family reads those of them that are in
+its table, and none else, but a checkpoint that has one was probably trained by a program that does."""
 
 OFF: tuple[Any, ...] = (None, False, 0, "", "none", "None", [])
 """Values at which such a field says that nothing is changed."""
+
+ADDED = ("carried", "lora", "n_new_tokens", "head_bias")
+"""Fields of ours that no `config.json` has to say: adapters are merged before, and a bias of the head is refused."""
 
 WHAT_TO_DO = "if the weights were made without it, or no longer need it, delete the field from "
 
@@ -110,6 +83,21 @@ WRITTEN = frozenset({"architectures", "model_type", "dtype", "torch_dtype"})
 """Fields that an export states anew."""
 
 
+def family_of(fields: dict[str, Any]) -> Family:
+    """Return the family of a `config.json`; that of GPT-2, if it states none.
+
+    Raises:
+        InputError: it is none that we compute.
+    """
+    kind = fields.get("model_type", "gpt2")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise InputError(
+            f"config.json says model_type {reprlib.repr(kind)}: unsupported architecture; known are {known}"
+        )
+    return FAMILIES[kind]
+
+
 def config_from_hf(fields: dict[str, Any], generation: dict[str, Any] | None = None) -> GPTConfig:
     """Read a parsed `config.json`.
 
@@ -120,35 +108,45 @@ def config_from_hf(fields: dict[str, Any], generation: dict[str, Any] | None = N
     Raises:
         InputError: the config is of another architecture, contradicts itself, or has a value out of its bounds.
     """
-    if (kind := fields.get("model_type", "gpt2")) != "gpt2":
-        raise InputError(f"config.json says model_type {kind!r}: this architecture is not GPT-2")
+    family = family_of(fields)
+    merged = _merged(family, fields)
+    told = {ours: merged[theirs] for theirs, (ours, _) in family.fields.items()}
+    told |= {name: merged[name] for name in OURS} | family.fixed | family.read(merged)
+    activation = told["activation_function"]
+    if isinstance(activation, str):
+        told["activation_function"] = ACTIVATION_ALIASES.get(activation, activation)
+    told |= {name: _ids(name, told[name]) for name in IDS}
+    return GPTConfig(**told, model_type=family.model_type, carried=_carry(family, fields, generation))
+
+
+def _merged(family: Family, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields under the names of the family's table, with its defaults, and refuse what we do not compute."""
     given: dict[str, Any] = {}
+    at_default = AT_DEFAULT | family.at_default
     for name, value in fields.items():
-        field = ALIASES.get(name, name)
-        if field in FIELDS or field in OURS:
+        field = family.aliases.get(name, name)
+        if field in family.fields or field in OURS:
             if field in given and given[field] != value:
                 raise InputError(f"config.json contradicts itself: {field} is {given[field]!r} and {name} is {value!r}")
             given[field] = value
-        elif name in AT_DEFAULT and value not in AT_DEFAULT[name]:
+        elif name in at_default and value not in at_default[name]:
             raise InputError(
-                f"config.json: {name} = {reprlib.repr(value)} is not supported, only {AT_DEFAULT[name][0]!r}: "
+                f"config.json: {name} = {reprlib.repr(value)} is not supported, only {at_default[name][0]!r}: "
                 f"{WHAT_TO_DO}config.json and try again"
             )
     fallbacks = {field: fields[name] for name, field in FALLBACKS.items() if fields.get(name) is not None}
-    merged = FIELDS | OURS | fallbacks | given
-    refuse_other_computation("config.json", unread_fields(fields), fields, merged["n_head"])
-    if merged["n_inner"] is None and isinstance(merged["n_embd"], int):
-        merged["n_inner"] = 4 * merged["n_embd"]
-    activation = merged["activation_function"]
-    if isinstance(activation, str):
-        merged["activation_function"] = ACTIVATION_ALIASES.get(activation, activation)
-    merged |= {name: _ids(name, merged[name]) for name in IDS}
-    return GPTConfig(**merged, carried=_carry(fields, generation))
+    defaults = {theirs: default for theirs, (_, default) in family.fields.items()}
+    together = {name: fields[name] for name in family.read_together if name in fields}
+    merged = defaults | OURS | {name: v for name, v in fallbacks.items() if name in defaults} | given | together
+    n_head = next(merged[theirs] for theirs, (ours, _) in family.fields.items() if ours == "n_head")
+    refuse_other_computation("config.json", unread_fields(fields), fields, n_head)
+    return merged
 
 
 def unread_fields(fields: dict[str, Any]) -> list[str]:
-    """Return the fields of a `config.json` that neither GPT-2 in transformers nor we read, in their order."""
-    known = {*FIELDS, *OURS, *ALIASES, *AT_DEFAULT, *IRRELEVANT}
+    """Return the fields of a `config.json` that neither its family in transformers nor we read, in their order."""
+    family = family_of(fields)
+    known = {*family.known, *OURS, *AT_DEFAULT, *IRRELEVANT, "model_type"}
     agreeing = {name for name, field in FALLBACKS.items() if fields.get(name) == fields.get(field, fields.get(name))}
     return [name for name in fields if name not in known and name not in agreeing]
 
@@ -164,8 +162,8 @@ def refuse_other_computation(where: str, names: list[str], fields: dict[str, Any
         if what is not None and not _is_off(fields[name], what, n_head):
             shown = repr(name)[1:-1][:100]  # on one line, whatever is in it
             raise InputError(
-                f"{where}: {shown} = {reprlib.repr(fields[name])} stands for {what}, which GPT-2 does not have: "
-                f"unsupported; {WHAT_TO_DO}{where} and try again"
+                f"{where}: {shown} = {reprlib.repr(fields[name])} stands for {what}, which this architecture does not "
+                f"have: unsupported; {WHAT_TO_DO}{where} and try again"
             )
 
 
@@ -176,15 +174,28 @@ def _is_off(value: Any, what: str, n_head: Any) -> bool:
 
 
 def config_to_hf(config: GPTConfig) -> dict[str, Any]:
-    """Make the fields of a `config.json` that `GPT2LMHeadModel.from_pretrained` reads, and those that were kept."""
-    fields = {name: getattr(config, name) for name in FIELDS}
+    """Make the fields of a `config.json` that transformers' class of its family reads, and those that were kept.
+
+    Raises:
+        InputError: no model of the family computes what this one does.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise InputError(f"config: model_type {config.model_type!r} is unknown; known are {', '.join(FAMILIES)}")
+    fields = {theirs: getattr(config, ours) for theirs, (ours, _) in family.fields.items()} | family.written(config)
     ours = {name: getattr(config, name) for name, default in OURS.items() if getattr(config, name) != default}
-    if config.n_inner == 4 * config.n_embd:
-        fields["n_inner"] = None
     kept = carried_of(config, "config.json") or {}
     same_ids = {name: kept[name] for name in IDS if name in kept and name not in changed_ids(config)}
-    fixed = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
-    return fixed | fields | {name: kept[name] for name in kept if name not in fields} | ours | same_ids
+    fixed = {"architectures": [family.architecture], "model_type": family.model_type}
+    made = fixed | fields | {name: kept[name] for name in kept if name not in fields} | ours | same_ids
+    read = replace(config_from_hf(made), carried=config.carried)
+    for name in (field.name for field in dataclasses.fields(GPTConfig)):
+        if name not in ADDED and getattr(read, name) != getattr(config, name):
+            raise InputError(
+                f"{family.title} can't represent this model: its {name} is {getattr(read, name)!r}, the model's is "
+                f"{getattr(config, name)!r}"
+            )
+    return made
 
 
 def generation_to_hf(config: GPTConfig) -> dict[str, Any]:
@@ -206,11 +217,12 @@ def changed_ids(config: GPTConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in IDS if _ids(name, kept.get(name)) != getattr(config, name)}
 
 
-def _carry(fields: dict[str, Any], generation: dict[str, Any] | None) -> str:
+def _carry(family: Family, fields: dict[str, Any], generation: dict[str, Any] | None) -> str:
     """Return as JSON text what an export writes again, with the ids as they were said."""
-    ours = {*FIELDS, *OURS, *ALIASES, *WRITTEN} - set(IDS)
+    ours = {*family.fields, *family.read_together, *OURS, *family.aliases, *WRITTEN} - set(IDS)
     kept = {name: value for name, value in fields.items() if name not in ours}
-    files = {"config.json": {name: FIELDS[name] for name in IDS} | kept, "generation_config.json": generation}
+    ids = {name: family.fields[name][1] for name in IDS}
+    files = {"config.json": ids | kept, "generation_config.json": generation}
     return json.dumps({file: found for file, found in files.items() if found is not None}, sort_keys=True)
 
 
