@@ -156,6 +156,7 @@ def fingerprint(tokenizer: Any) -> str:
         what = json.loads(backend.to_str())
         what |= {"truncation": None, "padding": None}  # which every call sets
     state = [what, tokenizer.chat_template, tokenizer.eos_token, getattr(tokenizer, "split_special_tokens", False)]
+    state += begin_ids(tokenizer)
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
@@ -232,11 +233,27 @@ def decide_ids(config: GPTConfig, tokenizer: Any) -> tuple[GPTConfig, str]:
     return decided, f"a text ends with {named}, by {by}"
 
 
+def begin_ids(tokenizer: Any) -> list[int]:
+    """Return the token that the tokenizer puts before each text, as those of Llama and OPT do; most put none."""
+    begin = tokenizer.bos_token_id
+    if begin is None:
+        return []
+    try:
+        return [begin] if tokenizer("", verbose=False)["input_ids"][:1] == [begin] else []
+    except Exception:  # some can't encode nothing, and the tokenizers library raises plain Exception
+        return []
+
+
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
     """Return the tokens of a text that is to be continued: as training encodes the beginning of one.
 
-    No token is added, so that the prompt does not end with an end token.
+    What the tokenizer puts before a text is there; at its end nothing is added, such as an end token.
     """
+    return [*begin_ids(tokenizer), *encode_text(tokenizer, text)]
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text, and none beside them."""
     try:
         return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     except Exception as error:  # the tokenizers library raises plain Exception for a token that is unknown

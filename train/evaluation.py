@@ -5,6 +5,7 @@ import jax
 import jaxgpt
 from jaxgpt.convert.command_line.console import busy
 from jaxgpt.params import with_params
+from jaxgpt.tokenizer import begin_ids
 from jaxgpt.train.data.device_batches import device_eval_batches
 from jaxgpt.train.distributed import any_process
 from jaxgpt.train.setup import TrainingInputs
@@ -54,4 +55,5 @@ def sample(inputs: TrainingInputs, state: TrainState) -> str:
             model, [prompt], max_new_tokens=room, temperature=0.8, top_k=40, seed=inputs.settings.seed,
             eos_id=model.config.end_ids if inputs.is_chat else None,
         )  # fmt: skip
-    return inputs.tokenizer.decode(out)
+    begin = begin_ids(inputs.tokenizer)
+    return inputs.tokenizer.decode(out[len(begin) :] if begin and [*out[:1]] == begin else out)

@@ -101,7 +101,7 @@ class Settings(ModelFlags):
         "(EOS) token, or all.", group="data",
     )  # fmt: skip
     context: int | None = setting(
-        None, "Tokens in a sequence.", metavar="N", group="data", default_text="the model's whole context",
+        None, "Tokens in a sequence.", metavar="N", group="data", default_text="the model's, at most 1024",
         **COUNT,
     )  # fmt: skip
     workers: int = setting(

@@ -24,7 +24,7 @@ from jaxgpt.freeze.strategies import lora_of, names_new_tokens
 from jaxgpt.int8 import Int8Kernel, quantise
 from jaxgpt.mesh import make_mesh, shardings
 from jaxgpt.params import count_params, module_shares, named_params, with_params
-from jaxgpt.tokenizer import add_tokens, check_vocabulary, encode_prompt
+from jaxgpt.tokenizer import add_tokens, check_vocabulary, encode_prompt, encode_text
 from jaxgpt.train.command import check_settings
 from jaxgpt.train.data.load import TrainingData, find_sources, load_data
 from jaxgpt.train.distributed import check_processes_agree
@@ -123,10 +123,10 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
         checkpoint = convert.read(resolve(find_model(settings, run)), **settings.how_to_read)
     config = checkpoint.config
     mesh = make_mesh_of_run(settings, run, config.n_embd)
-    batch_shapes(settings, mesh, config.n_positions, packed=False)  # before the model is read
+    batch_shapes(settings, mesh, config, packed=False)  # before the model is read
     with busy(f"loading {settings.model}"):
         model, tokenizer, added, ends, base = load_model(settings, checkpoint, sources.train, mesh, run)
-    data = load_data(settings, tokenizer, settings.context or config.n_positions, sources)
+    data = load_data(settings, tokenizer, settings.context or config.usual_context, sources)
     info = asdict(data.info)
     check_processes_agree({what: info[name] for name, what in IDENTITY.items()})
     for part in (data.train, data.held_out):
@@ -240,7 +240,7 @@ def first_words(prompt: str | None, tokenizer: Any, data: TrainingData) -> list[
         return encode_prompt(tokenizer, "The" if prompt is None else prompt)
     if prompt is not None:
         asked = render(tokenizer, [{"role": "user", "content": prompt}], answer=True)
-        return encode_prompt(tokenizer, asked)
+        return encode_text(tokenizer, asked)
     corpus, begin = data.held_out.corpus, data.held_out.rows.begins(0)[0]
     assert corpus.counts is not None
     asked = corpus.tokens[begin : begin + int(np.argmax(corpus.counts[begin:]))].tolist()

@@ -35,7 +35,7 @@ class EvalCommand(ModelFlags):
         None, "The folder of the cache of tokenised texts.", metavar="PATH", default_text="~/.cache/jaxgpt/tokens"
     )
     context: int | None = flag(
-        None, "Tokens in a window.", metavar="N", default_text="the model's own",
+        None, "Tokens in a window.", metavar="N", default_text="the model's, at most 1024",
         low=1, high=2**31 - 1,
     )  # fmt: skip
     stride: int | None = flag(

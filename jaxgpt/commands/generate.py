@@ -167,22 +167,25 @@ def encode(command: GenerateCommand, tokenizer: Any, texts: Sequence[str]) -> tu
             f"--chat: the tokenizer of {command.model} has no chat template; train the model on conversations first"
         )
     asked = [render(tokenizer, [{"role": "user", "content": text}], answer=True) for text in texts]
-    ids = [prompt_ids(tokenizer, text) for text in asked]
+    ids = [prompt_ids(tokenizer, text, is_whole=True) for text in asked]
     return ([""] if len(texts) == 1 else [f"{text}\n" for text in texts]), ids
 
 
-def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+def prompt_ids(tokenizer: Any, text: str, *, is_whole: bool = False) -> list[int]:
     """Return the tokens of a prompt.
+
+    Args:
+        is_whole: nothing is put before it, as before what a chat template has written.
 
     Raises:
         InputError: there are none: a tokenizer may leave out what it does not know.
     """
-    from jaxgpt.tokenizer import encode_prompt
+    from jaxgpt.tokenizer import begin_ids, encode_text
 
-    ids = encode_prompt(tokenizer, text)
+    ids = encode_text(tokenizer, text)
     if not ids:
         raise InputError(f"--prompt={text!r} gives no tokens with this tokenizer")
-    return ids
+    return ids if is_whole else [*begin_ids(tokenizer), *ids]
 
 
 def print_as_it_comes(head: str, pieces: Any) -> None:

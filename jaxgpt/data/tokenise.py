@@ -19,6 +19,7 @@ from jaxgpt.data.documents import Document, Kind, Source, bad_record
 from jaxgpt.data.pieces import Cutter, encoders
 from jaxgpt.data.preferences import Preference
 from jaxgpt.data.token_files import Writer
+from jaxgpt.tokenizer import begin_ids
 
 BATCH, MOST = 2**21, 4096
 """Bytes of text that are encoded at once, about, and pieces, at most."""
@@ -78,6 +79,8 @@ class _Item:
     file: int
     number: int
     text: str | None = None
+    is_first: bool = False
+    """The piece is the first of its text."""
     chat: Any = None
     tools: tuple[Any, ...] = ()
     preference: Preference | None = None
@@ -121,7 +124,7 @@ def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool)
     Raises:
         InputError: there is no text, or it can't be read.
     """
-    end = tokenizer.eos_token_id
+    begin, end = begin_ids(tokenizer), tokenizer.eos_token_id
     kind: Kind = "text"
     n_bytes, tokens, turns, remarks = 0, 0, 0, Remarks()
     documents = [0] * len(source.files)
@@ -153,6 +156,9 @@ def write_tokens(source: Source, tokenizer: Any, writer: Writer, progress: bool)
                         finish(item)
                 elif item.text is not None:
                     n_bytes += len(item.text.encode())
+                    if item.is_first and begin:
+                        writer.append("tokens", begin)
+                        tokens += len(begin)
                     writer.append("tokens", found)
                     tokens += len(found)
                 else:
@@ -217,7 +223,7 @@ def _items(source: Source, cutter: Cutter, bar: ReadingProgress, remarks: Remark
             if not pieces and not document.number and remarks.as_text is None and _is_record(piece):
                 remarks.as_text = file
             pieces += 1
-            yield _Item(file, document.number, text=piece)
+            yield _Item(file, document.number, text=piece, is_first=pieces == 1)
         if pieces:
             yield _Item(file, document.number)
 
@@ -293,12 +299,14 @@ def _chats(tokenizer: Any, batch: list[_Item]) -> list[Any]:
 def _encode_texts(tokenizer: Any, pair: Sequence[tuple[str, str]]) -> list[Encoded] | InputError:
     """Return two texts in tokens, each a prompt and what follows it, which alone counts, with the end of text."""
     found, end = [], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    begin = begin_ids(tokenizer)
     for prompt, answer in pair:
         if len(prompt) + len(answer) > LONGEST_CHAT:
             return InputError(f"the text has {len(prompt) + len(answer):,} characters; {LONGEST_CHAT:,} is the most")
         encoded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids = [*encoded["input_ids"], *end]
-        counts = [begin >= len(prompt) for begin, _ in encoded["offset_mapping"]] + [True] * len(end)
+        ids = [*begin, *encoded["input_ids"], *end]
+        counts = [start >= len(prompt) for start, _ in encoded["offset_mapping"]]
+        counts = [False] * len(begin) + counts + [True] * len(end)
         if not any(counts):
             return InputError("an answer has no token of its own")
         found.append(Encoded(ids, counts, [len(ids)]))

@@ -52,7 +52,7 @@ def evaluate(
     """Measure the loss of all tokens of a text after the first, each predicted once, in windows.
 
     Args:
-        context: the most tokens that come before one; the model's whole context by default.
+        context: the most tokens that come before one; the model's context by default, or 1,024 if that is longer.
         stride: tokens by which windows advance, and how many each predicts; those before give it context. The context
             by default, which is quickest; a smaller one gives every token at least `context - stride` before it, and a
             lower loss at the cost of `context / stride` times the work.
@@ -63,7 +63,7 @@ def evaluate(
         InputError: fewer than two tokens, ids that are no token of the model's, or a window of a wrong size.
     """
     tokens, config = np.asarray(tokens), model.config
-    T = config.n_positions if context is None else integer("context", context, 1, config.n_positions)
+    T = config.usual_context if context is None else integer("context", context, 1, config.n_positions)
     step = T if stride is None else integer("stride", stride, 1, T)
     batch_size = integer("batch_size", batch_size, 1)
     if tokens.ndim != 1 or len(tokens) < 2:

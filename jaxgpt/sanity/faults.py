@@ -1,5 +1,6 @@
 """Why a model differs from its reference: which parameter or config field, and in what way."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import permutations
@@ -11,6 +12,19 @@ import numpy as np
 from jaxgpt.convert.config import GPTConfig
 
 FIELDS = {
+    "norm": "ln_",
+    "positions": "",
+    "position_offset": "pos_emb",
+    "rotary_dim": ".attn",
+    "rope_theta": ".attn",
+    "rope_scaling": ".attn",
+    "windows": ".attn",
+    "n_kv_head": ".attn",
+    "head_dim": ".attn",
+    "split_qkv": ".attn",
+    "qk_norm": ".attn",
+    "gated_mlp": ".mlp",
+    "parallel_residual": ".ln_2",
     "activation_function": ".mlp",
     "layer_norm_epsilon": "ln_",
     "scale_attn_weights": ".attn",
@@ -31,6 +45,9 @@ CLOSE = 0.01
 Half precision rounds by at most 0.004 of a value (bfloat16), and arrays that were trained apart differ by about their
 largest value.
 """
+
+
+OTHER_VALUES = "has other values"
 
 
 @dataclass(frozen=True)
@@ -71,8 +88,21 @@ def parameter_faults(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tupl
         elif a.shape != b.shape and a.size != b.size:
             faults.append(Fault(name, f"has the shape {a.shape}, the reference's {b.shape}"))
         elif not np.array_equal(a.ravel(), b.ravel()):
-            faults.append(Fault(name, difference(name, a, b, missing=(name not in ours, name not in theirs))))
+            says = difference(name, a, b, missing=(name not in ours, name not in theirs))
+            if says.startswith(OTHER_VALUES) and (other := _taken_for(name, a, theirs)):
+                says = f"is the reference's {other}"
+            faults.append(Fault(name, says))
     return tuple(faults)
+
+
+def _taken_for(name: str, ours: np.ndarray, theirs: Mapping[str, Any]) -> str | None:
+    """Return the reference's parameter of the same block and kind that one of ours is, in place of its own."""
+    block, kind = name.split(".")[:2], name.rpartition(".")[2]
+    for other, array in theirs.items():
+        is_near = other != name and other.split(".")[:2] == block and other.endswith(f".{kind}")
+        if is_near and array.size == ours.size and _close(ours, np.asarray(array, np.float32)):
+            return other
+    return None
 
 
 def difference(name: str, ours: np.ndarray, theirs: np.ndarray, missing: tuple[bool, bool] = (False, False)) -> str:
@@ -99,7 +129,7 @@ def difference(name: str, ours: np.ndarray, theirs: np.ndarray, missing: tuple[b
                 if _close(a, b):
                     return f"is the reference's, its rows shifted by one position ({offset:+d})"
     off, largest = np.abs(ours.ravel() - theirs.ravel()).max(), np.abs(theirs).max()
-    return f"has other values: max |difference| {off:.3g}, max |reference| {largest:.3g}"
+    return f"{OTHER_VALUES}: max |difference| {off:.3g}, max |reference| {largest:.3g}"
 
 
 def _variants(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -114,6 +144,16 @@ def _variants(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         matrices = array.reshape(*array.shape[:2], -1)
         if matrices.shape[0] == matrices.shape[2]:
             yield "is the reference's, with q, k and v each transposed", matrices.transpose(2, 1, 0)
+    if re.search(r"attn\.[qk]_proj\.(kernel|bias)$", name) and array.shape[-1] % 2 == 0:
+        pairs = array.reshape(*array.shape[:-1], 2, -1)
+        yield "has the two numbers of each rotated pair side by side", np.swapaxes(pairs, -1, -2)
+        pairs = array.reshape(*array.shape[:-1], -1, 2)
+        yield "has the two numbers of each rotated pair apart, not side by side", np.swapaxes(pairs, -1, -2)
+    if re.search(r"attn\.[qkv]_proj\.(kernel|bias)$", name):
+        n_head = array.shape[-2]
+        for n_outer in (n for n in range(2, n_head) if n_head % n == 0):
+            groups = array.reshape(*array.shape[:-2], n_outer, n_head // n_outer, array.shape[-1])
+            yield "has its heads in another order", np.swapaxes(groups, -3, -2)
     if name.endswith("attn.c_proj.kernel"):
         yield "is the reference's, with H outside N", np.swapaxes(array, 0, 1)
     if name.endswith("kernel"):

@@ -15,7 +15,7 @@ from jaxgpt.generation.generate import generate
 from jaxgpt.loss import mask_padding, next_token_loss
 from jaxgpt.model.gpt import GPT
 from jaxgpt.sanity.verdict import Check
-from jaxgpt.tokenizer import encode_prompt
+from jaxgpt.tokenizer import encode_prompt, encode_text
 
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -55,7 +55,7 @@ CERTAIN = 0.8  # mean entropy of the predicted distributions over ln(V): 0.42, 1
 def reads_english(tokenizer: Any) -> bool:
     """Return whether a tokenizer was made for English, so that a model that fails on English sentences is broken."""
     try:
-        ids = [encode_prompt(tokenizer, text) for text in SENTENCES]
+        ids = [encode_text(tokenizer, text) for text in SENTENCES]
     except InputError:
         return False
     back = [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in ids]

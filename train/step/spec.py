@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 import jaxgpt
 from jaxgpt import freeze
 from jaxgpt.convert.adapter import input_axes
+from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError, about
 from jaxgpt.int8 import int8_shapes
 from jaxgpt.mesh import batch_sharding, batch_shards, shardings
@@ -153,7 +154,7 @@ def make_step_spec(
         model=with_params(model, shapes),
         steps=steps,
         plan=plan,
-        batch=batch_shapes(settings, mesh, config.n_positions, packed=packed),
+        batch=batch_shapes(settings, mesh, config, packed=packed),
         schedule=lr_schedule(steps, settings.warmup, settings.schedule),
         peak_lr=settings.lr or PEAK_LR[settings.optimizer] / config.n_embd * OBJECTIVE_RATE[settings.objective],
         rate_factors=factors,
@@ -166,15 +167,15 @@ def _shape(name: str, param: Any, dtype: Any, sharding: NamedSharding) -> Any:
     return jax.ShapeDtypeStruct(param.shape, np.dtype(dtype), sharding=sharding)
 
 
-def batch_shapes(settings: Settings, mesh: Mesh, n_positions: int, *, packed: bool) -> Batch:
+def batch_shapes(settings: Settings, mesh: Mesh, config: GPTConfig, *, packed: bool) -> Batch:
     """Return the shapes and shardings of the batch that a step is given.
 
     Raises:
         InputError: more positions than the model has, or rows that can't be divided over the devices.
     """
-    T, B = settings.context or n_positions, settings.batch_size
-    if n_positions < T:
-        raise InputError(f"--context: {T} is more than the model's context of {n_positions}")
+    T, B = settings.context or config.usual_context, settings.batch_size
+    if config.n_positions < T:
+        raise InputError(f"--context: {T} is more than the model's context of {config.n_positions}")
     if B % (batch_shards(mesh) * settings.accumulate):
         parts = f"{settings.accumulate} micro-batches (--accumulate) on " if settings.accumulate > 1 else ""
         raise InputError(f"--batch-size: {B} can't be divided over {parts}{batch_shards(mesh)} devices")
