@@ -47,18 +47,19 @@ def kernels(text: str) -> list[str]:
     return re.findall(r"__cudnn\$\w+", text)
 
 
-def gradient(T=96, H=64, dtype=jnp.bfloat16, packed=False) -> list[str]:
+def gradient(T=96, H=64, dtype=jnp.bfloat16, packed=False, N=2, window=0) -> list[str]:
     """The kernels of attention and its gradient."""
-    q, segments = jax.ShapeDtypeStruct((4, T, 2, H), dtype), jax.ShapeDtypeStruct((4, T), jnp.int32)
+    q, segments = jax.ShapeDtypeStruct((4, T, N, H), dtype), jax.ShapeDtypeStruct((4, T), jnp.int32)
+    k = jax.ShapeDtypeStruct((4, T, 2, H), dtype)
 
     def loss(q, k, v, segments):
-        return attention(q, k, v, scale=0.3, segments=segments).astype(jnp.float32).sum()
+        return attention(q, k, v, scale=0.3, segments=segments, window=window).astype(jnp.float32).sum()
 
-    text = lowered(jax.grad(loss, (0, 1, 2)), q, q, q, segments if packed else None)
+    text = lowered(jax.grad(loss, (0, 1, 2)), q, k, k, segments if packed else None)
     found = kernels(text)
     if found:
         assert set(re.findall(r"fmha_scale\\22: ([\d.]+)", text)) == {"0.3"}
-        assert set(re.findall(r"mask_type\\22: \\22(\w+)", text)) == {"NO_MASK" if packed else "CAUSAL"}
+        assert set(re.findall(r"mask_type\\22: \\22(\w+)", text)) == {"NO_MASK" if packed or window else "CAUSAL"}
     return found
 
 
@@ -68,6 +69,15 @@ def test_half_precision_takes_cudnn_whether_or_not_64_divides_the_context(gpu, T
     assert gradient(T) == [FORWARD, BACKWARD]
     assert gradient(T, dtype=jnp.float16) == [FORWARD, BACKWARD]
     assert gradient(T, packed=True) == [MASKED_FORWARD, MASKED_BACKWARD]
+
+
+def test_shared_heads_and_windows_take_it_too(gpu):
+    gpu()
+    assert gradient(N=6) == [FORWARD, BACKWARD]
+    assert gradient(window=40) == gradient(N=6, window=40, packed=True) == [MASKED_FORWARD, MASKED_BACKWARD]
+    gpu((8, 0))
+    assert gradient(N=6) == [FORWARD, BACKWARD]
+    assert gradient(window=40) == []
 
 
 def test_what_cudnn_can_not_do_is_written_out(gpu):

@@ -143,20 +143,23 @@ def test_rules_that_collide_or_leave_something_out_are_refused(rules, message):
         shardings(params, make_mesh(), rules)
 
 
-def test_the_splash_kernel_gives_what_plain_attention_gives():
+@pytest.mark.parametrize(("n_head", "n_kv_head", "window"), [(2, 2, 0), (4, 2, 0), (2, 1, 100)])
+def test_the_splash_kernel_gives_what_plain_attention_gives(n_head, n_kv_head, window):
     keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key, (2, 256, 2, 64)) for key in keys)
+    q, k, v = (
+        jax.random.normal(key, (2, 256, n, 64)) for key, n in zip(keys, (n_head, n_kv_head, n_kv_head), strict=True)
+    )
     segments = jnp.repeat(jnp.asarray([[1, 2], [3, 3]]), 128, axis=1)
     mesh = make_mesh(devices=jax.devices()[:1])
     for of in (None, segments):
 
         def loss(attention, q, k, v, of=of):
-            out = attention(q, k, v, scale=0.125, segments=of)
+            out = attention(q, k, v, scale=0.125, segments=of, window=window)
             return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=out.dtype).reshape(out.shape))), out
 
         plain = jax.value_and_grad(partial(loss, einsum_attention), (0, 1, 2), has_aux=True)(q, k, v)
         with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            assert fits_splash(q)
+            assert fits_splash(q, k)
             kernel = partial(loss, partial(splash_attention, interpret=True))
             splash = jax.jit(jax.value_and_grad(kernel, (0, 1, 2), has_aux=True))(q, k, v)
         for ours, theirs in zip(jax.tree.leaves(splash), jax.tree.leaves(plain), strict=True):

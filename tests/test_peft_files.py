@@ -54,9 +54,11 @@ def logits_of(model) -> np.ndarray:
     return np.asarray(model(TOKENS))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_peft_wrote_is_read_and_comes_back(kind, tmp_path):
-    theirs = base_and_adapter(tmp_path, **KINDS[kind])
+@pytest.mark.parametrize(
+    ("kind", "tied"), [*((kind, False) for kind in KINDS), ("lora", True), ("rows of some tokens", True)]
+)
+def test_what_peft_wrote_is_read_and_comes_back(kind, tied, tmp_path):
+    theirs = base_and_adapter(tmp_path, tied, **KINDS[kind])
     expected = torch_logits(theirs, TOKENS)
     base = jaxgpt.from_pretrained(tmp_path / "base")
     assert np.abs(logits_of(base) - expected).max() > 0.1
@@ -141,7 +143,7 @@ def test_kinds_that_are_not_computed_are_refused_by_name(settings, message, tmp_
         (f"{H}0.attn.c_attn.lora_B.weight", None, "missing: blocks.0.attn.c_attn.lora_b"),
         (f"{H}7.attn.c_attn.lora_A.weight", (2, 36), "unknown: blocks.7.attn.c_attn.lora_a"),
         (f"{H}0.attn.c_attn.lora_A", (2, 36), "lora_A"),
-        ("base_model.model.wte.lora_embedding_A", (2, 97), "no parameter of GPT-2"),
+        ("base_model.model.wte.lora_embedding_A", (2, 97), "no parameter of Hugging Face GPT-2"),
         ("base_model.model.transformer.ln_f.weight", (35,), "ln_f.weight is"),
         ("evil\n\x1b[31m.lora_A.weight", (2,), "is an adapter of no linear layer"),
         (f"base_model.model.wte.{ROWS_OF_TOKENS}", (2, 36), "trainable_token_indices does not fit"),
