@@ -44,10 +44,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         GROUPED
         | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1, "tie_word_embeddings": True},
     ),
+    "qwen3": ("Qwen3", GROUPED | {"head_dim": 10}),
+    "qwen3 with biases": (
+        "Qwen3",
+        GROUPED | {"head_dim": 8, "attention_bias": True, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        | {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 5},
+    ),
 }  # fmt: skip
 """By a name of ours, the name of transformers' classes and what is given to the config."""
 
-FIRST = ("gpt_neox", "gpt_neo", "opt", "llama", "mistral", "qwen2")
+FIRST = ("gpt_neox", "gpt_neo", "opt", "llama", "mistral", "qwen2", "qwen3")
 """One model of each family."""
 
 

@@ -102,6 +102,7 @@ CONFIG = [
     ("gpt_neox", {"rotary_dim": 4}, "blocks.0.attn.pattern: config.rotary_dim is 4, the reference's 2"),
     ("gpt_neox", {"parallel_residual": False}, "blocks.0.ln_2: config.parallel_residual"),
     ("gpt_neox", {"activation_function": "gelu_new"}, "blocks.0.mlp: config.activation_function"),
+    ("qwen3", {"layer_norm_epsilon": 0.1}, "blocks.0.ln_1: config.layer_norm_epsilon"),
     ("opt", {"position_offset": 1, "n_positions": 42}, "pos_emb: config.position_offset is 1, the reference's 2"),
 ]
 

@@ -12,11 +12,12 @@ from jaxgpt.convert.dialects.llama import LLAMA
 from jaxgpt.convert.dialects.llmc import LLMC
 from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
 from jaxgpt.convert.dialects.opt import OPT
+from jaxgpt.convert.dialects.qwen3 import QWEN3
 from jaxgpt.convert.dialects.raschka import RASCHKA
 
 ALL = (
     HF, DIALOGPT, NANOGPT, BUILD_NANOGPT, MINGPT, UNKNOWN_LINEAR, LESSON, OLD_MINGPT, RASCHKA, LECTURE, LLMC, FLAX,
-    GPT_NEOX, GPT_NEO, OPT, LLAMA, JAXGPT,
+    GPT_NEOX, GPT_NEO, OPT, LLAMA, QWEN3, JAXGPT,
 )  # fmt: skip
 
 DIALECTS = {dialect.name: dialect for dialect in ALL}

@@ -26,7 +26,7 @@ class Family:
     """Its name, and of models that people know."""
     dialect: Dialect
     """How it names and lays out its tensors."""
-    fields: Mapping[str, tuple[str, Any]]
+    fields: dict[str, tuple[str, Any]]
     """Fields that we honour: their name, our name, and the default of transformers."""
     fixed: Fields = field(default_factory=dict)
     """Fields of ours that are the same in all its models."""

@@ -1,9 +1,11 @@
-"""Qwen's `config.json`: Qwen2 and 2.5, which have biases on q, k and v only."""
+"""Qwen's `config.json`: Qwen2 and 2.5, with biases on q, k and v only, and Qwen3, which norms queries and keys."""
 
+from dataclasses import replace
 from typing import Any
 
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialects.llama import LLAMA
+from jaxgpt.convert.dialects.qwen3 import QWEN3
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.families import rotary
 from jaxgpt.convert.families.family import Family, Fields
@@ -65,4 +67,27 @@ QWEN2 = Family(
     read_together=(*rotary.NAMES, *WINDOWS),
     read=lambda fields: read_attention(fields) | read_windows(fields),
     written=lambda config: write_attention(config) | write_windows(config),
+)
+
+
+def _read_qwen3(fields: Fields) -> dict[str, Any]:
+    bias = fields.get("attention_bias", False)
+    if not isinstance(bias, bool):
+        raise InputError("config.json: attention_bias must be true or false")
+    return read_attention(fields) | read_windows(fields) | {"bias": ("qkv", "attn_out") if bias else False}
+
+
+QWEN3_FAMILY = replace(
+    QWEN2,
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    title="Qwen3",
+    dialect=QWEN3,
+    fields=QWEN2.fields | {"head_dim": ("head_dim", 128)},
+    fixed=FIXED | {"qk_norm": True},
+    read_together=(*QWEN2.read_together, "attention_bias"),
+    read=_read_qwen3,
+    written=lambda config: (
+        write_attention(config) | write_windows(config) | {"attention_bias": config.has_bias("q_proj")}
+    ),
 )

@@ -82,6 +82,10 @@ SHAPES: dict[str, Shape] = {
     "Qwen/Qwen2.5-0.5B": _llama(24, 896, 4864, 14, 2, 151936, 32768, 1e6, tied=True, kind="qwen2"),
     "Qwen/Qwen2.5-1.5B": _llama(28, 1536, 8960, 12, 2, 151936, 131072, 1e6, tied=True, kind="qwen2"),
     "Qwen/Qwen2.5-3B": _llama(36, 2048, 11008, 16, 2, 151936, 32768, 1e6, tied=True, kind="qwen2"),
+    "Qwen/Qwen3-0.6B": _llama(28, 1024, 3072, 16, 8, 151936, 40960, 1e6, tied=True, kind="qwen3"),
+    "Qwen/Qwen3-1.7B": _llama(28, 2048, 6144, 16, 8, 151936, 40960, 1e6, tied=True, kind="qwen3"),
+    "Qwen/Qwen3-4B": _llama(36, 2560, 9728, 32, 8, 151936, 40960, 1e6, tied=True, kind="qwen3"),
+    "Qwen/Qwen3-8B": _llama(36, 4096, 12288, 32, 8, 151936, 40960, 1e6, kind="qwen3"),
     "Qwen/Qwen2.5-7B": _llama(28, 3584, 18944, 28, 4, 152064, 131072, 1e6, kind="qwen2"),
 }  # fmt: skip
 
