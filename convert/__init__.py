@@ -1,4 +1,4 @@
-"""PyTorch GPT-2 checkpoints <-> parameter pytrees: `read`, `write`, and `jaxgpt convert`. No Flax, no torch."""
+"""PyTorch checkpoints of GPTs <-> parameter pytrees: `read`, `write`, and `jaxgpt convert`. No Flax, no torch."""
 
 from jaxgpt.convert.checkpoint import Checkpoint, read
 from jaxgpt.convert.config import GPTConfig

@@ -14,6 +14,7 @@ from jaxgpt.convert.command_line.help import Help
 from jaxgpt.convert.command_line.mistakes import in_flags, one_clear_line
 from jaxgpt.convert.command_line.model_flags import ModelFlags
 from jaxgpt.convert.command_line.parser import Parser
+from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.contents import open_contents
 from jaxgpt.convert.dialect import HEAD
 from jaxgpt.convert.disk import target_path
@@ -60,7 +61,7 @@ class ConvertCommand(ModelFlags):
 
 HELP = Help(
     program="jaxgpt convert",
-    summary="Inspect a GPT-2 checkpoint, or convert it between PyTorch and JAX.",
+    summary="Inspect a checkpoint of a GPT, or convert it between PyTorch and JAX.",
     examples=(
         ("gpt2", "what is in it, and how every name maps"),
         ("gpt2 gpt2-orbax --to=orbax", "to Orbax, for JAX"),
@@ -163,11 +164,38 @@ def describe(checkpoint: Checkpoint, width: int | None = None) -> str:
         f"model       {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, MLP {config.n_inner}, "
         f"context {config.n_positions}, vocabulary {config.vocab_size:,}{padding}, {config.activation_function}, "
         f"{'tied' if config.tie_word_embeddings else 'untied'} head",
-        f"            {'with' if config.bias else 'without'} biases, LayerNorm epsilon {config.layer_norm_epsilon:g}",
+        f"            {_biases(config.bias)}, norm epsilon {config.layer_norm_epsilon:g}{_different(config)}",
         f"parameters  {count:,} in {len(checkpoint.params)} tensors; {len(checkpoint.buffers)} buffers left out",
         *(f"note        {in_flags(note, flags_of(ConvertCommand))}" for note in checkpoint.notes),
     ]
     return "\n".join([table(rows, width), "", wrapped("\n".join(map(escaped, summary)), width)])
+
+
+def _biases(bias: bool | tuple[str, ...]) -> str:
+    return f"biases of {', '.join(bias)}" if isinstance(bias, tuple) else f"{'with' if bias else 'without'} biases"
+
+
+def _different(config: GPTConfig) -> str:
+    """Return what is not as in GPT-2, each after a comma."""
+    dims, words = config.dims, []
+    if config.norm == "rms":
+        words.append("RMSNorm")
+    if config.positions == "rotary":
+        scaled = f" scaled by {config.rope_scaling.factor:g}" if config.rope_scaling else ""
+        words.append(f"rotary positions on {2 * dims['J']} of {dims['H']}, theta {config.rope_theta:g}{scaled}")
+    if dims["K"] != dims["N"]:
+        words.append(f"{dims['K']} heads of keys and values")
+    if config.qk_norm:
+        words.append("norms of queries and keys")
+    if config.gated_mlp:
+        words.append("gated MLP")
+    if config.parallel_residual:
+        words.append("MLP beside attention")
+    if windows := sum(map(bool, config.windows)):
+        words.append(f"windows of {max(config.windows):,} in {windows} blocks")
+    if not config.scale_attn_weights:
+        words.append("scores not scaled")
+    return "".join(f", {word}" for word in words)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""GPT-2-class PyTorch checkpoints in JAX: load, freeze, fine-tune, and take them back out."""
+"""PyTorch checkpoints of GPTs in JAX: load, freeze, fine-tune, and take them back out."""
 
 import importlib
 import importlib.util

@@ -21,7 +21,7 @@ HARNESS = ": the evaluation harness is python -m jaxgpt.lm_eval; for loss and pe
 
 HELP = """usage: jaxgpt COMMAND …
 
-Take a GPT-2-class PyTorch checkpoint into JAX, fine-tune exactly the layers you choose, and take it back out.
+Take a GPT from PyTorch into JAX, fine-tune exactly the layers you choose, and take it back out.
 
 commands, each with --help:
 {commands}

@@ -31,6 +31,7 @@ import numpy as np
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 from bounds import bounded
+from families import FIRST, write_table
 from jax._src import compilation_cache
 from runs import QUICK
 
@@ -154,7 +155,8 @@ def call(*args: str | Path, check: bool = True, report: bool = False) -> subproc
 
 
 LONG = (
-    "distributed settings generate train house compile_only check kills gradual lm_eval mesh chat_training tracking "
+    "distributed settings family_runs families generate train house compile_only check kills gradual lm_eval mesh "
+    "chat_training tracking "
     "lock base preferences ema lora_runs odd_paths frozen_dtype output freeze signals parity "
     "plots vocab cache convert report hub tokenizer_files check_languages"
 ).split()
@@ -172,6 +174,31 @@ def pytest_collection_modifyitems(items):
     gc.set_threshold(100_000, 20, 50)
     rank = {f"test_{name}": i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--families-table", action="store_true", help="write FAMILIES.md from the tests that pass")
+
+
+@pytest.fixture(autouse=True)
+def _told_capability(request, record_property):
+    """Say in the report of a test which family it showed to be capable of what."""
+    if mark := request.node.get_closest_marker("capability"):
+        name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
+        for family in FIRST if name is None else [name] if name in FIRST else []:
+            record_property("capability", (mark.args[0], family))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Write the table of what the tests that passed have shown, in the process that collects their reports."""
+    if config.getoption("--families-table") and not hasattr(config, "workerinput"):
+        told = {}
+        for outcome in ("passed", "failed", "error"):
+            for report in terminalreporter.stats.get(outcome, []):
+                for key, value in report.user_properties:
+                    if key == "capability":
+                        told.setdefault(tuple(value), []).append(outcome == "passed")
+        write_table(ROOT / "FAMILIES.md", {shown for shown, passed in told.items() if all(passed)})
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,11 +1,17 @@
 """Small random models of every family, written by transformers: no two dimensions are equal, and all weights matter."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxgpt.convert.families import FAMILIES
+
 T, V, L = 41, 97, 3
+
+BEGIN, END = "<!-- made by `python -m pytest tests --families-table` -->\n\n", "\n\n<!-- end -->"
+"""What the table in FAMILIES.md stands between."""
 
 SHARED: dict[str, Any] = {"vocab_size": V, "bos_token_id": 96, "eos_token_id": 96, "max_position_embeddings": T}
 WIDE = SHARED | {"hidden_size": 36, "num_hidden_layers": L, "num_attention_heads": 6, "intermediate_size": 52}
@@ -85,6 +91,29 @@ def write_model(folder: Path, name: str, **how: Any) -> Any:
     model = random_model(name, **how)
     model.save_pretrained(folder)
     return model
+
+
+def capabilities() -> list[str]:
+    """Return the names of all capabilities that tests are marked with, in their order."""
+    files = sorted(Path(__file__).parent.glob("test_famil*.py"))
+    found = [re.findall(r"mark\.capability\(\"(.+?)\"\)", file.read_text()) for file in files]
+    return [name for names in found for name in names]
+
+
+def table(shown: set[tuple[str, str]]) -> str:
+    """Return the table of capabilities by family, in Markdown."""
+    titles = [FAMILIES[family].title.partition(" (")[0] for family in FIRST]
+    lines = ["| | " + " | ".join(titles) + " |", "|---|" + ":---:|" * len(FIRST)]
+    for name in capabilities():
+        cells = ["yes" if (name, family) in shown else "no" for family in FIRST]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_table(path: Path, shown: set[tuple[str, str]]) -> None:
+    """Put a table in the place of the one in a document."""
+    before, _, rest = path.read_text().partition(BEGIN)
+    path.write_text(before + BEGIN + table(shown) + END + rest.partition(END)[2])
 
 
 def random_rows(n: int, length: int = T, seed: int = 1) -> np.ndarray:

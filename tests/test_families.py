@@ -9,12 +9,13 @@ import optax
 import pytest
 import torch
 import transformers
-from conftest import torch_logits
-from families import FIRST, MODELS, L, T, random_model, random_rows, write_model
+from conftest import ROOT, torch_logits
+from families import BEGIN, END, FIRST, MODELS, L, T, capabilities, random_model, random_rows, table, write_model
 
 import jaxgpt
 from jaxgpt import convert, freeze, named_params, with_params
 from jaxgpt.convert.families import FAMILIES
+from jaxgpt.convert.families.shapes import SHAPES
 from jaxgpt.convert.mapping import same, to_ours
 from jaxgpt.data.corpus import tokenise
 from jaxgpt.mesh import make_mesh
@@ -298,6 +299,14 @@ def test_rows_of_a_long_context_are_as_long_as_gpt2s():
     mesh = make_mesh(devices=jax.devices()[:1])
     assert batch_shapes(Settings(), mesh, long, packed=False).weights.shape[-1] == 1024
     assert batch_shapes(Settings(context=4096), mesh, long, packed=False).weights.shape[-1] == 4096
+
+
+def test_the_documented_table_says_what_these_tests_show():
+    """FAMILIES.md is written from tests that passed; here it has every family and every capability, all with yes."""
+    written = (ROOT / "FAMILIES.md").read_text().partition(BEGIN)[2].partition(END)[0]
+    assert written == table({(name, family) for name in capabilities() for family in FIRST})
+    document = (ROOT / "FAMILIES.md").read_text()
+    assert [name for name in SHAPES if f"`{name}`" not in document] == []
 
 
 def test_every_family_has_a_model_here():
