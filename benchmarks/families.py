@@ -1,8 +1,8 @@
 """Families beside transformers in one run: python benchmarks/families.py [--repeats 5] [--only gpt2]
 
 The step of `full` and of `first6` (PyTorch: eager, fused AdamW, the same parameters frozen), and greedy tokens per
-second of a whole call, for shapes of 125M to 160M parameters with random weights, the same for both. They take turns, so
-that other load on the machine affects both; medians. Needs the `torch` extra.
+second of a whole call, for shapes of 125M to 160M parameters with random weights, the same for both. They take turns,
+so that other load on the machine affects both; medians. Needs the `torch` extra.
 """
 
 import argparse

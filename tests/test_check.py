@@ -333,7 +333,7 @@ def test_users_mistakes_are_one_line(tmp_path, hf_folder, monkeypatch):
     bert = shutil.copytree(folder, tmp_path / "bert")
     fields = json.loads((bert / "config.json").read_text())
     (bert / "config.json").write_text(json.dumps(fields | {"model_type": "bert"}))
-    with pytest.raises(jaxgpt.InputError, match="this architecture is not GPT-2"):
+    with pytest.raises(jaxgpt.InputError, match="unsupported architecture; known are gpt2"):
         load_reference(bert)
     (tmp_path / "empty").mkdir()
     with pytest.raises(jaxgpt.InputError, match="is not a Hugging Face folder"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, call, random_hf, torch_logits
+from families import FIRST, write_model
 from flax.serialization import to_bytes
 from test_containers import flax_tree
 from test_dialects import TOKENS, GPTConfig, N, logits_of, nanogpt_checkpoint, write_llmc
@@ -24,7 +25,11 @@ import jaxgpt
 from jaxgpt import convert
 from jaxgpt.convert.dialects import DIALECTS
 from jaxgpt.convert.export import TARGETS
+from jaxgpt.convert.families import FAMILIES
 from jaxgpt.convert.source import SIDECARS, VOCABULARIES
+
+FAMILY_OF = {FAMILIES[name].dialect.name: name for name in reversed(FIRST)}
+"""A family of each dialect that is known by its config.json."""
 
 COLUMNS = ("dialect", "from", "known", "read", "written")
 
@@ -105,6 +110,8 @@ def make(dialect: str, folder: Path) -> tuple[Path, np.ndarray]:
             text = re.sub(r'activation_function = "\?"', 'activation_function = "gelu"', text)
             (folder / "my.toml").write_text(re.sub(r'n_head = "\?"', f"n_head = {N}", text))
             return file, logits_of(model)
+        case _ if (name := FAMILY_OF.get(dialect)) is not None:
+            theirs = write_model(folder, name)
         case _:
             raise AssertionError(f"the table has {dialect}, and this test does not make it")
     return folder, torch_logits(theirs, TOKENS)

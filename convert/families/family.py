@@ -1,11 +1,13 @@
 """A family of models in transformers: what its `config.json` says, in our words."""
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxgpt.convert.config import GPTConfig
+from jaxgpt.convert.config import MAX_LAYERS, GPTConfig
 from jaxgpt.convert.dialect import Dialect
+from jaxgpt.convert.errors import InputError
 
 Fields = dict[str, Any]
 """A parsed `config.json`, or a part of one."""
@@ -13,6 +15,28 @@ Fields = dict[str, Any]
 
 def _nothing(_: Any) -> dict[str, Any]:
     return {}
+
+
+def n_blocks(value: Any) -> int:
+    """Return a number of blocks that a `config.json` states, before a list of their length is made.
+
+    Raises:
+        InputError: it is none, or too large.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_LAYERS:
+        raise InputError(f"config.json: {reprlib.repr(value)} is no number of blocks")
+    return value
+
+
+def window_size(value: Any) -> int:
+    """Return a window that a `config.json` states, 0 for none.
+
+    Raises:
+        InputError: it is none.
+    """
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise InputError(f"config.json: a window must be an integer above 0, not {reprlib.repr(value)}")
+    return value or 0
 
 
 @dataclass(frozen=True, kw_only=True)

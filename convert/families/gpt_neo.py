@@ -6,17 +6,15 @@ from typing import Any
 from jaxgpt.convert.config import MAX_LAYERS, GPTConfig
 from jaxgpt.convert.dialects.gpt_neo import GPT_NEO
 from jaxgpt.convert.errors import InputError
-from jaxgpt.convert.families.family import Family, Fields
+from jaxgpt.convert.families.family import Family, Fields, window_size
 
 WINDOW, TYPES = 256, [[["global", "local"], 12]]
 """The defaults of transformers."""
 
 
 def _read(fields: Fields) -> dict[str, Any]:
-    window: Any = fields.get("window_size", WINDOW)
+    window = window_size(fields.get("window_size", WINDOW))
     types: Any = fields.get("attention_types") or TYPES
-    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
-        raise InputError(f"config.json: window_size must be an integer above 0, not {reprlib.repr(window)}")
     layers: list[str] = []
     try:
         for kinds, times in types:

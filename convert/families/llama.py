@@ -6,7 +6,7 @@ from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.dialects.llama import LLAMA
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.families import rotary
-from jaxgpt.convert.families.family import Family, Fields
+from jaxgpt.convert.families.family import Family, Fields, n_blocks, window_size
 
 FIELDS: dict[str, tuple[str, Any]] = {
     "vocab_size": ("vocab_size", 32000),
@@ -56,12 +56,8 @@ def _written(config: GPTConfig) -> dict[str, Any]:
 
 
 def _read_mistral(fields: Fields) -> dict[str, Any]:
-    window, n_layer = fields.get("sliding_window", 4096), fields["num_hidden_layers"]
-    if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
-        raise InputError("config.json: sliding_window must be an integer above 0, or null")
-    if not isinstance(n_layer, int) or n_layer > 10**4:
-        raise InputError("config.json: num_hidden_layers must be a number of blocks")
-    return read_attention(fields) | {"windows": (window or 0,) * n_layer, "bias": False}
+    windows = (window_size(fields.get("sliding_window", 4096)),) * n_blocks(fields["num_hidden_layers"])
+    return read_attention(fields) | {"windows": windows, "bias": False}
 
 
 def _written_mistral(config: GPTConfig) -> dict[str, Any]:

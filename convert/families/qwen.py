@@ -8,7 +8,7 @@ from jaxgpt.convert.dialects.llama import LLAMA
 from jaxgpt.convert.dialects.qwen3 import QWEN3
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.families import rotary
-from jaxgpt.convert.families.family import Family, Fields
+from jaxgpt.convert.families.family import Family, Fields, n_blocks, window_size
 from jaxgpt.convert.families.llama import FIELDS, FIXED, read_attention, write_attention
 
 WINDOW, N_WITHOUT = 4096, 28
@@ -20,23 +20,19 @@ WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_t
 
 def read_windows(fields: Fields) -> dict[str, Any]:
     """Return which blocks have windows, as transformers decides it."""
-    n_layer = fields["num_hidden_layers"]
-    if not isinstance(n_layer, int) or isinstance(n_layer, bool) or not 0 < n_layer <= 10**4:
-        raise InputError("config.json: num_hidden_layers must be a number of blocks")
-    window = fields.get("sliding_window", WINDOW) if fields.get("use_sliding_window", False) else None
+    n_layer = n_blocks(fields["num_hidden_layers"])
+    window = window_size(fields.get("sliding_window", WINDOW) if fields.get("use_sliding_window", False) else None)
     first, kinds = fields.get("max_window_layers", N_WITHOUT), fields.get("layer_types")
-    if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
-        raise InputError("config.json: sliding_window must be an integer above 0, or null")
     if kinds is None:
-        if window is not None and (not isinstance(first, int) or isinstance(first, bool)):
+        if window and (not isinstance(first, int) or isinstance(first, bool)):
             raise InputError("config.json: max_window_layers must be a number of blocks")
         kinds = ["sliding_attention" if window and i >= first else "full_attention" for i in range(n_layer)]
     is_known = isinstance(kinds, list) and all(kind in ("sliding_attention", "full_attention") for kind in kinds)
     if not is_known or len(kinds) != n_layer:
         raise InputError("config.json: layer_types must say full_attention or sliding_attention for each block")
-    if window is None and "sliding_attention" in kinds:
+    if not window and "sliding_attention" in kinds:
         raise InputError("config.json contradicts itself: layer_types has windows, and there is no sliding_window")
-    return {"windows": tuple((window or 0) if kind == "sliding_attention" else 0 for kind in kinds)}
+    return {"windows": tuple(window if kind == "sliding_attention" else 0 for kind in kinds)}
 
 
 def write_windows(config: GPTConfig) -> dict[str, Any]:
