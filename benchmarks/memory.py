@@ -1,5 +1,7 @@
 """Peak anonymous memory of conversions of a large checkpoint: python benchmarks/memory.py [--shape gpt2-xl]
 
+With --shape=meta-llama/Llama-3.1-8B --dtype=bfloat16 it needs 33 GB of disk.
+
 Writes a checkpoint of random numbers, converts it, and watches RssAnon. That leaves out file-backed pages, which the
 system takes back when it needs them. Linux only.
 """
@@ -12,49 +14,46 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxgpt import convert
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.layout import LazyArray, shape_of
-
-SHAPES = {
-    "gpt2": {},
-    "gpt2-xl": {"n_embd": 1600, "n_layer": 48, "n_head": 25, "n_inner": 6400},
-}
+from jaxgpt.convert.published import PUBLISHED_NAMES, config_of_published
 
 
 def main() -> None:
     """Print a table: conversion, seconds, peak."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="gpt2-xl")
+    parser.add_argument("--shape", choices=PUBLISHED_NAMES, default="gpt2-xl", metavar="NAME")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
         "--folder", type=Path, default=None, help="a folder on a disk with space; by default a temporary one"
     )
     arguments = parser.parse_args()
-    config = convert.GPTConfig(**SHAPES[arguments.shape])
+    config = config_of_published(arguments.shape)
+    is_gpt2 = config.model_type == "gpt2"
     folder = Path(tempfile.mkdtemp(prefix="jaxgpt-memory-", dir=arguments.folder))
     try:
         params = {row.ours: random(shape_of(row.right, config.dims)) for row in JAXGPT.expand(config)}
-        convert.write(folder / "one", params, config, to="hf", shard_size="999GB")
-        convert.write(folder / "shards", params, config, to="hf", shard_size="1GB")
-        convert.write(folder / "lesson.pt", params, config, to="lesson")
-        print(f"{arguments.shape}: {sum(np.prod(a.shape) for a in params.values()):,.0f} float32 parameters")
+        how: dict[str, Any] = {"dtype": arguments.dtype}
+        convert.write(folder / "shards", params, config, to="hf", shard_size="1GB", **how)
+        if is_gpt2:
+            convert.write(folder / "one", params, config, to="hf", shard_size="999GB", **how)
+            convert.write(folder / "lesson.pt", params, config, to="lesson", **how)
+        n_params = sum(np.prod(a.shape) for a in params.values())
+        print(f"{arguments.shape}: {n_params:,.0f} parameters in {arguments.dtype}")
         print(f"{'from':<10} {'to':<8} {'seconds':>8} {'peak RssAnon':>14}")
         given = ["--n-head", str(config.n_head), "--activation", config.activation_function]
-        for source, to in [
-            ("one", "orbax"),
-            ("one", "hf"),
-            ("shards", "orbax"),
-            ("shards", "hf"),
-            ("lesson.pt", "orbax"),
-        ]:
+        cases = [("shards", "orbax"), ("shards", "hf")]
+        for source, to in [("one", "orbax"), ("one", "hf"), *cases, ("lesson.pt", "orbax")] if is_gpt2 else cases:
             seconds, peak = watch([str(folder / source), str(folder / "out"), f"--to={to}", *given])
             print(f"{source:<10} {to:<8} {seconds:>8.0f} {peak / 1e6:>11,.0f} MB", flush=True)
             shutil.rmtree(folder / "out")
-        seconds, peak = watch([str(folder / "one")])
-        print(f"{'one':<10} {'inspect':<8} {seconds:>8.2f} {peak / 1e6:>11,.0f} MB")
+        seconds, peak = watch([str(folder / "shards")])
+        print(f"{'shards':<10} {'inspect':<8} {seconds:>8.2f} {peak / 1e6:>11,.0f} MB")
     finally:
         shutil.rmtree(folder)
 
