@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import jaxgpt
 from jaxgpt.convert.families.shapes import SHAPES
 from jaxgpt.convert.published import config_of_published
 from jaxgpt.sanity.check import expected_counts
+from jaxgpt.train.report.console import _replicated
 
 every_family = pytest.mark.parametrize("name", FIRST)
 
@@ -125,6 +127,13 @@ def test_eight_devices_compute_what_one_does(tmp_path):
         assert differences["gradient"] < 1e-5, key
         if key.startswith(("llama", "mistral", "qwen")):  # two heads of keys, and four devices
             assert differences["keys are split"] == ("tensor=4" not in key), key
+
+
+def test_heads_that_tensor_does_not_divide_are_said():
+    model = SimpleNamespace(config=jaxgpt.GPTConfig(n_kv_head=2, split_qkv=True))
+    for tensor, said in ((2, []), (4, ["mesh        tensor=4 does not divide the 2 heads of keys and values"])):
+        spec = SimpleNamespace(model=model, mesh=SimpleNamespace(shape={"tensor": tensor}))
+        assert [line.partition(":")[0] for line in _replicated(SimpleNamespace(spec=spec))] == said
 
 
 PUBLISHED = {

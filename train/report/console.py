@@ -18,6 +18,16 @@ from jaxgpt.train.step.optimizer import ADAPTER_RATE
 from jaxgpt.train.step.step import TrainState
 
 
+def _replicated(inputs: TrainingInputs) -> list[str]:
+    """Return a line about heads of keys and values that `tensor` does not divide."""
+    n, tensor = inputs.spec.model.config.dims["K"], inputs.spec.mesh.shape["tensor"]
+    if n % tensor == 0 or not inputs.spec.model.config.split_qkv:
+        return []
+    return [
+        f"mesh        tensor={tensor} does not divide the {n} heads of keys and values: each of its devices has all"
+    ]
+
+
 def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
     """Return counts, the loss against a uniform guess, what training will do, and what trains and what is frozen."""
     spec, settings, data = inputs.spec, inputs.settings, inputs.data
@@ -31,6 +41,7 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
         f"end         {escaped(inputs.ends)}",
         f"loss        {loss:.3f} nats per held-out {_compared(loss, step, inputs)}",
         _training(inputs),
+        *_replicated(inputs),
         _checkpoints(inputs),
         spec.plan.describe(params, config),
         *_rounded(inputs),
