@@ -20,6 +20,8 @@ from jaxgpt.convert.dialects.jaxgpt import JAXGPT, OWN
 from jaxgpt.convert.dialects.own import read_dialect
 from jaxgpt.convert.digests import ANNOUNCEMENT, find_damage, write_digests
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.families.hf_config import config_from_hf, config_to_hf
+from jaxgpt.convert.families.shapes import fields_of_shape
 from jaxgpt.convert.formats import safetensors, torch_zip
 from jaxgpt.convert.formats.array_headers import check_arrays
 from jaxgpt.convert.json_input import parse_json, read_json
@@ -84,6 +86,14 @@ def config_json(data: bytes) -> None:
         safetensors.write(HERE / "sound" / "model.safetensors", TENSORS)
     (HERE / "sound" / "config.json").write_bytes(data)
     _open(HERE / "sound")
+
+
+def family_config(data: bytes) -> None:
+    """A `config.json` of any family."""
+    with contextlib.suppress(InputError):
+        fields = parse_json(data.decode("utf-8", "replace"))
+        if isinstance(fields, dict):
+            config_to_hf(config_from_hf(fields))
 
 
 def shard_index(data: bytes) -> None:
@@ -278,6 +288,7 @@ def seeds() -> dict[str, bytes]:
         "torch_before_1_6": _old(numbers),
         "flax_msgpack": b"\x81\xa3wte\x81\xa9embedding\xc7" + bytes([len(inner)]) + b"\x01" + inner,
         "config_json": json.dumps(shape | {"rope_theta": None, "layer_types": ["full_attention"], "mine": 1}).encode(),
+        "family_config": json.dumps(fields_of_shape("Qwen/Qwen3-0.6B") | {"rope_scaling": None}).encode(),
         "safetensors_file": (HERE / "seed.safetensors").read_bytes(),
         "torch_file": (HERE / "seed.pt").read_bytes(),
         "torch_pickle": pickle,

@@ -24,7 +24,7 @@ def _replicated(inputs: TrainingInputs) -> list[str]:
     if n % tensor == 0 or not inputs.spec.model.config.split_qkv:
         return []
     return [
-        f"mesh        tensor={tensor} does not divide the {n} heads of keys and values: each of its devices has all"
+        f"mesh        tensor={tensor} does not divide the {n} heads of keys and values: each device has all of them"
     ]
 
 
