@@ -21,7 +21,6 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
-from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 from pydantic import ValidationError
 
 from jaxgpt.convert.errors import InputError
@@ -377,9 +376,17 @@ def test_a_slurm_job_has_a_process_for_each_gpu_and_time_to_save(machine):
 # GKE
 
 
-def test_the_job_set_has_the_fields_that_there_are_and_no_others():
+@pytest.fixture(scope="module")
+def schema() -> type:
+    """JobSet's own; its imports take a second, which no process needs that only collects these tests."""
+    from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
+
+    return JobsetV1alpha2JobSet
+
+
+def test_the_job_set_has_the_fields_that_there_are_and_no_others(schema):
     ours = job_set()
-    assert JobsetV1alpha2JobSet.from_dict(ours).to_dict() == ours
+    assert schema.from_dict(ours).to_dict() == ours
     assert (ours["apiVersion"], ours["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
 
 
@@ -395,13 +402,13 @@ FREE = {(name,) for name in ("annotations", "nodeSelector", "volumeAttributes", 
 
 
 @pytest.mark.parametrize("path", [*places(job_set())], ids=lambda path: ".".join(map(str, path)))
-def test_a_field_of_the_job_set_that_is_misspelt_would_be_seen(path):
+def test_a_field_of_the_job_set_that_is_misspelt_would_be_seen(path, schema):
     broken = node = job_set()
     for key in path[:-1]:
         node = node[key]
     node[path[-1] + "s"] = node.pop(path[-1])
     with contextlib.suppress(ValidationError, TypeError, AttributeError):
-        assert JobsetV1alpha2JobSet.from_dict(broken).to_dict() != broken
+        assert schema.from_dict(broken).to_dict() != broken
 
 
 def pod_of(jobs: dict) -> dict:
