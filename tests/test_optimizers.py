@@ -11,6 +11,7 @@ from runs import QUICK, arrays, assert_same_run, metrics
 import jaxgpt
 from jaxgpt import freeze
 from jaxgpt.params import named_params
+from jaxgpt.train.settings import Settings
 from jaxgpt.train.step.optimizer import B1, B2, EPSILON, PEAK_LR, lr_schedule, make_optimizer
 
 RATE, DECAY = 0.01, 0.1
@@ -133,5 +134,5 @@ def test_the_rate_rises_to_its_peak_and_goes_down_its_way(kind, steps):
 
 
 def test_every_optimizer_has_a_default_rate():
-    choices = jaxgpt.train.settings.Settings.__dataclass_fields__["optimizer"].type
+    choices = Settings.__dataclass_fields__["optimizer"].type
     assert all(f"'{name}'" in str(choices).replace('"', "'") for name in PEAK_LR)
