@@ -27,6 +27,14 @@ READ_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".pkl")
 CHARACTER_MAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)"')
 """A table of the normaliser, as sentencepiece's models have it."""
 
+KNOWN_CLASSES = {
+    "GPT2Tokenizer": "GPT2Tokenizer",
+    "GPT2TokenizerFast": "GPT2Tokenizer",
+    "TokenizersBackend": "TokenizersBackend",
+    "PreTrainedTokenizerFast": "TokenizersBackend",
+}
+"""Classes that a tokenizer.json of a GPT-2 is read with, by the names that files give them."""
+
 END_OF_TEXT = "<|endoftext|>"
 GPT2_END = 50256
 """The id of GPT-2's end of text, which GPT2Config has by default, whatever the vocabulary."""
@@ -52,8 +60,6 @@ def load_tokenizer(source: str | Path) -> Any:
             check_link(file, root)
     if not files.keys() & {*VOCABULARIES} - {"meta.pkl"}:
         return character_tokenizer(files["meta.pkl"])
-    from transformers import AutoTokenizer
-
     if not files.keys() & {*VOCABULARIES} - SENTENCEPIECE and not _class_named(folder):
         raise InputError(  # transformers would take it for GPT-2's, and give other ids
             f"{folder}: {next(iter(files))} alone does not say how it is read: name the tokenizer_class that it was "
@@ -69,7 +75,16 @@ def load_tokenizer(source: str | Path) -> Any:
         _check_character_maps(files["tokenizer.json"])
     try:
         with panics_kept_out():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **kind)
+            if "tokenizer.json" in files and (name := _known_class(folder)):
+                import transformers
+
+                tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True, _from_auto=True)
+            else:
+                from transformers import AutoTokenizer
+
+                tokenizer = AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False, **kind
+                )
         if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
             raise ValueError("it has no tokens")
     except (KeyboardInterrupt, SystemExit):
@@ -120,6 +135,25 @@ def _class_named(folder: Path) -> bool:
     """Return whether the files of a tokenizer say which class it has."""
     files = [folder / name for name in ("tokenizer_config.json", "config.json") if (folder / name).is_file()]
     return any(read_json(file).get("tokenizer_class") for file in files)
+
+
+def _known_class(folder: Path) -> str | None:
+    """Return the class that AutoTokenizer would take, where the files of a GPT-2 leave it no choice.
+
+    Else None. To ask it takes a second or two where PyTorch is there, which it imports.
+    """
+    try:
+        model, told = (
+            read_json(file) if (file := folder / name).exists() else None
+            for name in ("config.json", "tokenizer_config.json")
+        )
+    except InputError:  # AutoTokenizer says what is wrong
+        return None
+    told, is_gpt2 = told or {}, model is not None and model.get("model_type") == "gpt2"
+    if "auto_map" in told or (model is not None and (not is_gpt2 or model.keys() & {"auto_map", "tokenizer_class"})):
+        return None
+    name = told.get("tokenizer_class", "GPT2Tokenizer" if is_gpt2 else None)
+    return KNOWN_CLASSES.get(name) if isinstance(name, str) else None
 
 
 def character_tokenizer(path: Path) -> Any:

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import forked
@@ -17,7 +19,7 @@ from transformers import AutoTokenizer
 
 import jaxgpt
 from jaxgpt.convert.source import tokenizer_files
-from jaxgpt.tokenizer import panics_kept_out
+from jaxgpt.tokenizer import KNOWN_CLASSES, panics_kept_out
 
 CHINESE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"的一是不了在人有我他这中大来上国", "hello", "##s", "world"]
 DIMS = {"n_embd": 32, "n_head": 2, "n_layer": 1, "n_inner": 64, "n_positions": 64}
@@ -52,6 +54,30 @@ def test_a_vocab_txt_is_read_and_travels_with_every_conversion(tmp_path, named):
     assert (tmp_path / "hf" / "vocab.txt").read_bytes() == (folder / "vocab.txt").read_bytes()
     assert jaxgpt.load_tokenizer(tmp_path / "hf")(text)["input_ids"] == theirs(text)["input_ids"]
     assert call("jaxgpt", "generate", tmp_path / "hf", "--prompt=我是", "--max-new-tokens=3").returncode == 0
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+@pytest.mark.parametrize("named", [None, *KNOWN_CLASSES])
+def test_a_class_that_is_known_is_the_one_that_autotokenizer_takes(tmp_path, named, has_config):
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    told = json.loads((folder / "tokenizer_config.json").read_text()) | {"extra_special_tokens": ["<note>"]}
+    told = told | {"tokenizer_class": named} if named else {k: v for k, v in told.items() if k != "tokenizer_class"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    if not has_config:
+        (folder / "config.json").unlink()
+    ours, theirs = jaxgpt.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert type(ours) is type(theirs)
+    saved = []
+    for name, tokenizer in (("ours", ours), ("theirs", theirs)):
+        tokenizer.save_pretrained(tmp_path / name)
+        saved.append({file.name: file.read_text() for file in (tmp_path / name).iterdir()})
+    assert saved[0] == saved[1]
+
+
+def test_reading_a_gpt2_tokenizer_does_not_import_pytorch():
+    code = "import sys, jaxgpt; jaxgpt.load_tokenizer('tiny'); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
 
 
 def test_a_run_keeps_a_tokenizer_of_another_kind(tmp_path):
