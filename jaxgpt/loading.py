@@ -1,5 +1,6 @@
 """From the arrays of a file to arrays on devices: each host reads its part, once, and copies it once."""
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,6 +14,9 @@ from jax.sharding import PartitionSpec as P
 from jaxgpt import convert
 from jaxgpt.convert.adapter import ADAPTERS
 from jaxgpt.mesh import AXES, RULES, WHOLE_VOCABULARY, shardings
+
+BLOCK_ROWS = 64
+"""Rows that are transposed at once."""
 
 
 def to_jax(checkpoint: convert.Checkpoint, dtype: np.dtype, mesh: Mesh | None = None) -> dict[str, jax.Array]:
@@ -93,5 +97,25 @@ def _aligned(source: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> np.
     buffer = np.empty(size + 64, np.uint8)
     begin = -buffer.ctypes.data % 64
     copy = buffer[begin : begin + size].view(dtype).reshape(shape)
-    copy[tuple(map(slice, source.shape))] = source
+    _fill(copy[tuple(map(slice, source.shape))], source)
     return copy
+
+
+def _fill(target: np.ndarray, source: np.ndarray) -> None:
+    """Copy an array into another of its shape; a transposed one in blocks of its rows in memory, which is faster."""
+    is_rotated = False
+    for n_first in range(1, source.ndim):
+        rows = source.transpose(*range(n_first, source.ndim), *range(n_first))
+        if is_rotated := rows.flags.c_contiguous and not source.flags.c_contiguous and target.flags.c_contiguous:
+            break
+    if not is_rotated:
+        target[...] = source
+        return
+    rows = rows.reshape(-1, math.prod(source.shape[:n_first]))
+    columns = target.reshape(rows.shape[::-1])
+    # rows of 4,096 bytes, and of multiples of it, all want the same places in a cache: these are longer
+    block = np.empty((BLOCK_ROWS, rows.shape[1] + 16), target.dtype)[:, : rows.shape[1]]
+    for begin in range(0, len(rows), BLOCK_ROWS):
+        some = rows[begin : begin + BLOCK_ROWS]
+        block[: len(some)] = some
+        columns[:, begin : begin + BLOCK_ROWS] = block[: len(some)].T

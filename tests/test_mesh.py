@@ -1,5 +1,6 @@
 """Where parameters lie, and that each device is given its own slice of the file and no more."""
 
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from meshes import GRADUAL, MESHES, RUNS
 
 from jaxgpt.convert import GPTConfig, InputError
+from jaxgpt.loading import _aligned
 from jaxgpt.mesh import RULES, make_mesh, shardings
 from jaxgpt.model.attention import einsum_attention
 from jaxgpt.model.gpt import abstract
@@ -50,6 +52,22 @@ kernel = jaxgpt.named_params(model)["blocks.3.mlp.fc1.kernel"]
 assert [shard.data.shape for shard in kernel.addressable_shards] == [(16, 512)] * 8
 print("sliced")
 """
+
+
+@pytest.mark.parametrize(
+    "shape", [(5,), (3, 4), (130, 7), (7, 130), (3, 4, 5), (65, 3, 2, 64), (1, 1), (0, 3), (100, 3, 1, 4)]
+)
+def test_an_array_is_copied_as_it_is_however_it_lies_in_memory(shape):
+    stored = np.arange(np.prod(shape), dtype=np.float16).reshape(shape)
+    for axes in itertools.permutations(range(len(shape))):
+        whole = stored.transpose(axes)
+        for source in (whole, whole[1:], whole[..., ::2]):
+            for more in (0, 2):
+                sizes = tuple(size + more for size in source.shape)
+                copy = _aligned(source, np.dtype(np.float32), sizes)
+                assert copy.flags.c_contiguous
+                assert copy.shape == sizes
+                assert (copy[tuple(map(slice, source.shape))] == source).all()
 
 
 def test_each_device_is_given_its_own_slice_of_the_file():
