@@ -71,10 +71,10 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
     add_reference(inputs.spec, inputs.data, params, first or 0)
     del params
 
-    # look before the first step, while that is traced
+    # look before the first step, while that is compiled
     is_finished = first is not None and eval_state.pending_metrics is None and is_done(inputs, first, eval_state)
     if not is_finished:
-        compiler.lower_ahead(first or 0)
+        compiler.begin_ahead(first or 0)
     evaluator = Evaluator(inputs)
     before = evaluator.loss(state, stop)
     if before is None or not math.isfinite(before):
@@ -93,7 +93,7 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
     began = time.time()
     with busy("compiling the training step"):
         state, phase = compiler.begin(state, first or 0)
-    print(f"\ncompiled the training step in {time.time() - began:.0f} s", flush=True)
+    print(f"\ncompiled the training step in {phase.seconds:.0f} s", flush=True)
 
     # all went well so far: the first files
     stop.exits_at_once = False

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt import freeze
-from jaxgpt.mesh import replicated
+from jaxgpt.mesh import platform, replicated
 from jaxgpt.params import count_params
 from jaxgpt.train.distributed import any_process
 from jaxgpt.train.signals import StopSignals
@@ -29,6 +29,8 @@ class CompiledPhase:
     rates: Rates
     enter: jax.stages.Compiled | None
     """From the optimizer state of the phase before to that of this one; None in the first phase."""
+    seconds: float
+    """The time that tracing, lowering and compiling took."""
 
 
 class PhaseCompiler:
@@ -46,16 +48,23 @@ class PhaseCompiler:
         state = init_state(trainable, frozen, self._spec.optimizer(trainable, 0), self._spec.mesh)
         return state if self._spec.settings.ema is None else replace(state, ema=begin_average(trainable))
 
-    def lower_ahead(self, step: int) -> None:
-        """Trace and lower the step after `step` in the background; `begin` compiles it, when nothing else runs."""
+    def begin_ahead(self, step: int) -> None:
+        """Trace and lower the step after `step` in the background, and compile it where that needs no accelerator.
+
+        On a GPU, XLA measures kernels and needs memory while it compiles, so that `begin` does it when nothing else
+        runs.
+        """
         index = self._spec.plan.at(step)
-        self._lowered[index] = self._pool.submit(self._spec.lower, self._spec.plan.phases[index])
+        if platform() == "gpu":
+            self._lowered[index] = self._pool.submit(self._spec.lower, self._spec.plan.phases[index])
+        else:
+            self._compile_ahead(index)
 
     def begin(self, state: TrainState, step: int) -> tuple[TrainState, CompiledPhase]:
         """Compile the phase of the step after `step`; return it with the state, which may thaw just then."""
         plan = self._spec.plan
         index, before = plan.at(step), plan.at(max(step - 1, 0))
-        program = self._compile(index)
+        program = self._compile(index) if self._next is None else self._next.result()
         self._compile_ahead(index + 1)
         return (self._enter(state, program) if before < index else state), program
 
@@ -94,7 +103,7 @@ class PhaseCompiler:
 
     def _compile(self, index: int) -> CompiledPhase:
         spec, phase = self._spec, self._spec.plan.phases[index]
-        state = spec.state(phase.start)
+        state, began = spec.state(phase.start), time.perf_counter()
         lowered = self._lowered.pop(index).result() if index in self._lowered else spec.lower(phase)
         compiled = lowered.compile()
         enter = None
@@ -110,4 +119,4 @@ class PhaseCompiler:
             before = spec.state(spec.plan.phases[index - 1].start).opt_state
             # donated: what trained stays where it is
             enter = jax.jit(thaw, donate_argnums=0, out_shardings=opt_shardings).lower(before).compile()
-        return CompiledPhase(phase, count_params(state.trainable), compiled, rates, enter)
+        return CompiledPhase(phase, count_params(state.trainable), compiled, rates, enter, time.perf_counter() - began)
