@@ -63,6 +63,11 @@ FIRST = ("gpt_neox", "gpt_neo", "opt", "llama", "mistral", "qwen2", "qwen3")
 """One model of each family."""
 
 
+TWO_BLOCKS: dict[str, dict[str, Any]] = dict.fromkeys(FIRST, {"num_hidden_layers": 2})
+TWO_BLOCKS["gpt_neo"] = {"num_layers": 2, "attention_types": [[["global", "local"], 1]]}
+"""What makes a model of each family one of two blocks, for what takes long."""
+
+
 def random_model(name: str, seed: int = 0, outliers: bool = False, **changes: Any) -> Any:
     """Make a model in which every parameter moves the logits; with outliers, one dimension of its stream is large."""
     import torch
