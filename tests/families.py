@@ -63,7 +63,7 @@ FIRST = ("gpt_neox", "gpt_neo", "opt", "llama", "mistral", "qwen2", "qwen3")
 """One model of each family."""
 
 
-TWO_BLOCKS: dict[str, dict[str, Any]] = dict.fromkeys(FIRST, {"num_hidden_layers": 2})
+TWO_BLOCKS: dict[str, dict[str, Any]] = {name: {"num_hidden_layers": 2} for name in FIRST}
 TWO_BLOCKS["gpt_neo"] = {"num_layers": 2, "attention_types": [[["global", "local"], 1]]}
 """What makes a model of each family one of two blocks, for what takes long."""
 
