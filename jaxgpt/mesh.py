@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -172,6 +172,19 @@ def to_host(array: jax.Array) -> np.ndarray:
     if not (array.is_fully_addressable or array.is_fully_replicated):
         return multihost_utils.process_allgather(array, tiled=True)
     return np.array(array)
+
+
+def usual_dtype(device: Any) -> Literal["float32", "bfloat16"]:
+    """Return the format in which products are computed on such a device unless told otherwise: bfloat16 if it is fast.
+
+    That is on TPUs, on NVIDIA's GPUs from Ampere on, and on AMD's that JAX knows.
+    """
+    if device.platform == "tpu":
+        return "bfloat16"
+    if device.platform not in ("gpu", "cuda", "rocm"):
+        return "float32"
+    found = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
+    return "bfloat16" if found is None or int(found[1]) >= 8 else "float32"
 
 
 def platform() -> str:

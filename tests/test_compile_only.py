@@ -368,7 +368,7 @@ from jaxgpt.train.__main__ import main
 for flags in (["--batch-size=8"], ["--batch-size=4000000", "--freeze=head", "--context=127"]):
     if "--context=127" in flags:
         command.fit_memory_model = lambda spec, peak: None
-    sys.argv = ["train", "--compile-only", "--topology=v5e:2x2", "--dtype=bfloat16", f"--model={MODEL}", *flags]
+    sys.argv = ["train", "--compile-only", "--topology=v5e:2x2", f"--model={MODEL}", *flags]
     try:
         main()
     except SystemExit as ended:

@@ -32,7 +32,7 @@ from jaxgpt.convert.families.shapes import SHAPES
 from jaxgpt.convert.mapping import same, to_ours
 from jaxgpt.data.corpus import tokenise
 from jaxgpt.mesh import make_mesh
-from jaxgpt.model.attention import blocked_attention, einsum_attention
+from jaxgpt.model.attention import attention, blocked_attention, einsum_attention
 from jaxgpt.params import count_params
 from jaxgpt.sanity.check import expected_counts
 from jaxgpt.tokenizer import begin_ids, encode_prompt, fingerprint
@@ -279,6 +279,18 @@ def test_attention_of_some_queries_at_a_time_is_the_same(segments, window):
     )
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(some), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=2e-5)
+
+
+def test_no_scores_of_all_pairs_are_held_in_a_long_context():
+    """4,096 positions have 268 MB of scores in four heads, three times over with their gradients."""
+    q = jax.ShapeDtypeStruct((1, 4096, 4, 16), jnp.float32)
+    k = jax.ShapeDtypeStruct((1, 4096, 2, 16), jnp.float32)
+
+    def loss(q, k, v):
+        return attention(q, k, v, scale=0.25).sum()
+
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, k, k).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 200e6
 
 
 def test_a_text_begins_with_what_its_tokenizer_puts_there(tmp_path):

@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import TINY, call, run, torch_logits
 from families import FIRST, TWO_BLOCKS, random_rows, write_model
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model
 from runs import QUICK, WORDS, assert_same_run, metrics, unfinished
 from transformers import AutoModelForCausalLM
@@ -17,6 +19,7 @@ from transformers import AutoModelForCausalLM
 import jaxgpt
 from jaxgpt.convert.families.shapes import SHAPES
 from jaxgpt.convert.published import config_of_published
+from jaxgpt.lm_eval import JaxGPT
 from jaxgpt.sanity.check import expected_counts
 from jaxgpt.train.report.console import _replicated
 
@@ -107,6 +110,21 @@ def test_a_run_learns_is_resumed_and_is_taken_out(name, readable, tmp_path):
     assert np.abs(np.asarray(model(tokens)) - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
     assert "loss" in call("jaxgpt", "eval", out, f"--data={WORDS}", "--context=24").stdout
     assert call("jaxgpt", "generate", out, "--prompt=The", "--max-new-tokens=5", "--seed=1").stdout.startswith("The")
+
+
+@pytest.mark.capability("lm_eval")
+@every_family
+def test_the_harness_has_transformers_scores(name, readable):
+    folder = readable(name)
+    pairs = [("In the beginning", " God created"), ("", "The"), ("ROMEO: But, soft!", " what light")]
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    theirs = HFLM(str(folder), dtype="float32", device="cpu", logits_cache=False).loglikelihood(
+        requests, disable_tqdm=True
+    )
+    ours = JaxGPT(str(folder)).loglikelihood(requests, disable_tqdm=True)
+    for (a, is_greedy), (b, was_greedy) in zip(ours, theirs, strict=True):
+        assert abs(a - b) <= 1e-4 * max(1, abs(b))
+        assert is_greedy == was_greedy
 
 
 @pytest.mark.capability("eight devices")

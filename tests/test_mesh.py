@@ -4,6 +4,7 @@ import itertools
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import jax
@@ -16,7 +17,7 @@ from meshes import GRADUAL, MESHES, RUNS
 
 from jaxgpt.convert import GPTConfig, InputError
 from jaxgpt.loading import _aligned
-from jaxgpt.mesh import RULES, make_mesh, shardings
+from jaxgpt.mesh import RULES, make_mesh, shardings, usual_dtype
 from jaxgpt.model.attention import einsum_attention
 from jaxgpt.model.gpt import abstract
 from jaxgpt.model.splash import fits_splash, splash_attention
@@ -198,3 +199,14 @@ def test_every_parameter_has_a_place(tied):
 def test_what_is_no_mesh(text):
     with pytest.raises(InputError, match=r"^mesh '"):
         make_mesh(text)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "expected"),
+    [
+        ("cpu", None, "float32"), ("tpu", None, "bfloat16"), ("gpu", "9.0", "bfloat16"), ("cuda", "8.0", "bfloat16"),
+        ("gpu", "12.0", "bfloat16"), ("gpu", "7.5", "float32"), ("rocm", "gfx90a", "bfloat16"),
+    ],
+)  # fmt: skip
+def test_products_are_in_bfloat16_where_it_is_fast(platform, capability, expected):
+    assert usual_dtype(SimpleNamespace(platform=platform, compute_capability=capability)) == expected

@@ -6,11 +6,14 @@ import sys
 import time
 from dataclasses import asdict, replace
 
+import jax
+
 from jaxgpt.compile_cache import use_compile_cache
 from jaxgpt.convert.command_line.console import busy, say, show
 from jaxgpt.convert.disk import target_path
 from jaxgpt.convert.errors import InputError, escaped, what_failed
 from jaxgpt.convert.exit_codes import ExitCode
+from jaxgpt.mesh import usual_dtype
 from jaxgpt.params import count_params
 from jaxgpt.train.command import command_of, resume_command
 from jaxgpt.train.data.reference import add_reference
@@ -36,6 +39,7 @@ from jaxgpt.train.tracking.trackers import Trackers
 def train(settings: Settings, stop: StopSignals) -> int:
     """Train until the last step, a signal or a non-finite loss, and return the exit code."""
     connect(settings)
+    settings = replace(settings, dtype=settings.dtype or usual_dtype(jax.devices()[0]))
     use_compile_cache(settings.compile_cache)
     run = RunFolder(target_path(settings.out))
     try:

@@ -19,7 +19,7 @@ from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.convert.published import config_of_published
 from jaxgpt.convert.source import BUNDLED
 from jaxgpt.freeze.strategies import names_new_tokens, with_lora
-from jaxgpt.mesh import make_mesh
+from jaxgpt.mesh import make_mesh, usual_dtype
 from jaxgpt.model.gpt import abstract
 from jaxgpt.train.command import check_settings
 from jaxgpt.train.compile_only.batch_limit import fit_memory_model
@@ -36,6 +36,7 @@ def compile_only(settings: Settings) -> int:
     """Compile the step of the last phase, in which most trains, print its summary, and return the exit code."""
     check_settings(settings)
     topology = find_topology(settings.topology)
+    settings = replace(settings, dtype=settings.dtype or usual_dtype(topology.devices[0]))
     spec = make_spec_of_shapes(settings, topology)
     with ThreadPoolExecutor(2) as pool:  # one thread compiles the step, the other the shallow models
         fitted = None
@@ -55,7 +56,7 @@ def make_spec_of_shapes(settings: Settings, topology: Topology) -> StepSpec:
     config = config_of(settings)
     with about("--mesh"):
         mesh = make_mesh(settings.mesh, devices=topology.devices, width=config.n_embd)
-    model = abstract(as_trained(config, settings, mesh), dtype=jnp.dtype(settings.dtype))
+    model = abstract(as_trained(config, settings, mesh), dtype=jnp.dtype(settings.dtype or "float32"))
     if re.search(r"@[\d.]+ep", settings.freeze):
         raise InputError(
             f"--freeze={settings.freeze}: epochs are unknown because --compile-only reads no data; use steps or percent"

@@ -66,7 +66,7 @@ def bytes_moved(spec: StepSpec) -> float:
     writes the trainable parameters and their moments. All other operations are assumed to be fused with these.
     """
     settings, config, mesh = spec.settings, spec.model.config, spec.mesh
-    itemsize = jnp.dtype(settings.dtype).itemsize
+    itemsize = jnp.dtype(settings.dtype or "float32").itemsize
     total = 0.0
     state = spec.state(spec.plan.phases[-1].start)
     batch = settings.batch_size, spec.context

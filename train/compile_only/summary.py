@@ -50,7 +50,7 @@ def program_lines(spec: StepSpec) -> list[str]:
     config, settings, plan = spec.model.config, spec.settings, spec.plan
     n_trainable = count_params(spec.state(plan.phases[-1].start).trainable)
     phases = f"; the last of {len(plan.phases)} phases" if len(plan.phases) > 1 else ""
-    options: list[str] = [settings.dtype]
+    options: list[str] = [settings.dtype or "float32"]
     if settings.remat:
         options.append("remat")
     if settings.accumulate > 1:

@@ -135,9 +135,10 @@ def _training(inputs: TrainingInputs) -> str:
     rate = f"{resolved['lr']:.3g} at its peak, after {resolved['warmup_steps']:,} steps of warm-up"
     pairs = "" if inputs.spec.objective.preference is None else " pairs of answers"
     by += "" if not pairs else f"; {settings.objective}, beta {resolved['beta']:g}, margin {resolved['margin']:g}"
+    over = " over float32 weights (--dtype)" if settings.dtype == "bfloat16" else ""
     return (
         f"training    {resolved['steps']:,} steps of {settings.batch_size:,}{pairs} x {resolved['context']:,} tokens"
-        f"{parts} in {settings.dtype} on {resolved['mesh']}\n"
+        f"{parts} in {settings.dtype}{over} on {resolved['mesh']}\n"
         f"lr          {rate}{by}; dropout {dropout}"
     )
 
