@@ -181,6 +181,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_addoption(parser):
+    parser.addoption("--step-guard", action="store_true", help="write tests/step_guard.json anew")
     parser.addoption("--families-table", action="store_true", help="write FAMILIES.md from the tests that pass")
 
 

@@ -1,0 +1,128 @@
+"""What a training step holds, against a committed table: no clock is read, so that it can't flake.
+
+`python -m pytest tests/test_step_guard.py --step-guard` writes the table anew, for a change that is meant: read the
+difference before it is committed.
+"""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxgpt.model.attention
+import jaxgpt.model.cudnn
+from jaxgpt import GPTConfig
+from jaxgpt.freeze.strategies import with_lora
+from jaxgpt.mesh import make_mesh
+from jaxgpt.model.gpt import abstract
+from jaxgpt.train.settings import Settings
+from jaxgpt.train.step.spec import make_step_spec
+from jaxgpt.train.step.step import Rates, make_train_step
+
+TABLE = Path(__file__).parent / "step_guard.json"
+
+SMALL = {"vocab_size": 4099, "n_positions": 256, "n_embd": 128, "n_layer": 4, "n_head": 4, "n_inner": 512}
+LLAMA = {
+    "split_qkv": True, "n_kv_head": 2, "gated_mlp": True, "norm": "rms", "positions": "rotary", "bias": False,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+CASES = {
+    "gpt2 full": ({}, "full"),
+    "gpt2 first2": ({}, "first2"),
+    "gpt2 head": ({}, "head"),
+    "gpt2 lora": ({}, "lora"),
+    "llama full": (LLAMA, "full"),
+    "llama last1": (LLAMA, "last1"),
+}
+B, T = 16, 256
+
+
+def lower(case: str, platform: str | None = None):
+    """Lower the step of a case, for this machine's CPU or for a GPU that need not be there."""
+    fields, strategy = CASES[case]
+    config = with_lora(strategy, GPTConfig(**SMALL, **fields))
+    dtype = "float32" if platform is None else "bfloat16"
+    settings = Settings(freeze=strategy, batch_size=B, dtype=dtype)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        spec = make_step_spec(settings, mesh, abstract(config, dtype=jnp.dtype(dtype)), steps=10, packed=False)
+        return spec.lower(spec.plan.phases[-1]) if platform is None else lowered_for(platform, spec)
+
+
+def lowered_for(platform: str, spec) -> str:
+    """Return the text of the step for another platform."""
+    state = spec.state(0)
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    step = make_train_step(spec.model, spec.optimizer(state.trainable, 0), spec.schedule, 0, None, spec.objective, None)
+    with jax.set_mesh(spec.mesh):
+        traced = step.trace(state, spec.batch, Rates(rate, dict.fromkeys(state.trainable, rate)))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def measured(case: str) -> dict[str, int]:
+    """Count what the compiled step of a case needs on a CPU."""
+    compiled = lower(case).compile()
+    memory = compiled.memory_analysis()
+    text = compiled.as_text()
+    return {
+        "flops": int(compiled.cost_analysis()["flops"]),
+        "temporary bytes": memory.temp_size_in_bytes,
+        "argument bytes": memory.argument_size_in_bytes,
+        "aliased bytes": memory.alias_size_in_bytes,
+        "products": len(re.findall(r" = \S+ dot\(|__onednn\$matmul|__eigen_matmul", text)),
+        "host transfers": len(re.findall(r"infeed|outfeed|send\(|recv\(|callback", text)),
+    }
+
+
+def planned(case: str, monkeypatch) -> dict[str, int]:
+    """Count what the step of a case asks of a GPU: kernels of attention, products by dtype, and its largest floats."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(jaxgpt.model.attention, "platform", lambda: "gpu")
+    monkeypatch.setattr("jaxgpt.loss.platform", lambda: "gpu")
+    monkeypatch.setattr(jaxgpt.model.cudnn, "compute_capability", lambda: (9, 0))
+    text = lower(case, "cuda")
+    bodies = re.split(r"\n  func\.func ", text)
+    calls = Counter(re.findall(r"call @(\w+)", text))
+    found: Counter[str] = Counter()
+    for body in bodies[1:]:
+        name = re.search(r"@(\w+)", body)[1]
+        times = calls.get(name, 1)
+        found["products"] += times * body.count("stablehlo.dot_general")
+        found["attention kernels"] += times * len(re.findall(r"__cudnn\$\w+", body))
+        for rows, columns in re.findall(r"tensor<(?:\d+x)*?(\d+)x(\d+)xf32>", body):
+            if int(columns) >= SMALL["vocab_size"]:
+                found["rows of float32 logits"] = max(found["rows of float32 logits"], int(rows))
+        odd = [n for n in re.findall(r"dot_general.*?-> tensor<(?:\d+x)*?(\d+)x(?:bf16|f32)>", body) if int(n) % 2]
+        found["products of odd width"] += times * len(odd)
+    return dict(found)
+
+
+@pytest.fixture
+def table() -> dict[str, dict[str, int]]:
+    return json.loads(TABLE.read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_on_a_cpu_holds_what_the_table_says(case, table):
+    expected, found = table[f"cpu, {case}"], measured(case)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        room = 0.02 if name == "temporary bytes" else 0.001  # padding between buffers moves a little
+        assert abs(value - expected[name]) <= room * expected[name], (name, value, expected[name])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_on_a_gpu_asks_for_what_the_table_says(case, table, monkeypatch):
+    assert planned(case, monkeypatch) == table[f"gpu, {case}"]
+
+
+def test_the_table_is_written_if_asked(request, monkeypatch):
+    if request.config.getoption("--step-guard"):
+        found = {f"cpu, {case}": measured(case) for case in CASES}
+        found |= {f"gpu, {case}": planned(case, monkeypatch) for case in CASES}
+        TABLE.write_text(json.dumps(found, indent=2) + "\n")
+    assert json.loads(TABLE.read_text()).keys() == {f"{where}, {case}" for where in ("cpu", "gpu") for case in CASES}
