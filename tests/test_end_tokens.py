@@ -230,7 +230,7 @@ def test_a_prompt_is_encoded_as_training_encodes_the_beginning_of_a_text(tmp_pat
     tokenizer = tokenizer_of({"<s>": 1, "</s>": 2, "<unk>": 3}, adds=adds, **roles)
     assert tokenizer("ab")["input_ids"][-1] == (2 if adds else tokenizer.get_vocab()["b"])
     ids = encode_prompt(tokenizer, "ab")
-    assert ids == tokenizer.convert_tokens_to_ids(["a", "b"])
+    assert ids == tokenizer.convert_tokens_to_ids(["<s>", "a", "b"] if adds else ["a", "b"])
     folder = folder_of(tmp_path / "m", tokenizer, bos_token_id=1, eos_token_id=2)
     model, _ = match_tokenizer(jaxgpt.from_pretrained(folder), tokenizer)
     expected = tokenizer.decode(jaxgpt.generate(model, [ids], max_new_tokens=5, eos_id=2)[0], skip_special_tokens=False)

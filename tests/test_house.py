@@ -165,7 +165,7 @@ def test_the_readmes_commands_run(tmp_path, monkeypatch):
     exchange = json.dumps({"instruction": "Who was king?", "output": "Saul."}) + "\n"
     (tmp_path / "chat.jsonl").write_text(exchange * 200)
     commands = [line.split("#")[0].strip() for block in readme_blocks("sh") for line in block.splitlines()]
-    commands = [line for line in commands if line.startswith("jaxgpt ") and not re.search(r"\bgpt2( |$)", line)]
+    commands = [line for line in commands if line.startswith("jaxgpt ") and not re.search(r"\bgpt2( |$)|SmolLM2", line)]
     assert len(commands) >= 15
     monkeypatch.chdir(tmp_path)
     for command in commands:

@@ -17,6 +17,7 @@ from torch.nn.functional import log_softmax, logsigmoid
 import jaxgpt
 from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.families.hf_config import config_from_hf
 from jaxgpt.convert.mapping import to_theirs
 from jaxgpt.data.corpus import tokenise
 from jaxgpt.data.preferences import preference_of
@@ -36,7 +37,7 @@ def models():
     theirs = [random_hf(seed) for seed in (0, 1)]
     ours = []
     for model in theirs:
-        config = jaxgpt.convert.dialects.hf_config.config_from_hf(model.config.to_dict())
+        config = config_from_hf(model.config.to_dict())
         state = {name: p.detach().numpy() for name, p in model.state_dict().items()}
         params, config = jaxgpt.convert.mapping.to_ours(HF, state, config)
         ours.append(
