@@ -235,7 +235,9 @@ def test_a_prompt_is_encoded_as_training_encodes_the_beginning_of_a_text(tmp_pat
     model, _ = match_tokenizer(jaxgpt.from_pretrained(folder), tokenizer)
     expected = tokenizer.decode(jaxgpt.generate(model, [ids], max_new_tokens=5, eos_id=2)[0], skip_special_tokens=False)
     done = call("jaxgpt", "generate", folder, "--prompt=ab", "--max-new-tokens=5", "--temperature=0", "--top-k=None")
-    assert done.stdout.removesuffix("\n").replace(" ", "") == expected.removesuffix("</s>").replace(" ", "")
+    assert done.stdout.removesuffix("\n").replace(" ", "") == expected.removesuffix("</s>").removeprefix("<s>").replace(
+        " ", ""
+    )
 
 
 def test_a_prompt_without_tokens_is_refused(tmp_path):
