@@ -108,6 +108,8 @@ class Dialect:
 
     def bare_names(self, tensors: Tensors) -> dict[str, Any]:
         """Return the tensors by the table's names; a prefix that all but the head have is removed, once."""
+        if twice := [name for name, other in self.renamed.items() if name in tensors and other in tensors]:
+            raise InputError(f"{twice[0]} and {self.renamed[twice[0]]} are two names of one tensor, and both are there")
         tensors = {self.renamed.get(name, name): array for name, array in tensors.items()}
         head = [name for row in self.rows if row.ours in (HEAD, HEAD_BIAS) for name in row.names]
         prefixed = [name for name in tensors if self.prefix and name.startswith(self.prefix)]

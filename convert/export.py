@@ -156,9 +156,11 @@ def _write_adapter(
         expected = merged({name: p for name, p in params.items() if ".lora_" not in name}, None, config.n_tokens)
         for name, array in again.items():
             ours = np.asarray(expected[name] if name in expected else params[name])
+            theirs = np.asarray(array).astype(ours.dtype)
             if config.n_new_tokens and name in (EMBEDDING, HEAD):  # without padding
-                ours = ours[: config.n_tokens] if name == EMBEDDING else ours[:, : config.n_tokens]
-            if not same(ours, np.asarray(array).astype(ours.dtype)):
+                n = config.n_tokens
+                ours, theirs = (x[:n] if name == EMBEDDING else x[:, :n] for x in (ours, theirs))
+            if not same(ours, theirs):
                 raise RuntimeError(f"{temporary}: {name} differs when read back; is the disk damaged?")
         publish(temporary, path, replaces=force)
 

@@ -156,7 +156,8 @@ def write_peft_folder(folder: Path, params: Tensors, config: GPTConfig, base: Te
     for module in ("tok_emb", "lm_head"):
         if (new := params.get(f"{module}.new")) is not None:
             table = _their_module(module, dialect)
-            tensors[f"{PREFIX}{table}.{ROWS_OF_TOKENS}"] = new if module == "tok_emb" else new.T
+            layout = "S D -> S D" if module == "tok_emb" else "D S -> S D"
+            tensors[f"{PREFIX}{table}.{ROWS_OF_TOKENS}"] = relayout(new, layout, config.dims)
             rows[table.rpartition(".")[2]] = list(range(config.n_tokens - config.n_new_tokens, config.n_tokens))
     if not tensors:
         raise InputError(f"nothing differs from {base_name}: there is no adapter to write")

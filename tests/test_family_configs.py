@@ -77,7 +77,13 @@ REFUSED = [
     ("llama", {"num_local_experts": 8}, "stands for experts"),
     ("llama", {"hidden_act": "quick_gelu"}, "activation_function must be one of"),
     ("llama", {"embedding_multiplier": 12.0}, "stands for other scales"),
-    ("mistral", {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}, "attention in windows"),
+    ("mistral", {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}, "a Ministral"),
+    ("mistral", {"layer_types": ["full_attention"] * 3}, "a Ministral"),
+    ("llama", {"is_causal": False}, "is_causal = False is not supported"),
+    ("opt", {"is_causal": False}, "is_causal = False is not supported"),
+    ("qwen3", {"per_layer_config": {"1": {"rms_norm_eps": 0.5}}}, "per_layer_config"),
+    ("llama", {"rope_parameters": {"rope_type": ["llama3"]}}, "rotary positions of the kind"),
+    ("gpt_neox", {"head_dim": 16}, "a head_dim other than"),
     ("qwen2", {"layer_types": ["sliding_attention"]}, "layer_types must say"),
     ("qwen2", {"use_sliding_window": False, "layer_types": ["sliding_attention"] * 3}, "there is no sliding_window"),
     ("gpt_neox", {"rotary_pct": 0.4, "rope_parameters": None}, "rotary_dim 3 must be even"),
@@ -153,6 +159,33 @@ def test_buffers_of_old_files_are_left_out(tmp_path):
         found = convert.read(tmp_path / name)
         assert len(found.buffers) == len(buffers)
         assert all((np.asarray(found.params[key]) == np.asarray(array)).all() for key, array in before.items())
+
+
+def test_one_tensor_under_two_names_is_refused(tmp_path):
+    write_model(tmp_path, "gpt_neox")
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["embed_out.weight"] + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="two names of one tensor"):
+        convert.read(tmp_path)
+
+
+def test_the_context_beside_the_scaling_counts_first():
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    base = fields_of("llama") | {"rope_parameters": None}
+    inner = scaling | {"original_max_position_embeddings": 16}
+    for fields, expected in (
+        ({"rope_scaling": inner}, 16), ({"rope_scaling": scaling}, 41),
+        ({"rope_scaling": inner, "original_max_position_embeddings": 30}, 30),
+    ):  # fmt: skip
+        assert config_from_hf(base | fields).rope_scaling.original_positions == expected
+
+
+@pytest.mark.parametrize("size", [8, 64, 96, 142, 254])
+def test_any_share_of_a_head_comes_back(size):
+    fields = fields_of("gpt_neox")
+    for n_rotated in range(2, size + 1, 2):
+        config = replace(config_from_hf(fields), n_embd=5 * size, rotary_dim=n_rotated)
+        assert config_from_hf(config_to_hf(config)).dims["J"] == n_rotated // 2
 
 
 def test_what_a_family_does_not_compute_is_not_written_as_it(tmp_path):

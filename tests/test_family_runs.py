@@ -76,8 +76,8 @@ def test_an_adapter_of_pefts_is_read_and_comes_back(name, kind, tmp_path):
 def readable(tmp_path):
     """Write a model of a family with the bundled tokenizer."""
 
-    def write(name):
-        ids = {"vocab_size": 4096, "bos_token_id": 4095, "eos_token_id": 4095}
+    def write(name, **changes):
+        ids = {"vocab_size": 4096, "bos_token_id": 4095, "eos_token_id": 4095} | changes
         write_model(tmp_path / "base", name, **ids, **TWO_BLOCKS[name])
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(TINY / file, tmp_path / "base" / file)
@@ -110,6 +110,21 @@ def test_a_run_learns_is_resumed_and_is_taken_out(name, readable, tmp_path):
     assert np.abs(np.asarray(model(tokens)) - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
     assert "loss" in call("jaxgpt", "eval", out, f"--data={WORDS}", "--context=24").stdout
     assert call("jaxgpt", "generate", out, "--prompt=The", "--max-new-tokens=5", "--seed=1").stdout.startswith("The")
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_rows_of_new_tokens_are_taken_out_as_an_adapter(name, readable, tmp_path):
+    """Of a tied and of an untied head, over a table with more rows than the tokenizer has tokens."""
+    base, out = readable(name, vocab_size=4128), tmp_path / "run"
+    flags = ("--freeze=lora:r=2+new-tokens", "--add-tokens=<|note|>", "--steps=2", "--batch-size=2", "--context=24")
+    call("train", f"--model={base}", f"--out={out}", f"--data={WORDS}", *flags)
+    call("convert", out, tmp_path / "peft", "--to=peft")
+    model = jaxgpt.from_pretrained(out)
+    tokens = np.concatenate([random_rows(1, 12), [[4096, 7, 4096]]], 1).astype(np.int32)
+    theirs = PeftModel.from_pretrained(from_folder(base), tmp_path / "peft").eval()
+    expected = torch_logits(theirs, tokens)[..., : model.config.n_tokens]
+    found = np.asarray(model(tokens))[..., : model.config.n_tokens]
+    assert np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
 
 
 @pytest.mark.capability("lm_eval")

@@ -1,5 +1,6 @@
 """GPT-NeoX's `config.json`, as of Pythia."""
 
+import math
 from typing import Any
 
 from jaxgpt.convert.config import GPTConfig
@@ -18,6 +19,8 @@ def _read(fields: Fields) -> dict[str, Any]:
     share = SHARE if share is None else share
     if not all(isinstance(n, int) and n > 0 for n in (width, n_head)) or not isinstance(share, (int, float)):
         raise InputError("config.json: hidden_size, num_attention_heads and rotary_pct must be numbers")
+    if fields.get("head_dim") not in (None, width // n_head):  # by which transformers rotates, and nothing else
+        raise InputError("config.json: a head_dim other than hidden_size / num_attention_heads is not supported")
     bias = fields.get("attention_bias", True)
     if not isinstance(bias, bool) or not 0 < share <= 1:
         raise InputError("config.json: attention_bias must be true or false, and rotary_pct in (0, 1]")
@@ -26,7 +29,10 @@ def _read(fields: Fields) -> dict[str, Any]:
 
 def _written(config: GPTConfig) -> dict[str, Any]:
     said = rotary.write_rotary(config)
-    share = 2 * config.dims["J"] / config.dims["H"]
+    n_rotated, size = 2 * config.dims["J"], config.dims["H"]
+    share = n_rotated / size
+    if int(size * share) < n_rotated:  # as transformers rounds
+        share = math.nextafter(share, 1)
     return {
         "rotary_emb_base": said["rope_theta"],
         "rotary_pct": share,
@@ -56,7 +62,7 @@ NEOX = Family(
         "eos_token_id": ("eos_token_id", 2),
     },
     fixed={"positions": "rotary"},
-    read_together=(*rotary.NAMES, "rotary_emb_base", "rotary_pct", "attention_bias", "hidden_dropout"),
+    read_together=(*rotary.NAMES, "rotary_emb_base", "rotary_pct", "attention_bias", "hidden_dropout", "head_dim"),
     read=lambda fields: _read(fields) | dict.fromkeys(("embd_pdrop", "resid_pdrop"), fields.get("hidden_dropout", 0.0)),
     written=lambda config: _written(config) | {"hidden_dropout": config.resid_pdrop},
 )

@@ -35,6 +35,8 @@ ACTIVATION_ALIASES = {
 AT_DEFAULT: dict[str, tuple] = {
     "is_encoder_decoder": (False, None),
     "pruned_heads": ({}, None),
+    "is_causal": (True, None),
+    "per_layer_config": ({}, None),
 }
 """Fields of any family that would change what the model computes: accepted at these values only."""
 

@@ -56,7 +56,11 @@ def _written(config: GPTConfig) -> dict[str, Any]:
 
 
 def _read_mistral(fields: Fields) -> dict[str, Any]:
-    windows = (window_size(fields.get("sliding_window", 4096)),) * n_blocks(fields["num_hidden_layers"])
+    window = window_size(fields.get("sliding_window", 4096))
+    windows = (window,) * n_blocks(fields["num_hidden_layers"])
+    kinds = fields.get("layer_types")  # with which transformers makes another class, that has them
+    if kinds is not None and kinds != ["sliding_attention" if window else "full_attention"] * len(windows):
+        raise InputError("config.json: layer_types other than sliding_window says are not supported: a Ministral?")
     return read_attention(fields) | {"windows": windows, "bias": False}
 
 
@@ -91,7 +95,7 @@ MISTRAL = Family(
         "intermediate_size": ("n_inner", 14336),
     },
     fixed=FIXED,
-    read_together=(*rotary.NAMES, "sliding_window"),
+    read_together=(*rotary.NAMES, "sliding_window", "layer_types"),
     read=_read_mistral,
     written=_written_mistral,
 )

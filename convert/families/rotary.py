@@ -35,12 +35,13 @@ def read_rotary(fields: Fields, theta: str = "rope_theta", share: str = "partial
     said = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
     if not isinstance(said, dict):
         raise InputError(f"config.json: rope_parameters must be an object, not {reprlib.repr(said)}")
-    kinds = {said[name] for name in ("rope_type", "type") if isinstance(said.get(name), str)} or {"default"}
-    kind = kinds.pop()
-    if kinds or kind not in ("default", "llama3"):
+    kinds = [said[name] for name in ("rope_type", "type") if said.get(name) is not None] or ["default"]
+    kind = kinds[0]
+    if kind not in ("default", "llama3") or any(other != kind for other in kinds):
+        named = " and ".join(map(reprlib.repr, kinds))
         raise InputError(
-            f"config.json: rotary positions of the kind {reprlib.repr(kind)} are not supported, only default and "
-            "llama3: if the model works without it in the context that you need, set rope_scaling to null"
+            f"config.json: rotary positions of the kind {named} are not supported, only default or llama3: if the "
+            "model works without it in the context that you need, set rope_scaling to null"
         )
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *(LLAMA3 if kind == "llama3" else ())}
     if unknown := [name for name, value in said.items() if name not in known and value is not None]:
@@ -48,8 +49,8 @@ def read_rotary(fields: Fields, theta: str = "rope_theta", share: str = "partial
     found: dict[str, Any] = {"rope_theta": _first(said.get("rope_theta"), fields.get(theta), THETA)}
     found["share"] = _first(said.get("partial_rotary_factor"), fields.get(share))
     if kind == "llama3":
-        context = _first(fields.get("original_max_position_embeddings"), fields.get("max_position_embeddings"))
-        numbers = {"original_max_position_embeddings": context} | said
+        context = "original_max_position_embeddings"  # transformers takes it from beside them first
+        numbers = said | {context: _first(fields.get(context), said.get(context), fields["max_position_embeddings"])}
         if absent := [name for name in LLAMA3 if numbers.get(name) is None]:
             raise InputError(f"config.json: rope_parameters of the kind llama3 lack {absent[0]}")
         found["rope_scaling"] = RopeScaling(**{ours: numbers[name] for name, ours in LLAMA3.items()})
