@@ -14,7 +14,7 @@ BEGIN, END = "<!-- made by `python -m pytest tests --families-table` -->\n\n", "
 """What the table in FAMILIES.md stands between."""
 
 SHARED: dict[str, Any] = {"vocab_size": V, "bos_token_id": 96, "eos_token_id": 96, "max_position_embeddings": T}
-WIDE = SHARED | {"hidden_size": 36, "num_hidden_layers": L, "num_attention_heads": 6, "intermediate_size": 52}
+WIDE = SHARED | {"hidden_size": 40, "num_hidden_layers": L, "num_attention_heads": 4, "intermediate_size": 52}
 GROUPED = WIDE | {"num_key_value_heads": 2}
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -26,7 +26,7 @@ NEO = SHARED | {
 }  # fmt: skip
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt_neox": ("GPTNeoX", WIDE | {"hidden_size": 40, "num_attention_heads": 5, "rotary_pct": 0.25}),
+    "gpt_neox": ("GPTNeoX", WIDE | {"num_attention_heads": 5, "rotary_pct": 0.25}),
     "gpt_neox, one after the other, tied, without biases": (
         "GPTNeoX",
         WIDE | {"rotary_pct": 1.0, "use_parallel_residual": False, "attention_bias": False, "rotary_emb_base": 500}
@@ -37,7 +37,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt without biases, with gelu": (
         "OPT", WIDE | {"ffn_dim": 52, "enable_bias": False, "activation_function": "gelu"}
     ),
-    "llama": ("Llama", GROUPED | {"head_dim": 10, "rms_norm_eps": 1e-5}),
+    "llama": ("Llama", GROUPED | {"head_dim": 12, "rms_norm_eps": 1e-5}),
     "llama 3, tied, with biases": (
         "Llama",
         GROUPED | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "rope_parameters": LLAMA3},
@@ -50,7 +50,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         GROUPED
         | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1, "tie_word_embeddings": True},
     ),
-    "qwen3": ("Qwen3", GROUPED | {"head_dim": 10}),
+    "qwen3": ("Qwen3", GROUPED | {"head_dim": 12}),
     "qwen3 with biases": (
         "Qwen3",
         GROUPED | {"head_dim": 8, "attention_bias": True, "layer_types": ["sliding_attention", "full_attention"] * 2}

@@ -72,7 +72,7 @@ REFUSED = [
     ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "of the kind llama3 lack"),
     ("llama", {"rope_parameters": {"rope_theta": 1e4, "mrope_section": [2, 3]}}, "'mrope_section' is not supported"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not supported"),
-    ("llama", {"num_key_value_heads": 4}, "n_head 6 is not divisible by n_kv_head 4"),
+    ("llama", {"num_key_value_heads": 3}, "n_head 4 is not divisible by n_kv_head 3"),
     ("llama", {"sliding_window": 9}, "sliding_window = 9 stands for attention in windows"),
     ("llama", {"num_local_experts": 8}, "stands for experts"),
     ("llama", {"hidden_act": "quick_gelu"}, "activation_function must be one of"),
@@ -83,7 +83,7 @@ REFUSED = [
     ("opt", {"is_causal": False}, "is_causal = False is not supported"),
     ("qwen3", {"per_layer_config": {"1": {"rms_norm_eps": 0.5}}}, "per_layer_config"),
     ("llama", {"rope_parameters": {"rope_type": ["llama3"]}}, "rotary positions of the kind"),
-    ("gpt_neox", {"head_dim": 16}, "a head_dim other than"),
+    ("gpt_neox", {"head_dim": 10}, "a head_dim other than"),
     ("qwen2", {"layer_types": ["sliding_attention"]}, "layer_types must say"),
     ("qwen2", {"use_sliding_window": False, "layer_types": ["sliding_attention"] * 3}, "there is no sliding_window"),
     ("gpt_neox", {"rotary_pct": 0.4, "rope_parameters": None}, "rotary_dim 3 must be even"),
@@ -149,7 +149,7 @@ def test_buffers_of_old_files_are_left_out(tmp_path):
             "transformer.h.1.attn.attention.bias": np.ones((1, 1, 64, 64), np.uint8),
             "transformer.h.0.attn.attention.masked_bias": np.float32(-1e9),
         },
-        "llama": {"model.layers.1.self_attn.rotary_emb.inv_freq": np.ones(5, np.float32)},
+        "llama": {"model.layers.1.self_attn.rotary_emb.inv_freq": np.ones(6, np.float32)},
     }
     for name, buffers in old.items():
         write_model(tmp_path / name, name)
@@ -206,7 +206,7 @@ def test_an_inspection_says_what_is_different(tmp_path):
     write_model(tmp_path / "qwen", "qwen3")
     said = " ".join(call("convert", tmp_path / "qwen").stdout.split())
     for words in ("dialect Qwen3: config.json says model_type 'qwen3'", "RMSNorm", "2 heads of keys and values",
-                  "rotary positions on 10 of 10, theta 10000", "norms of queries and keys", "gated MLP"):  # fmt: skip
+                  "rotary positions on 12 of 12, theta 10000", "norms of queries and keys", "gated MLP"):  # fmt: skip
         assert words in said, said
 
 

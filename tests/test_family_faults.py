@@ -55,7 +55,7 @@ def interleaved(kernel):
 
 
 def regrouped(kernel):
-    return kernel.reshape(36, 2, 3, 6).swapaxes(1, 2).reshape(kernel.shape)
+    return kernel.reshape(40, 2, 2, 10).swapaxes(1, 2).reshape(kernel.shape)
 
 
 PARAMETERS = [
@@ -148,7 +148,7 @@ def test_a_fault_of_the_code_is_named_by_its_module(monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(jaxgpt.model.gpt, "rotate", rotated_wrongly)
         # turned the wrong way alike, queries and keys have the same products: transposed positions
-        m.setattr(jaxgpt.model.gpt, "rotate", lambda x, by: rotated_wrongly(x, by) if x.shape[2] == 6 else x)
+        m.setattr(jaxgpt.model.gpt, "rotate", lambda x, by: rotated_wrongly(x, by) if x.shape[2] == 4 else x)
         assert cause(model, reference) == f"the first module that differs is blocks.0.attn.pattern: {faults}"
     with monkeypatch.context() as m:
         m.setattr(jaxgpt.model.attention, "attend", heads_tiled(jaxgpt.model.attention.attend))
