@@ -1,4 +1,4 @@
-"""What a `config.json` says about rotary positions, in the fields of today's transformers or in those of older ones."""
+"""Rotary positions in a `config.json`, in the fields of today's transformers or in those of older releases."""
 
 import reprlib
 from typing import Any
