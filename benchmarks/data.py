@@ -18,11 +18,11 @@ from pathlib import Path
 import grain
 import jax
 
-from jaxgpt.train.data.device_batches import device_train_batches, train_batches
-from jaxgpt.train.run.folder import RunFolder
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.setup import prepare
-from jaxgpt.train.step.phases import PhaseCompiler
+from jaxgpt.training.data.device_batches import device_train_batches, train_batches
+from jaxgpt.training.run.folder import RunFolder
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.setup import prepare
+from jaxgpt.training.step.phases import PhaseCompiler
 
 
 def write_conversations(path: Path) -> str:

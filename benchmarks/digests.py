@@ -24,11 +24,11 @@ import numpy as np
 import optax
 
 from jaxgpt.convert import GPTConfig, digests
-from jaxgpt.train.run import checkpoints
-from jaxgpt.train.run.checkpoints import Checkpoints
-from jaxgpt.train.run.eval_state import EvalState
-from jaxgpt.train.run.folder import RunFolder
-from jaxgpt.train.step.step import TrainState
+from jaxgpt.training.run import checkpoints
+from jaxgpt.training.run.checkpoints import Checkpoints
+from jaxgpt.training.run.eval_state import EvalState
+from jaxgpt.training.run.folder import RunFolder
+from jaxgpt.training.step.step import TrainState
 
 N_ARRAYS = 24
 

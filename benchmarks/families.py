@@ -25,9 +25,9 @@ from jaxgpt import freeze, make_mesh, named_params
 from jaxgpt.convert.families import FAMILIES
 from jaxgpt.convert.families.hf_config import config_to_hf
 from jaxgpt.convert.published import config_of_published
-from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import lr_schedule, make_optimizer
-from jaxgpt.train.step.step import Rates, init_state, make_train_step
+from jaxgpt.training.step.batch import Batch
+from jaxgpt.training.step.optimizer import lr_schedule, make_optimizer
+from jaxgpt.training.step.step import Rates, init_state, make_train_step
 
 SHAPES = ("gpt2", "EleutherAI/pythia-160m", "HuggingFaceTB/SmolLM2-135M")
 STRATEGIES = ("full", "first6")

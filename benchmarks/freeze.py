@@ -20,9 +20,9 @@ import numpy as np
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
 from jaxgpt.freeze.strategies import with_lora
-from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import lr_schedule, make_optimizer
-from jaxgpt.train.step.step import Rates, init_state, make_train_step
+from jaxgpt.training.step.batch import Batch
+from jaxgpt.training.step.optimizer import lr_schedule, make_optimizer
+from jaxgpt.training.step.step import Rates, init_state, make_train_step
 
 TINY = jaxgpt.GPTConfig(vocab_size=4096, n_positions=256, n_embd=128, n_layer=12, n_head=4, n_inner=512)
 ROWS = (

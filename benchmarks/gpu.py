@@ -114,7 +114,7 @@ def flops_of(case: dict[str, Any]) -> int:
     from jaxgpt import freeze
     from jaxgpt.convert import GPTConfig
     from jaxgpt.convert.dialects.jaxgpt import JAXGPT
-    from jaxgpt.train.compile_only.flops import step_flops
+    from jaxgpt.training.compile_only.flops import step_flops
 
     config = GPTConfig(**case["shape"])
     names = {row.ours: None for row in JAXGPT.expand(config)}
@@ -125,7 +125,7 @@ def flops_of(case: dict[str, Any]) -> int:
 def peak_of(kind: str) -> float | None:
     """Return the dense bfloat16 FLOP/s of a GPU by its name; None if it is not in the table."""
     sys.path.insert(0, str(HERE.parent))
-    from jaxgpt.train.compile_only.chips import chip_of
+    from jaxgpt.training.compile_only.chips import chip_of
 
     chip = chip_of(SimpleNamespace(device_kind=kind))
     return chip.flops if chip else None

@@ -15,11 +15,11 @@ import jaxgpt
 from jaxgpt.mesh import batch_sharding, make_mesh, shardings
 from jaxgpt.model.gpt import abstract
 from jaxgpt.params import count_params, named_params
-from jaxgpt.train.data.device_batches import local_rows, to_devices
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.phases import PhaseCompiler
-from jaxgpt.train.step.spec import make_step_spec
+from jaxgpt.training.data.device_batches import local_rows, to_devices
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.step.batch import Batch
+from jaxgpt.training.step.phases import PhaseCompiler
+from jaxgpt.training.step.spec import make_step_spec
 
 
 def initial_params(model: jaxgpt.GPT) -> dict[str, np.ndarray]:

@@ -8,13 +8,13 @@ import argparse
 import os
 from importlib.metadata import PackageNotFoundError, version
 
-from jaxgpt.train.compile_only.chips import GIB
-from jaxgpt.train.compile_only.collectives import KINDS
-from jaxgpt.train.compile_only.command import make_spec_of_shapes
-from jaxgpt.train.compile_only.compile_step import compile_step
-from jaxgpt.train.compile_only.step_time import bytes_per_device, estimate_step_time, traffic_of
-from jaxgpt.train.compile_only.topology import find_topology
-from jaxgpt.train.settings import Settings
+from jaxgpt.training.compile_only.chips import GIB
+from jaxgpt.training.compile_only.collectives import KINDS
+from jaxgpt.training.compile_only.command import make_spec_of_shapes
+from jaxgpt.training.compile_only.compile_step import compile_step
+from jaxgpt.training.compile_only.step_time import bytes_per_device, estimate_step_time, traffic_of
+from jaxgpt.training.compile_only.topology import find_topology
+from jaxgpt.training.settings import Settings
 
 SLICES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
 

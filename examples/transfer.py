@@ -25,13 +25,13 @@ from matplotlib.figure import Figure
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
 from jaxgpt.freeze.strategies import lora_of
-from jaxgpt.train.data.device_batches import eval_batches, train_batches
-from jaxgpt.train.data.load import load_data
-from jaxgpt.train.data.rows import Windows
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import ADAPTER_RATE, lr_schedule, make_optimizer
-from jaxgpt.train.step.step import Rates, TrainState, init_state, make_eval_step, make_train_step
+from jaxgpt.training.data.device_batches import eval_batches, train_batches
+from jaxgpt.training.data.load import load_data
+from jaxgpt.training.data.rows import Windows
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.step.batch import Batch
+from jaxgpt.training.step.optimizer import ADAPTER_RATE, lr_schedule, make_optimizer
+from jaxgpt.training.step.step import Rates, TrainState, init_state, make_eval_step, make_train_step
 
 BATCH, CONTEXT, PEAK, EVERY = 8, 128, 1e-3, 10
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 COMMANDS = {
-    "train": ("jaxgpt.train.__main__", "fine-tune a model, or only what --freeze leaves trainable"),
+    "train": ("jaxgpt.training.__main__", "fine-tune a model, or only what --freeze leaves trainable"),
     "generate": ("jaxgpt.commands.generate", "generate text from prompts"),
     "eval": ("jaxgpt.commands.evaluate", "measure loss, perplexity and bits per byte of a text"),
     "check": ("jaxgpt.commands.check", "check that a model was loaded right, on its own or against PyTorch"),
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train(arguments: Sequence[str] | None = None) -> None:
     """Carry out `jaxgpt train`, which answers signals by itself once it is imported."""
     with quiet_interrupts():
-        from jaxgpt.train.__main__ import main
+        from jaxgpt.training.__main__ import main
     main(arguments)
 
 

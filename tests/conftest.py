@@ -133,14 +133,15 @@ def call(*args: str | Path, check: bool = True, report: bool = False) -> subproc
 
     A run draws its report only if asked: that takes as long as the rest of a short one.
     """
-    main = importlib.import_module(("" if args[0] == "jaxgpt" else "jaxgpt.") + f"{args[0]}.__main__").main
+    package = {"train": "jaxgpt.training", "convert": "jaxgpt.convert"}.get(str(args[0]), str(args[0]))
+    main = importlib.import_module(f"{package}.__main__").main
     out, error, argv, code = io.StringIO(), io.StringIO(), sys.argv, 0
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     sys.argv = [*map(str, args)]
     undrawn = "train" in args[:2] and not report
     try:
         with (
-            mock.patch("jaxgpt.train.finetune._write_report") if undrawn else contextlib.nullcontext(),
+            mock.patch("jaxgpt.training.finetune._write_report") if undrawn else contextlib.nullcontext(),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(error),
             jax.numpy_dtype_promotion("standard"),  # as it is for users: Optax is not strict

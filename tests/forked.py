@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 ROOT = Path(__file__).parent.parent
-TRAINING = ("transformers.AutoTokenizer", "jaxgpt.train.finetune", "jaxgpt.train.__main__")
+TRAINING = ("transformers.AutoTokenizer", "jaxgpt.training.finetune", "jaxgpt.training.__main__")
 """What a training process imports. No backend of JAX is started, so that each process may have its own XLA_FLAGS."""
 
 CONVERSION = ("jaxgpt.convert.__main__",)
 CONVERT = "import sys; sys.argv[0] = 'convert'; from jaxgpt.convert.__main__ import main; main()"
 """`python -m convert`."""
 
-RUN = "import sys; sys.argv[0] = 'train'; from jaxgpt.train.__main__ import main; main()"
+RUN = "import sys; sys.argv[0] = 'train'; from jaxgpt.training.__main__ import main; main()"
 """`python -m train`."""
 
 
@@ -169,7 +169,7 @@ def _become(request: dict, out: int, err: int) -> NoReturn:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     sys.argv, code = request["argv"], 0
-    if (training := sys.modules.get("jaxgpt.train.finetune")) and not request["report"]:
+    if (training := sys.modules.get("jaxgpt.training.finetune")) and not request["report"]:
         training._write_report = lambda run: None
     try:
         exec(compile(request["code"], "<string>", "exec"), {"__name__": "__main__"})

@@ -12,12 +12,12 @@ import jaxgpt
 from jaxgpt import named_params
 from jaxgpt.freeze.strategies import with_lora
 from jaxgpt.mesh import batch_sharding, make_mesh, shardings
-from jaxgpt.train.data.device_batches import local_rows, to_devices
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.signals import StopSignals
-from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.phases import PhaseCompiler
-from jaxgpt.train.step.spec import make_step_spec
+from jaxgpt.training.data.device_batches import local_rows, to_devices
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.signals import StopSignals
+from jaxgpt.training.step.batch import Batch
+from jaxgpt.training.step.phases import PhaseCompiler
+from jaxgpt.training.step.spec import make_step_spec
 
 MESHES = ("one", "data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2")
 GRADUAL = "gradual:last1@0,full@5"

@@ -27,11 +27,11 @@ from jaxgpt.convert.disk import local_path, target_path
 from jaxgpt.convert.errors import InputError, about, escaped
 from jaxgpt.convert.formats import safetensors
 from jaxgpt.convert.json_input import MAX_VALUES, field, parse_json, read_json
-from jaxgpt.train.output import lasting_output, log_to
-from jaxgpt.train.report.page import write_report
-from jaxgpt.train.run.folder import RunFolder
-from jaxgpt.train.run.logs import RunLog, read_metrics, read_updates
-from jaxgpt.train.run.run_json import RunInfo
+from jaxgpt.training.output import lasting_output, log_to
+from jaxgpt.training.report.page import write_report
+from jaxgpt.training.run.folder import RunFolder
+from jaxgpt.training.run.logs import RunLog, read_metrics, read_updates
+from jaxgpt.training.run.run_json import RunInfo
 
 pytestmark = pytest.mark.bounded
 

@@ -23,9 +23,9 @@ from jaxgpt.convert.command_line.mistakes import in_flags
 from jaxgpt.convert.command_line.model_flags import ModelFlags
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.exit_codes import ExitCode
-from jaxgpt.train.command import HELP, PARSER, read_command, resume_command
-from jaxgpt.train.run.run_json import RunInfo
-from jaxgpt.train.settings import GROUPS, Settings, to_json
+from jaxgpt.training.command import HELP, PARSER, read_command, resume_command
+from jaxgpt.training.run.run_json import RunInfo
+from jaxgpt.training.settings import GROUPS, Settings, to_json
 
 PARSERS = {
     name: PARSER if name == "train" else importlib.import_module(module).PARSER

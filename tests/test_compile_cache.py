@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from jaxgpt.convert.command_line.flags import flags_of
-from jaxgpt.train.settings import Settings
+from jaxgpt.training.settings import Settings
 
 SCRIPT = """
 import sys

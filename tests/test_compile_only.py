@@ -23,22 +23,22 @@ from jaxgpt.convert.published import PUBLISHED, config_of_published
 from jaxgpt.freeze.strategies import lora_of
 from jaxgpt.loss import ROWS_AT_ONCE
 from jaxgpt.model.gpt import abstract
-from jaxgpt.train.compile_only import topology
-from jaxgpt.train.compile_only.batch_limit import (
+from jaxgpt.training.compile_only import topology
+from jaxgpt.training.compile_only.batch_limit import (
     fit_memory_model,
     n_differentiated_blocks,
     rows_of_shallow_models,
     with_blocks,
 )
-from jaxgpt.train.compile_only.chips import CHIPS, GIB, chip_of
-from jaxgpt.train.compile_only.collectives import collectives, group_size
-from jaxgpt.train.compile_only.command import compile_only as compile_only_here
-from jaxgpt.train.compile_only.compile_step import compile_step
-from jaxgpt.train.compile_only.flops import step_flops
-from jaxgpt.train.compile_only.hlo import elements, parse, size_in_bytes
-from jaxgpt.train.compile_only.step_time import bytes_per_device, trainable_shapes
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.spec import StepSpec, make_step_spec
+from jaxgpt.training.compile_only.chips import CHIPS, GIB, chip_of
+from jaxgpt.training.compile_only.collectives import collectives, group_size
+from jaxgpt.training.compile_only.command import compile_only as compile_only_here
+from jaxgpt.training.compile_only.compile_step import compile_step
+from jaxgpt.training.compile_only.flops import step_flops
+from jaxgpt.training.compile_only.hlo import elements, parse, size_in_bytes
+from jaxgpt.training.compile_only.step_time import bytes_per_device, trainable_shapes
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.step.spec import StepSpec, make_step_spec
 
 CONFIG = jaxgpt.GPTConfig(n_embd=256, n_layer=3, n_head=4, n_inner=1024, vocab_size=2048, n_positions=128)
 
@@ -175,8 +175,8 @@ MESH_PROGRAMS = """
 import json, jax, jax.numpy as jnp
 from functools import partial
 from jax.sharding import PartitionSpec as P, NamedSharding
-from jaxgpt.train.compile_only.collectives import collectives
-from jaxgpt.train.compile_only.hlo import parse
+from jaxgpt.training.compile_only.collectives import collectives
+from jaxgpt.training.compile_only.hlo import parse
 
 mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=NamedSharding(mesh, P("b")))
@@ -362,8 +362,8 @@ LIBTPU = os.environ.get("TPU_LIBRARY_PATH", ROOT / ".venv" / "tpu" / "libtpu" / 
 
 SLICES = """
 import sys
-import jaxgpt.train.compile_only.command as command
-from jaxgpt.train.__main__ import main
+import jaxgpt.training.compile_only.command as command
+from jaxgpt.training.__main__ import main
 # the second needs no time for what the first has: shallow models, and, in an odd context, a kernel and a loss in parts
 for flags in (["--batch-size=8"], ["--batch-size=4000000", "--freeze=head", "--context=127"]):
     if "--context=127" in flags:

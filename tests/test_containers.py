@@ -38,8 +38,8 @@ from jaxgpt import convert
 from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.dialects.linear import NANOGPT
 from jaxgpt.convert.unwrap import unwrap
-from jaxgpt.train.command import as_flags, read_command
-from jaxgpt.train.settings import to_json
+from jaxgpt.training.command import as_flags, read_command
+from jaxgpt.training.settings import to_json
 
 TOKENS = random_tokens((2, DIMS["n_positions"]))
 N = DIMS["n_head"]

@@ -18,10 +18,10 @@ from jaxgpt.mesh import make_mesh
 from jaxgpt.model.attention import attention
 from jaxgpt.model.cache import empty_cache
 from jaxgpt.model.gpt import abstract
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.phases import PhaseCompiler
-from jaxgpt.train.step.spec import make_step_spec
-from jaxgpt.train.step.step import Rates, make_train_step
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.step.phases import PhaseCompiler
+from jaxgpt.training.step.spec import make_step_spec
+from jaxgpt.training.step.step import Rates, make_train_step
 
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 MASKED_FORWARD, MASKED_BACKWARD = "__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"

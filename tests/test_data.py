@@ -12,11 +12,11 @@ import pytest
 import jaxgpt
 from jaxgpt.chat import prepare_chat
 from jaxgpt.convert.errors import InputError
-from jaxgpt.train.data.device_batches import eval_batches, row_order, train_batches
-from jaxgpt.train.data.load import load_data
-from jaxgpt.train.data.packing import make_pieces, pack
-from jaxgpt.train.data.rows import Windows
-from jaxgpt.train.settings import Settings
+from jaxgpt.training.data.device_batches import eval_batches, row_order, train_batches
+from jaxgpt.training.data.load import load_data
+from jaxgpt.training.data.packing import make_pieces, pack
+from jaxgpt.training.data.rows import Windows
+from jaxgpt.training.settings import Settings
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 

@@ -25,9 +25,9 @@ from pydantic import ValidationError
 
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.exit_codes import ExitCode
-from jaxgpt.train.command import read_command
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.signals import SIGNALS
+from jaxgpt.training.command import read_command
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.signals import SIGNALS
 
 DEPLOY = ROOT / "deploy"
 FILES = {path.name: path.read_text("utf-8") for path in sorted(DEPLOY.iterdir())}

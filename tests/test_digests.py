@@ -23,10 +23,10 @@ from jaxgpt.convert import digests
 from jaxgpt.convert.digests import find_damage
 from jaxgpt.convert.formats.array_headers import check_arrays
 from jaxgpt.convert.source import complete_steps
-from jaxgpt.train.command import read_command
-from jaxgpt.train.run.checkpoints import Checkpoints
-from jaxgpt.train.run.folder import RunFolder
-from jaxgpt.train.setup import prepare
+from jaxgpt.training.command import read_command
+from jaxgpt.training.run.checkpoints import Checkpoints
+from jaxgpt.training.run.folder import RunFolder
+from jaxgpt.training.setup import prepare
 
 NOBODY_READS = "commit_success.txt"
 

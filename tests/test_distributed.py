@@ -18,21 +18,21 @@ from runs import QUICK, arrays, metrics
 from jaxgpt.convert.digests import find_damage
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.source import complete_steps
-from jaxgpt.train.distributed import connect, is_one_of_several
-from jaxgpt.train.failures import describe_failure
-from jaxgpt.train.settings import Settings
+from jaxgpt.training.distributed import connect, is_one_of_several
+from jaxgpt.training.failures import describe_failure
+from jaxgpt.training.settings import Settings
 
 PROGRAM = """
 import sys, time
-import jaxgpt.train.distributed, jaxgpt.train.loop
-from jaxgpt.train.__main__ import main
-jaxgpt.train.distributed.LOST_SECONDS = 10  # a killed process is missed sooner
-batches_of = jaxgpt.train.loop.device_train_batches
+import jaxgpt.training.distributed, jaxgpt.training.loop
+from jaxgpt.training.__main__ import main
+jaxgpt.training.distributed.LOST_SECONDS = 10  # a killed process is missed sooner
+batches_of = jaxgpt.training.loop.device_train_batches
 def slowly(*args, **how):
     for batch in batches_of(*args, **how):
         time.sleep({seconds})
         yield batch
-jaxgpt.train.loop.device_train_batches = slowly
+jaxgpt.training.loop.device_train_batches = slowly
 sys.argv = ["train", *{flags!r}]
 main()
 """
@@ -241,10 +241,10 @@ import jaxgpt
 from jaxgpt import convert
 from jaxgpt import loading
 from jaxgpt.mesh import make_mesh
-from jaxgpt.train.data.device_batches import local_rows
-from jaxgpt.train.distributed import connect
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.failures import describe_failure
+from jaxgpt.training.data.device_batches import local_rows
+from jaxgpt.training.distributed import connect
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.failures import describe_failure
 port, index, folder, text = sys.argv[1:]
 connect(Settings(coordinator=f"127.0.0.1:{port}", processes=2, process=int(index)))
 pages, original = set(), loading._aligned

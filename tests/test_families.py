@@ -36,9 +36,9 @@ from jaxgpt.model.attention import attention, blocked_attention, einsum_attentio
 from jaxgpt.params import count_params
 from jaxgpt.sanity.check import expected_counts
 from jaxgpt.tokenizer import begin_ids, encode_prompt, fingerprint
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.optimizer import make_optimizer
-from jaxgpt.train.step.spec import batch_shapes
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.step.optimizer import make_optimizer
+from jaxgpt.training.step.spec import batch_shapes
 
 every_model = pytest.mark.parametrize("name", MODELS)
 every_family = pytest.mark.parametrize("name", FIRST)

@@ -21,7 +21,7 @@ from jaxgpt.convert.families.shapes import SHAPES
 from jaxgpt.convert.published import config_of_published
 from jaxgpt.lm_eval import JaxGPT
 from jaxgpt.sanity.check import expected_counts
-from jaxgpt.train.report.console import _replicated
+from jaxgpt.training.report.console import _replicated
 
 every_family = pytest.mark.parametrize("name", FIRST)
 

@@ -16,9 +16,9 @@ from jaxgpt import freeze, make_mesh, named_params, with_params
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.model.gpt import abstract
 from jaxgpt.params import by_module, match
-from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import lr_schedule, make_optimizer
-from jaxgpt.train.step.step import Rates, TrainState, init_state, make_train_step
+from jaxgpt.training.step.batch import Batch
+from jaxgpt.training.step.optimizer import lr_schedule, make_optimizer
+from jaxgpt.training.step.step import Rates, TrainState, init_state, make_train_step
 
 TIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}))
 UNTIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}), tie_word_embeddings=False)

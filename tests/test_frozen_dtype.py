@@ -19,9 +19,9 @@ from jaxgpt.int8 import Int8Kernel, quantise
 from jaxgpt.mesh import make_mesh
 from jaxgpt.model.gpt import abstract
 from jaxgpt.model.layers import int8_product
-from jaxgpt.train.compile_only.compile_step import compile_step
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.spec import make_step_spec
+from jaxgpt.training.compile_only.compile_step import compile_step
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.step.spec import make_step_spec
 
 
 @pytest.fixture(scope="module", params=["lora:r=2", "gradual:lora:r=2@0,last1@50%"])

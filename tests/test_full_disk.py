@@ -17,8 +17,8 @@ from runs import QUICK, WORDS, assert_same_run
 from jaxgpt.convert.digests import find_damage
 from jaxgpt.convert.formats import orbax
 from jaxgpt.convert.source import complete_steps
-from jaxgpt.train.run.checkpoints import Checkpoints
-from jaxgpt.train.run.folder import RunFolder
+from jaxgpt.training.run.checkpoints import Checkpoints
+from jaxgpt.training.run.folder import RunFolder
 
 SHORT = (
     f"--data={WORDS}", "--batch-size=8", "--steps=4", "--eval-every=2", "--checkpoint-every=2", "--log-every=1",
@@ -93,8 +93,8 @@ def leaves(monkeypatch):
                 opened.pop().close()
         sys.exit(int(code))
 
-    monkeypatch.setattr("jaxgpt.train.finetune.Checkpoints", Watched)
-    monkeypatch.setattr("jaxgpt.train.signals.StopSignals.leave", leave)
+    monkeypatch.setattr("jaxgpt.training.finetune.Checkpoints", Watched)
+    monkeypatch.setattr("jaxgpt.training.signals.StopSignals.leave", leave)
 
 
 def assert_full(done, file: Path, kept: str, said: str) -> None:

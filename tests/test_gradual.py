@@ -16,9 +16,9 @@ import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
 from jaxgpt.model.gpt import abstract
 from jaxgpt.params import by_module, module_shares
-from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import B1, B2, EPSILON, lr_schedule, make_optimizer, rate_factors
-from jaxgpt.train.step.step import Rates, TrainState, init_state, make_train_step
+from jaxgpt.training.step.batch import Batch
+from jaxgpt.training.step.optimizer import B1, B2, EPSILON, lr_schedule, make_optimizer, rate_factors
+from jaxgpt.training.step.step import Rates, TrainState, init_state, make_train_step
 
 TIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}))
 UNTIED = jaxgpt.GPTConfig(**(DIMS | {"n_layer": 12}), tie_word_embeddings=False)

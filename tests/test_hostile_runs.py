@@ -14,8 +14,8 @@ from runs import WORDS
 
 import jaxgpt
 from jaxgpt.convert.command_line.flags import values_of
-from jaxgpt.train.command import read_command
-from jaxgpt.train.settings import Settings, trait
+from jaxgpt.training.command import read_command
+from jaxgpt.training.settings import Settings, trait
 
 pytestmark = pytest.mark.bounded
 

@@ -23,7 +23,7 @@ FRONT_DOORS = ("jaxgpt.__main__", "jaxgpt.commands")
 
 
 def module_of(path: Path) -> str:
-    """`jaxgpt.train.loop` for `train/loop.py`."""
+    """`jaxgpt.training.loop` for `train/loop.py`."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     name = ".".join(parts if parts[0] == "jaxgpt" else ("jaxgpt", *parts))
     return name.removesuffix(".__init__")
@@ -211,7 +211,7 @@ def test_contributing_names_what_is_there():
     for name in re.findall(r"\b[a-z_]+(?:\.html)?\.(?:py|jinja|json|md|toml)\b", text):
         assert name in places | {"metrics.jsonl", "run.json"} or (ROOT / "tests" / name).exists(), name
     for folder in (path for floor in FLOORS for path in (ROOT / floor).iterdir() if path.is_dir()):
-        if not folder.name.startswith("__") and folder.name not in ("assets",):
+        if not folder.name.startswith("__") and not folder.is_symlink() and folder.name != "assets":
             assert f"{folder.name}/" in text, folder
 
 

@@ -29,10 +29,10 @@ KILLS = (
 
 READING = """
 import sys, threading, time
-import jaxgpt.loading, jaxgpt.train.run.base
-from jaxgpt.train.__main__ import main
+import jaxgpt.loading, jaxgpt.training.run.base
+from jaxgpt.training.__main__ import main
 what, at, *flags = sys.argv[1:]
-module, name = {"read": (jaxgpt.loading, "_put"), "digested": (jaxgpt.train.run.base, "digest")}[what]
+module, name = {"read": (jaxgpt.loading, "_put"), "digested": (jaxgpt.training.run.base, "digest")}[what]
 original, lock, count = getattr(module, name), threading.Lock(), 0
 
 def counted(*args, **how):

@@ -26,7 +26,7 @@ from jaxgpt.data.streams import sha256_of, stamp
 from jaxgpt.model.capture import make_capture
 from jaxgpt.params import match
 from jaxgpt.patterns import Pattern
-from jaxgpt.train.step.optimizer import rate_factors
+from jaxgpt.training.step.optimizer import rate_factors
 
 pytestmark = pytest.mark.bounded
 
@@ -320,7 +320,7 @@ def test_a_run_whose_data_changes_stops_with_one_line(small, tmp_path):
     path = tmp_path / "train.bin"
     (np.arange(40_000) % 4000).astype("<u2").tofile(path)
     code = f"""
-import os, jaxgpt.train.loop as loop
+import os, jaxgpt.training.loop as loop
 make = loop.device_train_batches
 def changing(*args, **how):
     for i, batch in enumerate(make(*args, **how)):

@@ -12,8 +12,8 @@ from runs import without_digests
 
 import jaxgpt
 from jaxgpt.convert.errors import InputError
-from jaxgpt.train.run.folder import RunFolder
-from jaxgpt.train.settings import Settings
+from jaxgpt.training.run.folder import RunFolder
+from jaxgpt.training.settings import Settings
 
 SECRET = "elsewhere"
 

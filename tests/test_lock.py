@@ -22,12 +22,12 @@ from jaxgpt.convert.disk import publish
 from jaxgpt.convert.mapping import same
 from jaxgpt.convert.source import complete_steps
 from jaxgpt.data.corpus import tokenise
-from jaxgpt.train.run.lock import RunLock
+from jaxgpt.training.run.lock import RunLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from jaxgpt.train.run.lock import RunLock
+from jaxgpt.training.run.lock import RunLock
 RunLock(Path(sys.argv[1])).take()
 print("held", flush=True)
 time.sleep(60)

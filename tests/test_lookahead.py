@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from conftest import call
 
-import jaxgpt.train.loop
-import jaxgpt.train.step.phases
+import jaxgpt.training.loop
+import jaxgpt.training.step.phases
 
 STEPS = 9
 
@@ -21,8 +21,8 @@ def events(monkeypatch) -> list[tuple[str, int]]:
     found, made = [], {"batch": 0, "step": 0}
     of_step: dict[int, int] = {}
     array = type(jnp.zeros(()))
-    batches, value = jaxgpt.train.loop.device_train_batches, array._value
-    compile_program = jaxgpt.train.step.phases.PhaseCompiler._compile
+    batches, value = jaxgpt.training.loop.device_train_batches, array._value
+    compile_program = jaxgpt.training.step.phases.PhaseCompiler._compile
 
     def counted(name: str) -> int:
         made[name] += 1
@@ -52,8 +52,8 @@ def events(monkeypatch) -> list[tuple[str, int]]:
         return value.fget(self)
 
     kept: list = []
-    monkeypatch.setattr(jaxgpt.train.loop, "device_train_batches", watched_batches)
-    monkeypatch.setattr(jaxgpt.train.step.phases.PhaseCompiler, "_compile", watched_compile)
+    monkeypatch.setattr(jaxgpt.training.loop, "device_train_batches", watched_batches)
+    monkeypatch.setattr(jaxgpt.training.step.phases.PhaseCompiler, "_compile", watched_compile)
     monkeypatch.setattr(array, "_value", property(watched_value))
     return found
 

@@ -5,7 +5,7 @@ import huggingface_hub
 import pytest
 from conftest import call
 
-from jaxgpt.train.step.optimizer import lr_schedule, warmup_steps
+from jaxgpt.training.step.optimizer import lr_schedule, warmup_steps
 
 
 def test_a_run_asks_the_hub_once_for_its_model_and_once_for_its_data(small, tmp_path, monkeypatch):

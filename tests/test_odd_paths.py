@@ -59,7 +59,7 @@ def test_what_can_t_be_read_is_never_called_a_checkpoint(small, tmp_path, monkey
         monkeypatch.setattr(orbax, "confirm", lose)
     out = tmp_path / "run"
     # the program leaves at once, which this process has to outlive
-    monkeypatch.setattr("jaxgpt.train.signals.StopSignals.leave", lambda self, code: sys.exit(int(code)))
+    monkeypatch.setattr("jaxgpt.training.signals.StopSignals.leave", lambda self, code: sys.exit(int(code)))
     done = call("train", f"--model={small}", "--freeze=last1", f"--out={out}", *FLAGS, check=False)
     assert done.returncode == 74
     assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -11,8 +11,8 @@ from runs import QUICK, arrays, assert_same_run, metrics
 import jaxgpt
 from jaxgpt import freeze
 from jaxgpt.params import named_params
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.optimizer import B1, B2, EPSILON, PEAK_LR, lr_schedule, make_optimizer
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.step.optimizer import B1, B2, EPSILON, PEAK_LR, lr_schedule, make_optimizer
 
 RATE, DECAY = 0.01, 0.1
 

@@ -11,8 +11,8 @@ from runs import QUICK, assert_same_run
 
 from jaxgpt.convert.digests import find_damage
 from jaxgpt.convert.source import complete_steps
-from jaxgpt.train.output import Log, Output
-from jaxgpt.train.run.checkpoints import Checkpoints
+from jaxgpt.training.output import Log, Output
+from jaxgpt.training.run.checkpoints import Checkpoints
 
 FULL = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
 CLOSED = "import os, sys; os.close(1); os.close(2); sys.stdout = sys.stderr = None\n"
@@ -63,7 +63,7 @@ def test_a_fault_of_ours_keeps_what_was_saved(small, whole_run, tmp_path, monkey
             def check(step, metrics):
                 return metrics if step < 5 else {}["no such key"]
 
-            patch.setattr("jaxgpt.train.loop.check_finite", check)
+            patch.setattr("jaxgpt.training.loop.check_finite", check)
         else:
             save = Checkpoints.save
 
@@ -86,7 +86,7 @@ def test_a_fault_of_ours_keeps_what_was_saved(small, whole_run, tmp_path, monkey
 
 def test_a_terminal_that_hangs_up_stops_the_run_after_a_step_and_saves_it(small, whole_run, tmp_path):
     out = tmp_path / "r"
-    slow = "import time, jaxgpt.train.loop as loop\nmake = loop.device_train_batches\n"
+    slow = "import time, jaxgpt.training.loop as loop\nmake = loop.device_train_batches\n"
     slow += "def slowly(*a, **k):\n    for b in make(*a, **k):\n        time.sleep(0.3)\n        yield b\n"
     slow += "loop.device_train_batches = slowly\n"
     run = forked.Forked(slow + forked.RUN, *flags(small, out), stderr=subprocess.STDOUT)
@@ -115,7 +115,7 @@ def test_nohup_is_heeded(small, tmp_path):
 
 def test_samples_steer_no_terminal_and_are_kept_as_they_are(small, tmp_path, monkeypatch):
     written = "a\x1b[2J sample\x9b1m"
-    monkeypatch.setattr("jaxgpt.train.finetune.sample", lambda *_: written)
+    monkeypatch.setattr("jaxgpt.training.finetune.sample", lambda *_: written)
     done = call("train", *flags(small, tmp_path / "r"), "--steps=1")
     assert "a\\x1b[2J sample\\x9b1m" in done.stdout
     assert not set("\x1b\x9b") & set(done.stdout + done.stderr)

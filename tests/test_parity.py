@@ -14,7 +14,7 @@ from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.mapping import to_ours
 from jaxgpt.model.attention import einsum_attention
 from jaxgpt.model.dropout import Keys, dropout
-from jaxgpt.train.step.optimizer import make_optimizer
+from jaxgpt.training.step.optimizer import make_optimizer
 
 FLAGS = [
     {},

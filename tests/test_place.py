@@ -9,7 +9,7 @@ from conftest import call
 from runs import QUICK
 
 from jaxgpt.convert.source import complete_steps
-from jaxgpt.train.run.place import FolderGone, Place
+from jaxgpt.training.run.place import FolderGone, Place
 
 
 @pytest.fixture
@@ -49,10 +49,10 @@ def test_a_folder_that_is(folder, fate):
 SCRIPT = """
 import shutil, sys, time
 from pathlib import Path
-import jaxgpt.train.run.checkpoints, jaxgpt.train.run.logs
-from jaxgpt.train.__main__ import main
+import jaxgpt.training.run.checkpoints, jaxgpt.training.run.logs
+from jaxgpt.training.__main__ import main
 out, new, when, fate = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-save, metrics = jaxgpt.train.run.checkpoints.Checkpoints.save, jaxgpt.train.run.logs.RunLog.metrics
+save, metrics = jaxgpt.training.run.checkpoints.Checkpoints.save, jaxgpt.training.run.logs.RunLog.metrics
 def act():
     if not new.exists():
         out.rename(new)
@@ -72,8 +72,8 @@ def write_and_act(self, step, *rest):
             time.sleep(0.01)
         act()
     metrics(self, step, *rest)
-jaxgpt.train.run.checkpoints.Checkpoints.save = save_and_act
-jaxgpt.train.run.logs.RunLog.metrics = write_and_act
+jaxgpt.training.run.checkpoints.Checkpoints.save = save_and_act
+jaxgpt.training.run.logs.RunLog.metrics = write_and_act
 sys.argv = ["train", *sys.argv[5:]]
 main()
 """

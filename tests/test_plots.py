@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from jaxgpt.train.report import plots
-from jaxgpt.train.report.timeline import columns, printable, short
-from jaxgpt.train.run.run_json import PhaseInfo
+from jaxgpt.training.report import plots
+from jaxgpt.training.report.timeline import columns, printable, short
+from jaxgpt.training.run.run_json import PhaseInfo
 
 NAMES = ["head", "last1+ln_f", "regex:blocks.*.ln_.*$", "$x^$", "full"]
 CASES = [

@@ -23,10 +23,10 @@ from jaxgpt.data.corpus import tokenise
 from jaxgpt.data.preferences import preference_of
 from jaxgpt.data.sources import find
 from jaxgpt.params import named_params
-from jaxgpt.train.data.packing import make_pairs
-from jaxgpt.train.data.rows import Pairs
-from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.step import Objective, Preference, TrainState, make_eval_step, make_reference_step
+from jaxgpt.training.data.packing import make_pairs
+from jaxgpt.training.data.rows import Pairs
+from jaxgpt.training.step.batch import Batch
+from jaxgpt.training.step.step import Objective, Preference, TrainState, make_eval_step, make_reference_step
 
 B, T = 4, 12
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from jaxgpt.convert.errors import InputError
-from jaxgpt.train.report import plots
-from jaxgpt.train.report.page import write_report
-from jaxgpt.train.settings import Settings
+from jaxgpt.training.report import plots
+from jaxgpt.training.report.page import write_report
+from jaxgpt.training.settings import Settings
 
 EVIL = (
     "<script>alert(1)</script> </pre><img src=x onerror=alert(2)> \"' & ${title} $page {{ title }} {% raw %} "

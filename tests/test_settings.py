@@ -13,14 +13,14 @@ from conftest import call, random_tokens
 from runs import arrays, metrics
 
 import jaxgpt
-import jaxgpt.train.data.device_batches as batches
+import jaxgpt.training.data.device_batches as batches
 from jaxgpt import named_params
 from jaxgpt.convert.mapping import same
 from jaxgpt.convert.source import complete_steps
-from jaxgpt.train.command import as_flags, read_command
-from jaxgpt.train.settings import Settings, stored_settings, to_json
-from jaxgpt.train.step.batch import Batch, micro_batches
-from jaxgpt.train.step.step import Objective, TrainState
+from jaxgpt.training.command import as_flags, read_command
+from jaxgpt.training.settings import Settings, stored_settings, to_json
+from jaxgpt.training.step.batch import Batch, micro_batches
+from jaxgpt.training.step.step import Objective, TrainState
 
 BASE = (
     "--freeze=first1", "--steps=4", "--batch-size=8", "--eval-every=2", "--checkpoint-every=4", "--log-every=1",

@@ -16,8 +16,8 @@ from jaxgpt.convert.source import complete_steps
 
 PATCHED = """
 import sys, time
-from jaxgpt.train.__main__ import main
-import jaxgpt.train.finetune
+from jaxgpt.training.__main__ import main
+import jaxgpt.training.finetune
 {patch}
 sys.argv = ["train", *{flags!r}]
 main()
@@ -50,17 +50,17 @@ def flags(small, tmp_path):
 
 
 COMPILING = """
-import jaxgpt.train.step.phases
+import jaxgpt.training.step.phases
 # neither Python's handlers nor an exception can interrupt a call like XLA's compiler
 import ctypes
 def compile(self, index):
     print("compiling", flush=True)
     ctypes.PyDLL(None).sleep(1)  # holds the GIL, too
     ctypes.CDLL(None).sleep(600)
-jaxgpt.train.step.phases.PhaseCompiler._compile = compile
+jaxgpt.training.step.phases.PhaseCompiler._compile = compile
 """
 LOADING = """
-import jaxgpt.train.setup
+import jaxgpt.training.setup
 def load(*args, **kwargs):
     print("loading", flush=True)
     while True:
@@ -68,7 +68,7 @@ def load(*args, **kwargs):
             time.sleep(600)
         except BaseException:  # a callback that swallows KeyboardInterrupt
             pass
-jaxgpt.train.setup.load_data = load
+jaxgpt.training.setup.load_data = load
 """
 
 
@@ -87,8 +87,8 @@ def test_before_the_first_step_a_signal_ends_at_once_and_leaves_nothing(flags, t
 
 
 SLOW_EVALUATION = """
-import jaxgpt.train.evaluation
-real = jaxgpt.train.evaluation.make_eval_step
+import jaxgpt.training.evaluation
+real = jaxgpt.training.evaluation.make_eval_step
 def make(*of):
     step = real(*of)
     def one(*args):
@@ -96,15 +96,15 @@ def make(*of):
             stop.requested.wait(600)  # between two batches of the evaluation the signal comes
         return step(*args)
     return one
-jaxgpt.train.evaluation.make_eval_step = make
+jaxgpt.training.evaluation.make_eval_step = make
 asked = []
-import jaxgpt.train.loop
-evaluate = jaxgpt.train.loop.TrainLoop._evaluate
+import jaxgpt.training.loop
+evaluate = jaxgpt.training.loop.TrainLoop._evaluate
 def say(self):
     print("evaluating", self.step, flush=True)
     asked.append(self._stop)
     evaluate(self)
-jaxgpt.train.loop.TrainLoop._evaluate = say
+jaxgpt.training.loop.TrainLoop._evaluate = say
 """
 
 
@@ -126,15 +126,15 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(flags, whole
 
 
 SLOW_THAW = """
-import jaxgpt.train.step.phases, threading
-real = jaxgpt.train.step.phases.PhaseCompiler._compile
+import jaxgpt.training.step.phases, threading
+real = jaxgpt.training.step.phases.PhaseCompiler._compile
 def compile(self, index):
     if index:
         print("compiling ahead", flush=True)
         import ctypes
         ctypes.CDLL(None).sleep(600)
     return real(self, index)
-jaxgpt.train.step.phases.PhaseCompiler._compile = compile
+jaxgpt.training.step.phases.PhaseCompiler._compile = compile
 """
 
 
@@ -152,7 +152,7 @@ def test_a_signal_while_the_next_phase_compiles_saves_and_does_not_wait_for_it(f
 
 def test_a_second_signal_ends_at_once(flags, tmp_path):
     saving = "lambda *a: (print('saving', flush=True), time.sleep(600))"
-    patch = f"import jaxgpt.train.loop; jaxgpt.train.loop.Checkpoints.save = {saving}"
+    patch = f"import jaxgpt.training.loop; jaxgpt.training.loop.Checkpoints.save = {saving}"
     process = slow(patch, flags)
     for line in process.stdout:
         if line.startswith("step 1/"):
@@ -166,7 +166,7 @@ def test_a_second_signal_ends_at_once(flags, tmp_path):
 
 
 def test_handlers_are_given_back(monkeypatch):
-    from jaxgpt.train.signals import StopSignals
+    from jaxgpt.training.signals import StopSignals
 
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with StopSignals() as stop:

@@ -19,9 +19,9 @@ from jaxgpt import GPTConfig
 from jaxgpt.freeze.strategies import with_lora
 from jaxgpt.mesh import make_mesh
 from jaxgpt.model.gpt import abstract
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.spec import make_step_spec
-from jaxgpt.train.step.step import Rates, make_train_step
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.step.spec import make_step_spec
+from jaxgpt.training.step.step import Rates, make_train_step
 
 TABLE = Path(__file__).parent / "step_guard.json"
 

@@ -15,12 +15,12 @@ import pytest
 import runs
 from conftest import ROOT, call
 
-import jaxgpt.train.tracking.trackers
+import jaxgpt.training.tracking.trackers
 from jaxgpt.convert.errors import InputError
-from jaxgpt.train.__main__ import main
-from jaxgpt.train.run.folder import RunFolder
-from jaxgpt.train.settings import Settings, to_json
-from jaxgpt.train.tracking.trackers import Trackers, check_trackers
+from jaxgpt.training.__main__ import main
+from jaxgpt.training.run.folder import RunFolder
+from jaxgpt.training.settings import Settings, to_json
+from jaxgpt.training.tracking.trackers import Trackers, check_trackers
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_a_training_run_tells_its_tracker_what_it_writes(small, tmp_path):
 
 def test_what_is_not_installed_is_said_before_anything_is_written(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        jaxgpt.train.tracking.trackers, "_installed", lambda package: package in ("tensorboardX", "mlflow")
+        jaxgpt.training.tracking.trackers, "_installed", lambda package: package in ("tensorboardX", "mlflow")
     )
     check_trackers(["tensorboard"])
     with pytest.raises(InputError, match=r"^--track: mlflow-skinny has no database of its own: pip install mlflow, or"):
@@ -238,7 +238,7 @@ def test_what_is_not_installed_is_said_before_anything_is_written(small, tmp_pat
 def test_a_folder_named_as_a_package_is_no_package(tmp_path, monkeypatch):
     (tmp_path / "nothing_here").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    assert not jaxgpt.train.tracking.trackers._installed("nothing_here")
+    assert not jaxgpt.training.tracking.trackers._installed("nothing_here")
 
 
 def test_a_tracker_that_does_not_exist_is_refused(capsys, monkeypatch):
@@ -255,7 +255,7 @@ def test_a_server_that_does_not_answer_neither_stops_nor_blocks(new_run, name, n
     monkeypatch.setenv("MLFLOW_TRACKING_URI", nobody)
     monkeypatch.setenv("WANDB_BASE_URL", nobody)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr(jaxgpt.train.tracking.trackers, "CLOSE_SECONDS", 10.0)  # enough for TensorBoard
+    monkeypatch.setattr(jaxgpt.training.tracking.trackers, "CLOSE_SECONDS", 10.0)  # enough for TensorBoard
     trackers = start(name, "tensorboard")
     process = trackers._pipes[name].process
     latest = time.monotonic() + 60

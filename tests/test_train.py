@@ -22,7 +22,7 @@ from jaxgpt import convert
 from jaxgpt.convert.command_line.mistakes import in_flags
 from jaxgpt.convert.mapping import same
 from jaxgpt.convert.source import complete_steps
-from jaxgpt.train.__main__ import main
+from jaxgpt.training.__main__ import main
 
 # what a run does
 
@@ -99,7 +99,7 @@ def eight(small, tmp_path_factory) -> dict[str | None, Path]:
     lines = [[*common, f"--out={out}", *([f"--mesh={mesh}"] if mesh else [])] for mesh, out in outs.items()]
     script = f"""
 import sys
-from jaxgpt.train.__main__ import main
+from jaxgpt.training.__main__ import main
 for sys.argv in {lines!r}:
     try:
         main()
@@ -330,15 +330,15 @@ def test_a_disk_that_fills_up_during_the_run_ends_it_with_the_last_checkpoint_wh
     out = tmp_path / "r"
     flags = (f"--model={small}", f"--out={out}", "--freeze=full", *QUICK)
     script = f"""
-import resource, sys, jaxgpt.train.run.checkpoints
-from jaxgpt.train.__main__ import main
-save = jaxgpt.train.run.checkpoints.Checkpoints.save
+import resource, sys, jaxgpt.training.run.checkpoints
+from jaxgpt.training.__main__ import main
+save = jaxgpt.training.run.checkpoints.Checkpoints.save
 def limited(self, state, *rest):
     if int(state.step) > 3:
         self.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     save(self, state, *rest)
-jaxgpt.train.run.checkpoints.Checkpoints.save = limited
+jaxgpt.training.run.checkpoints.Checkpoints.save = limited
 sys.argv = {["train", *flags]!r}
 main()
 """
@@ -354,15 +354,15 @@ main()
 def test_a_run_whose_folder_vanishes_stops_and_says_so(small, tmp_path):
     out = tmp_path / "r"
     script = f"""
-import shutil, sys, jaxgpt.train.loop
-from jaxgpt.train.__main__ import main
-save = jaxgpt.train.loop.Checkpoints.save
+import shutil, sys, jaxgpt.training.loop
+from jaxgpt.training.__main__ import main
+save = jaxgpt.training.loop.Checkpoints.save
 def gone(self, state, *rest):
     if int(state.step) > 3:
         self.wait()
         shutil.rmtree({str(out)!r})
     save(self, state, *rest)
-jaxgpt.train.loop.Checkpoints.save = gone
+jaxgpt.training.loop.Checkpoints.save = gone
 sys.argv = {["train", f"--model={small}", f"--out={out}", *QUICK]!r}
 main()
 """

@@ -10,8 +10,8 @@ from jaxgpt.convert.command_line.mistakes import one_clear_line
 from jaxgpt.convert.command_line.process import prepare_process
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.exit_codes import ExitCode
-from jaxgpt.train.output import lasting_output
-from jaxgpt.train.signals import StopSignals, heeded
+from jaxgpt.training.output import lasting_output
+from jaxgpt.training.signals import StopSignals, heeded
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,21 +21,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare_process()
     for number in heeded():  # until there is something to save
         signal.signal(number, lambda *_: os._exit(ExitCode.STOPPED))
-    from jaxgpt.train.command import read_command
-    from jaxgpt.train.settings import Settings, flags_of
+    from jaxgpt.training.command import read_command
+    from jaxgpt.training.settings import Settings, flags_of
 
     with one_clear_line("train", flags_of(Settings)):
         settings = read_command(arguments)
         if settings.compile_only:
             for number in heeded():
                 signal.signal(number, signal.SIG_DFL)  # nothing to save, and the compiler would not be interrupted
-            from jaxgpt.train.compile_only.command import compile_only
+            from jaxgpt.training.compile_only.command import compile_only
 
             sys.exit(compile_only(settings))
         with lasting_output(), StopSignals() as stop:
             # JAX is imported after the flags are read, so that --help answers at once
-            from jaxgpt.train.failures import describe_failure
-            from jaxgpt.train.finetune import train
+            from jaxgpt.training.failures import describe_failure
+            from jaxgpt.training.finetune import train
 
             try:
                 sys.exit(train(settings, stop))

@@ -10,8 +10,8 @@ from jaxgpt.convert.command_line.help import Help
 from jaxgpt.convert.command_line.parser import Parser
 from jaxgpt.convert.disk import local_path, target_path
 from jaxgpt.convert.errors import InputError, about
-from jaxgpt.train.run.run_json import NAME, RunInfo, refusal
-from jaxgpt.train.settings import GROUPS, Settings, changed_settings, stored_settings, to_json, trait
+from jaxgpt.training.run.run_json import NAME, RunInfo, refusal
+from jaxgpt.training.settings import GROUPS, Settings, changed_settings, stored_settings, to_json, trait
 
 HELP = Help(
     program="jaxgpt train",

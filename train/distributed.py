@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxgpt.convert.command_line.flags import spelled
 from jaxgpt.convert.errors import InputError
-from jaxgpt.train.settings import Settings, to_json, trait
+from jaxgpt.training.settings import Settings, to_json, trait
 
 LOST_SECONDS = 30
 """How long a process may be silent until the others give up; JAX's own default is 100."""

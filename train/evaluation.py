@@ -6,11 +6,11 @@ import jaxgpt
 from jaxgpt.convert.command_line.console import busy
 from jaxgpt.params import with_params
 from jaxgpt.tokenizer import begin_ids
-from jaxgpt.train.data.device_batches import device_eval_batches
-from jaxgpt.train.distributed import any_process
-from jaxgpt.train.setup import TrainingInputs
-from jaxgpt.train.signals import StopSignals
-from jaxgpt.train.step.step import TrainState, make_eval_step
+from jaxgpt.training.data.device_batches import device_eval_batches
+from jaxgpt.training.distributed import any_process
+from jaxgpt.training.setup import TrainingInputs
+from jaxgpt.training.signals import StopSignals
+from jaxgpt.training.step.step import TrainState, make_eval_step
 
 SAMPLE_TOKENS = 120
 """Tokens of a text sample, at most."""

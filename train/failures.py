@@ -9,8 +9,8 @@ import jax
 
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.exit_codes import ExitCode
-from jaxgpt.train.data.device_batches import row_order
-from jaxgpt.train.setup import TrainingInputs
+from jaxgpt.training.data.device_batches import row_order
+from jaxgpt.training.setup import TrainingInputs
 
 SHOWN = 8
 """Origins of texts that are named."""

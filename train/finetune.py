@@ -15,25 +15,25 @@ from jaxgpt.convert.errors import InputError, escaped, what_failed
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.mesh import usual_dtype
 from jaxgpt.params import count_params
-from jaxgpt.train.command import command_of, resume_command
-from jaxgpt.train.data.reference import add_reference
-from jaxgpt.train.distributed import connect, disconnect, wait_for_all
-from jaxgpt.train.evaluation import Evaluator, sample
-from jaxgpt.train.failures import NonFiniteLoss, explain_non_finite
-from jaxgpt.train.loop import TrainLoop, is_done
-from jaxgpt.train.output import log_to
-from jaxgpt.train.report.console import draw_new_rows, how_to_use, outcome, sanity_checks
-from jaxgpt.train.run.checkpoints import Checkpoints, newest_undamaged
-from jaxgpt.train.run.eval_state import EvalState
-from jaxgpt.train.run.folder import RunFolder
-from jaxgpt.train.run.logs import RunLog, read_samples
-from jaxgpt.train.run.place import FolderGone, FolderRenamed
-from jaxgpt.train.run.run_json import RunInfo
-from jaxgpt.train.settings import Settings, to_json
-from jaxgpt.train.setup import TrainingInputs, prepare
-from jaxgpt.train.signals import StopSignals
-from jaxgpt.train.step.phases import PhaseCompiler
-from jaxgpt.train.tracking.trackers import Trackers
+from jaxgpt.training.command import command_of, resume_command
+from jaxgpt.training.data.reference import add_reference
+from jaxgpt.training.distributed import connect, disconnect, wait_for_all
+from jaxgpt.training.evaluation import Evaluator, sample
+from jaxgpt.training.failures import NonFiniteLoss, explain_non_finite
+from jaxgpt.training.loop import TrainLoop, is_done
+from jaxgpt.training.output import log_to
+from jaxgpt.training.report.console import draw_new_rows, how_to_use, outcome, sanity_checks
+from jaxgpt.training.run.checkpoints import Checkpoints, newest_undamaged
+from jaxgpt.training.run.eval_state import EvalState
+from jaxgpt.training.run.folder import RunFolder
+from jaxgpt.training.run.logs import RunLog, read_samples
+from jaxgpt.training.run.place import FolderGone, FolderRenamed
+from jaxgpt.training.run.run_json import RunInfo
+from jaxgpt.training.settings import Settings, to_json
+from jaxgpt.training.setup import TrainingInputs, prepare
+from jaxgpt.training.signals import StopSignals
+from jaxgpt.training.step.phases import PhaseCompiler
+from jaxgpt.training.tracking.trackers import Trackers
 
 
 def train(settings: Settings, stop: StopSignals) -> int:
@@ -207,7 +207,7 @@ def log_to_run(run: RunFolder) -> None:
 
 def _write_report(run: RunFolder) -> None:
     if run.is_writer:
-        from jaxgpt.train.report.page import write_report  # late: drawing is not needed before
+        from jaxgpt.training.report.page import write_report  # late: drawing is not needed before
 
         with busy("writing report.html"):
             write_report(run.folder)

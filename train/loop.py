@@ -5,18 +5,18 @@ from typing import Any
 
 import jax
 
-from jaxgpt.train.data.device_batches import device_train_batches
-from jaxgpt.train.distributed import any_process
-from jaxgpt.train.evaluation import Evaluator
-from jaxgpt.train.failures import check_finite
-from jaxgpt.train.progress import ProgressBar
-from jaxgpt.train.run.checkpoints import Checkpoints
-from jaxgpt.train.run.eval_state import EvalState
-from jaxgpt.train.run.logs import RunLog
-from jaxgpt.train.setup import TrainingInputs
-from jaxgpt.train.signals import StopSignals
-from jaxgpt.train.step.phases import CompiledPhase, PhaseCompiler
-from jaxgpt.train.step.step import TrainState
+from jaxgpt.training.data.device_batches import device_train_batches
+from jaxgpt.training.distributed import any_process
+from jaxgpt.training.evaluation import Evaluator
+from jaxgpt.training.failures import check_finite
+from jaxgpt.training.progress import ProgressBar
+from jaxgpt.training.run.checkpoints import Checkpoints
+from jaxgpt.training.run.eval_state import EvalState
+from jaxgpt.training.run.logs import RunLog
+from jaxgpt.training.setup import TrainingInputs
+from jaxgpt.training.signals import StopSignals
+from jaxgpt.training.step.phases import CompiledPhase, PhaseCompiler
+from jaxgpt.training.step.step import TrainState
 
 UnderWay = tuple[int, int, dict[str, Any]]
 """A step, its number of trainable parameters, and its metrics, which may still be computed."""

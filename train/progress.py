@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from jaxgpt.convert.command_line.console import terminal_width, wrapped
 from jaxgpt.convert.errors import escaped
-from jaxgpt.train.distributed import is_first
+from jaxgpt.training.distributed import is_first
 
 
 class ProgressBar:

@@ -25,15 +25,15 @@ from jaxgpt.int8 import Int8Kernel, quantise
 from jaxgpt.mesh import make_mesh, shardings
 from jaxgpt.params import count_params, module_shares, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, check_vocabulary, encode_prompt, encode_text
-from jaxgpt.train.command import check_settings
-from jaxgpt.train.data.load import TrainingData, find_sources, load_data
-from jaxgpt.train.distributed import check_processes_agree
-from jaxgpt.train.run.base import RunBase
-from jaxgpt.train.run.folder import RunFolder
-from jaxgpt.train.run.run_json import IDENTITY, PhaseInfo
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.spec import STEPS, StepSpec, batch_shapes, make_step_spec
-from jaxgpt.train.tracking.trackers import check_trackers
+from jaxgpt.training.command import check_settings
+from jaxgpt.training.data.load import TrainingData, find_sources, load_data
+from jaxgpt.training.distributed import check_processes_agree
+from jaxgpt.training.run.base import RunBase
+from jaxgpt.training.run.folder import RunFolder
+from jaxgpt.training.run.run_json import IDENTITY, PhaseInfo
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.step.spec import STEPS, StepSpec, batch_shapes, make_step_spec
+from jaxgpt.training.tracking.trackers import check_trackers
 from jaxgpt.vocab import match_tokenizer, rebuilt, row_multiple
 
 

@@ -34,9 +34,9 @@ from jaxgpt.data import token_files
 from jaxgpt.data.preferences import preference_of
 from jaxgpt.freeze import parse
 from jaxgpt.templates import Request, write_chats
-from jaxgpt.train.run.logs import read_metrics, read_updates
-from jaxgpt.train.run.run_json import RunInfo
-from jaxgpt.train.settings import stored_settings
+from jaxgpt.training.run.logs import read_metrics, read_updates
+from jaxgpt.training.run.run_json import RunInfo
+from jaxgpt.training.settings import stored_settings
 
 CACHED = {"tokens": np.arange(3, dtype="<u2"), "ends": np.asarray([3], "<i8"), "records": np.asarray([0], "<i8")}
 HERE = Path(tempfile.mkdtemp(prefix="jaxgpt-fuzz-"))

@@ -13,8 +13,8 @@ from jaxgpt.freeze.strategies import LORA, NEW
 from jaxgpt.loss import ROWS_AT_ONCE
 from jaxgpt.mesh import batch_shards
 from jaxgpt.model.gpt import abstract
-from jaxgpt.train.compile_only.step_time import bytes_per_device, trainable_shapes
-from jaxgpt.train.step.spec import StepSpec, make_step_spec
+from jaxgpt.training.compile_only.step_time import bytes_per_device, trainable_shapes
+from jaxgpt.training.step.spec import StepSpec, make_step_spec
 
 SHALLOW_DEPTHS = (1, 2)
 """Blocks of the shallow models."""

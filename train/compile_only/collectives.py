@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from jaxgpt.train.compile_only.hlo import HloModule, Instruction, elements, size_in_bytes
+from jaxgpt.training.compile_only.hlo import HloModule, Instruction, elements, size_in_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 

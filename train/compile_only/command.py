@@ -21,14 +21,14 @@ from jaxgpt.convert.source import BUNDLED
 from jaxgpt.freeze.strategies import names_new_tokens, with_lora
 from jaxgpt.mesh import make_mesh, usual_dtype
 from jaxgpt.model.gpt import abstract
-from jaxgpt.train.command import check_settings
-from jaxgpt.train.compile_only.batch_limit import fit_memory_model
-from jaxgpt.train.compile_only.compile_step import compile_step
-from jaxgpt.train.compile_only.step_time import estimate_step_time
-from jaxgpt.train.compile_only.summary import does_fit, summarise
-from jaxgpt.train.compile_only.topology import Topology, find_topology
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.spec import STEPS, StepSpec, make_step_spec
+from jaxgpt.training.command import check_settings
+from jaxgpt.training.compile_only.batch_limit import fit_memory_model
+from jaxgpt.training.compile_only.compile_step import compile_step
+from jaxgpt.training.compile_only.step_time import estimate_step_time
+from jaxgpt.training.compile_only.summary import does_fit, summarise
+from jaxgpt.training.compile_only.topology import Topology, find_topology
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.step.spec import STEPS, StepSpec, make_step_spec
 from jaxgpt.vocab import row_multiple
 
 

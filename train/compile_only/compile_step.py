@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from jaxgpt.convert.errors import InputError
-from jaxgpt.train.compile_only.hlo import HloModule, parse
-from jaxgpt.train.step.spec import StepSpec
+from jaxgpt.training.compile_only.hlo import HloModule, parse
+from jaxgpt.training.step.spec import StepSpec
 
 LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
 """Options of XLA's TPU compiler. It then compiles the step of gpt2 in a sixth of the time, with 6 % more memory on

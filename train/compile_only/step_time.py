@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.train.compile_only.collectives import Traffic, collectives
-from jaxgpt.train.compile_only.flops import Flops, passes, step_flops
-from jaxgpt.train.compile_only.hlo import HloModule
-from jaxgpt.train.compile_only.topology import Topology
-from jaxgpt.train.step.spec import StepSpec
+from jaxgpt.training.compile_only.collectives import Traffic, collectives
+from jaxgpt.training.compile_only.flops import Flops, passes, step_flops
+from jaxgpt.training.compile_only.hlo import HloModule
+from jaxgpt.training.compile_only.topology import Topology
+from jaxgpt.training.step.spec import StepSpec
 
 ASSUMED_COMPUTE_UTILISATION, ASSUMED_MEMORY_UTILISATION, ASSUMED_LINK_UTILISATION = 0.5, 0.8, 0.5
 """Fractions of a chip's peak that computation, memory and links are each assumed to reach. Large models train at 0.4 to

@@ -1,10 +1,10 @@
 """The text that `--compile-only` prints."""
 
 from jaxgpt.params import count_params
-from jaxgpt.train.compile_only.batch_limit import MemoryModel
-from jaxgpt.train.compile_only.chips import GIB
-from jaxgpt.train.compile_only.compile_step import Compiled
-from jaxgpt.train.compile_only.step_time import (
+from jaxgpt.training.compile_only.batch_limit import MemoryModel
+from jaxgpt.training.compile_only.chips import GIB
+from jaxgpt.training.compile_only.compile_step import Compiled
+from jaxgpt.training.compile_only.step_time import (
     ASSUMED_COMPUTE_UTILISATION,
     ASSUMED_LINK_UTILISATION,
     ASSUMED_MEMORY_UTILISATION,
@@ -12,8 +12,8 @@ from jaxgpt.train.compile_only.step_time import (
     flops_of,
     traffic_of,
 )
-from jaxgpt.train.compile_only.topology import Topology
-from jaxgpt.train.step.spec import StepSpec
+from jaxgpt.training.compile_only.topology import Topology
+from jaxgpt.training.step.spec import StepSpec
 
 
 def summarise(

@@ -12,7 +12,7 @@ import jax
 from jax.experimental import topologies
 
 from jaxgpt.convert.errors import InputError
-from jaxgpt.train.compile_only.chips import CHIPS, Chip, chip_of
+from jaxgpt.training.compile_only.chips import CHIPS, Chip, chip_of
 
 QUIET = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # otherwise libtpu asks a cloud's metadata server

@@ -10,8 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
 from jaxgpt.mesh import batch_sharding
-from jaxgpt.train.data.rows import RowArrays, Rows
-from jaxgpt.train.step.batch import Batch
+from jaxgpt.training.data.rows import RowArrays, Rows
+from jaxgpt.training.step.batch import Batch
 
 
 def device_train_batches(

@@ -9,10 +9,10 @@ from jaxgpt.convert.errors import InputError, about
 from jaxgpt.data.corpus import Corpus, tokenise
 from jaxgpt.data.documents import Source, Texts
 from jaxgpt.data.sources import check_text_field, find
-from jaxgpt.train.data.packing import make_pairs, make_pieces, pack
-from jaxgpt.train.data.rows import Packed, Pairs, Rows, Windows
-from jaxgpt.train.run.run_json import DataInfo
-from jaxgpt.train.settings import Settings
+from jaxgpt.training.data.packing import make_pairs, make_pieces, pack
+from jaxgpt.training.data.rows import Packed, Pairs, Rows, Windows
+from jaxgpt.training.run.run_json import DataInfo
+from jaxgpt.training.settings import Settings
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 65_536
 """The fraction that is held out for evaluation, and the most tokens that are."""

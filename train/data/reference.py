@@ -6,12 +6,12 @@ from jaxtyping import Float, Int
 
 from jaxgpt.convert.command_line.console import busy
 from jaxgpt.mesh import batch_sharding, to_host
-from jaxgpt.train.data.device_batches import local_rows, row_order, to_devices
-from jaxgpt.train.data.load import TrainingData
-from jaxgpt.train.data.rows import Pairs
-from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.spec import StepSpec
-from jaxgpt.train.step.step import make_reference_step
+from jaxgpt.training.data.device_batches import local_rows, row_order, to_devices
+from jaxgpt.training.data.load import TrainingData
+from jaxgpt.training.data.rows import Pairs
+from jaxgpt.training.step.batch import Batch
+from jaxgpt.training.step.spec import StepSpec
+from jaxgpt.training.step.step import make_reference_step
 
 
 def add_reference(spec: StepSpec, data: TrainingData, params: dict[str, jax.Array], first: int) -> None:

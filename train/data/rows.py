@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxgpt.train.data.packing import Pieces
+from jaxgpt.training.data.packing import Pieces
 
 RowArrays = dict[str, np.ndarray]
 """The fields of a `Batch`, of one row without B: tokens (T + 1), weights (T) and, if packed, segments (T + 1)."""

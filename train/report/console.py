@@ -9,13 +9,13 @@ from jaxgpt.convert.errors import escaped
 from jaxgpt.mesh import to_host
 from jaxgpt.params import count_params
 from jaxgpt.sanity.check import expected_counts
-from jaxgpt.train.distributed import is_first
-from jaxgpt.train.run.eval_state import EvalState
-from jaxgpt.train.run.folder import RunFolder
-from jaxgpt.train.run.logs import read_metrics
-from jaxgpt.train.setup import TrainingInputs
-from jaxgpt.train.step.optimizer import ADAPTER_RATE
-from jaxgpt.train.step.step import TrainState
+from jaxgpt.training.distributed import is_first
+from jaxgpt.training.run.eval_state import EvalState
+from jaxgpt.training.run.folder import RunFolder
+from jaxgpt.training.run.logs import read_metrics
+from jaxgpt.training.setup import TrainingInputs
+from jaxgpt.training.step.optimizer import ADAPTER_RATE
+from jaxgpt.training.step.step import TrainState
 
 
 def _replicated(inputs: TrainingInputs) -> list[str]:
@@ -68,7 +68,7 @@ def draw_new_rows(inputs: TrainingInputs, state: TrainState, run: RunFolder) -> 
     rows, new = to_host(state.params["tok_emb.embedding"]), inputs.added
     end = inputs.spec.model.config.n_tokens
     if is_first():
-        from jaxgpt.train.report import plots  # late: drawing is not needed before
+        from jaxgpt.training.report import plots  # late: drawing is not needed before
 
         plots.save(plots.embedding_rows(rows[: end - len(new)], rows[:end], new), run.plots / "embedding.png")
 

@@ -15,11 +15,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jaxgpt.convert.disk import temporary_sibling
-from jaxgpt.train.report import plots
-from jaxgpt.train.report.timeline import short
-from jaxgpt.train.run.logs import best_step, read_metrics, read_samples, read_updates
-from jaxgpt.train.run.run_json import PhaseInfo, RunInfo
-from jaxgpt.train.settings import Settings
+from jaxgpt.training.report import plots
+from jaxgpt.training.report.timeline import short
+from jaxgpt.training.run.logs import best_step, read_metrics, read_samples, read_updates
+from jaxgpt.training.run.run_json import PhaseInfo, RunInfo
+from jaxgpt.training.settings import Settings
 
 TEMPLATE = "report.html.jinja"
 """The markup; it lies beside this file, and is given plain values."""

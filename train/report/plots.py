@@ -13,7 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from jaxgpt.convert.disk import temporary_sibling
-from jaxgpt.train.report.timeline import (
+from jaxgpt.training.report.timeline import (
     FAINT,
     INK,
     SMALL,
@@ -23,7 +23,7 @@ from jaxgpt.train.report.timeline import (
     printable,
     timeline,
 )
-from jaxgpt.train.run.run_json import PhaseInfo
+from jaxgpt.training.run.run_json import PhaseInfo
 
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#D55E00", "#009E73"  # Okabe and Ito 2008: for the colour-blind too
 PALE = "#9CC9E3"  # of BLUE

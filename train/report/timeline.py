@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
-from jaxgpt.train.run.run_json import PhaseInfo
+from jaxgpt.training.run.run_json import PhaseInfo
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 10.0, 0.95, 1.55, 0.45, 0.75
 """Width of a picture and its margins, in inches; names of late phases reach into the right margin."""

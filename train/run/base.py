@@ -13,7 +13,7 @@ from jaxgpt import convert
 from jaxgpt.convert.base import Base, changed, digest
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.source import run_of
-from jaxgpt.train.distributed import any_process, is_first
+from jaxgpt.training.distributed import any_process, is_first
 
 
 class RunBase:

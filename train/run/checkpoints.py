@@ -22,11 +22,11 @@ from jaxgpt.convert.formats import orbax
 from jaxgpt.convert.source import steps_of
 from jaxgpt.mesh import replicated
 from jaxgpt.params import leaves_by_path
-from jaxgpt.train.distributed import agree_on_step, any_process, wait_for_all
-from jaxgpt.train.run.base import RunBase
-from jaxgpt.train.run.eval_state import EvalState
-from jaxgpt.train.run.folder import RunFolder
-from jaxgpt.train.step.step import TrainState
+from jaxgpt.training.distributed import agree_on_step, any_process, wait_for_all
+from jaxgpt.training.run.base import RunBase
+from jaxgpt.training.run.eval_state import EvalState
+from jaxgpt.training.run.folder import RunFolder
+from jaxgpt.training.step.step import TrainState
 from jaxgpt.vocab import fill_padding
 
 

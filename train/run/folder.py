@@ -14,11 +14,11 @@ from jaxgpt.convert.command_line.console import say
 from jaxgpt.convert.disk import remove, temporary_sibling
 from jaxgpt.convert.errors import InputError, about
 from jaxgpt.convert.source import complete_steps
-from jaxgpt.train.distributed import is_first
-from jaxgpt.train.run.lock import RunLock
-from jaxgpt.train.run.place import Place
-from jaxgpt.train.run.run_json import IDENTITY, NAME, RunInfo, refusal
-from jaxgpt.train.settings import Settings, changed_settings, stored_settings, to_json
+from jaxgpt.training.distributed import is_first
+from jaxgpt.training.run.lock import RunLock
+from jaxgpt.training.run.place import Place
+from jaxgpt.training.run.run_json import IDENTITY, NAME, RunInfo, refusal
+from jaxgpt.training.settings import Settings, changed_settings, stored_settings, to_json
 
 LEFTOVER = re.compile(r"(run|metrics|updates|samples|trackers)\.tmp|\.(tokenizer|report\.html)\.[0-9a-f]{8}\.tmp")
 """Names under which files and folders are written until they are whole; a kill or a full disk leaves them."""

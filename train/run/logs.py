@@ -14,9 +14,9 @@ import jax
 
 from jaxgpt.convert.errors import InputError, writing
 from jaxgpt.convert.json_input import field, open_file, parse_json
-from jaxgpt.train.run.folder import RunFolder
-from jaxgpt.train.step.step import REWARDS
-from jaxgpt.train.tracking.trackers import Trackers
+from jaxgpt.training.run.folder import RunFolder
+from jaxgpt.training.step.step import REWARDS
+from jaxgpt.training.tracking.trackers import Trackers
 
 COLUMNS = 150
 """Most lines of updates.jsonl, which are the columns of a picture."""

@@ -11,10 +11,10 @@ import numpy as np
 from jaxgpt import freeze
 from jaxgpt.mesh import platform, replicated
 from jaxgpt.params import count_params
-from jaxgpt.train.distributed import any_process
-from jaxgpt.train.signals import StopSignals
-from jaxgpt.train.step.spec import StepSpec
-from jaxgpt.train.step.step import Rates, TrainState, begin_average, init_state
+from jaxgpt.training.distributed import any_process
+from jaxgpt.training.signals import StopSignals
+from jaxgpt.training.step.spec import StepSpec
+from jaxgpt.training.step.step import Rates, TrainState, begin_average, init_state
 
 
 @dataclass(frozen=True)

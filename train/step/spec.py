@@ -19,10 +19,17 @@ from jaxgpt.convert.errors import InputError, about
 from jaxgpt.int8 import int8_shapes
 from jaxgpt.mesh import batch_sharding, batch_shards, shardings
 from jaxgpt.params import by_module, named_params, with_params
-from jaxgpt.train.settings import Settings
-from jaxgpt.train.step.batch import Batch
-from jaxgpt.train.step.optimizer import ADAPTER_RATE, PEAK_LR, lr_schedule, make_optimizer, rate_factors, warmup_steps
-from jaxgpt.train.step.step import Objective, Preference, Rates, TrainState, make_train_step, state_shapes
+from jaxgpt.training.settings import Settings
+from jaxgpt.training.step.batch import Batch
+from jaxgpt.training.step.optimizer import (
+    ADAPTER_RATE,
+    PEAK_LR,
+    lr_schedule,
+    make_optimizer,
+    rate_factors,
+    warmup_steps,
+)
+from jaxgpt.training.step.step import Objective, Preference, Rates, TrainState, make_train_step, state_shapes
 
 OBJECTIVE_RATE = {"next-token": 1.0, "dpo": 0.05, "simpo": 0.05}
 """Factors of the default learning rate. Preferences are learned at small ones; TRL's defaults differ by as much."""

@@ -15,8 +15,8 @@ from jaxgpt.loss import next_token_gradients, next_token_loss, preference_loss
 from jaxgpt.mesh import replicated
 from jaxgpt.model.gpt import GPT
 from jaxgpt.params import by_module, param_name, with_params
-from jaxgpt.train.step.batch import Batch, micro_batches
-from jaxgpt.train.step.optimizer import norm
+from jaxgpt.training.step.batch import Batch, micro_batches
+from jaxgpt.training.step.optimizer import norm
 
 Metrics = dict[str, Any]
 

@@ -17,7 +17,7 @@ from typing import Any
 from jaxgpt.convert.command_line.console import say
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.json_input import field, read_json
-from jaxgpt.train.tracking.worker import DROPPED, TITLES
+from jaxgpt.training.tracking.worker import DROPPED, TITLES
 
 CLOSE_SECONDS = 20.0
 """Seconds that the end of a run waits at most for trackers to send their last values."""
@@ -100,7 +100,7 @@ class _Pipe:
     def __init__(self, name: str):
         path = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "jaxgpt.train.tracking.worker", name],
+            [sys.executable, "-P", "-m", "jaxgpt.training.tracking.worker", name],
             stdin=subprocess.PIPE, stdout=2, stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""python -m jaxgpt.train.tracking.worker NAME: pass JSON objects, one a line, from standard input to one tracker."""
+"""python -m jaxgpt.training.tracking.worker NAME: pass JSON objects, one a line, from standard input to one tracker."""
 
 import html
 import json
