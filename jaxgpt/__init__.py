@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxgpt.adapter import add_lora, merge_lora
     from jaxgpt.convert import GPTConfig, InputError
     from jaxgpt.evaluation.perplexity import evaluate
+    from jaxgpt.generation.complete import complete
     from jaxgpt.generation.generate import generate
     from jaxgpt.loss import next_token_loss
     from jaxgpt.mesh import make_mesh
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from jaxgpt.pretrained import from_pretrained, load, save, save_pretrained
     from jaxgpt.sanity.check import check
     from jaxgpt.tokenizer import load_tokenizer
+    from jaxgpt.training.failures import TrainingError
+    from jaxgpt.training.from_python import train
+    from jaxgpt.training.run.run import Run
     from jaxgpt.vocab import resize_vocab, untie_head
 
 __version__ = "0.1.0"
@@ -25,8 +29,11 @@ __all__ = [
     "GPT",
     "GPTConfig",
     "InputError",
+    "Run",
+    "TrainingError",
     "add_lora",
     "check",
+    "complete",
     "count_params",
     "evaluate",
     "freeze",
@@ -41,6 +48,7 @@ __all__ = [
     "resize_vocab",
     "save",
     "save_pretrained",
+    "train",
     "untie_head",
     "with_params",
 ]
@@ -49,8 +57,11 @@ _MODULES = {
     "GPT": "model.gpt",
     "GPTConfig": "convert",
     "InputError": "convert",
+    "Run": "training.run.run",
+    "TrainingError": "training.failures",
     "add_lora": "adapter",
     "check": "sanity.check",
+    "complete": "generation.complete",
     "count_params": "params",
     "evaluate": "evaluation.perplexity",
     "from_pretrained": "pretrained",
@@ -64,6 +75,7 @@ _MODULES = {
     "resize_vocab": "vocab",
     "save": "pretrained",
     "save_pretrained": "pretrained",
+    "train": "training.from_python",
     "untie_head": "vocab",
     "with_params": "params",
 }
@@ -79,4 +91,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*__all__, "__version__"]

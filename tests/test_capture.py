@@ -106,3 +106,80 @@ def test_blocks_that_are_alike_are_traced_once(hf_folder, monkeypatch):
     assert count(lambda: model(TOKENS, capture=r"blocks\.1\.mlp")) == 2
     scaled = jaxgpt.from_pretrained(hf_folder("scaled", n_layer=4, scale_attn_by_inverse_layer_idx=True)[0])
     assert count(lambda: scaled(TOKENS)) == 4
+
+
+def test_an_edit_replaces_a_value_for_all_that_follows(pair):
+    """Activation patching: what was captured of another text, put in its place, gives that text's logits."""
+    model, _ = pair
+    others = random_tokens((2, 23), seed=5)
+    wanted, of_other = model(others, capture=".*")
+    for name in ("embeddings", "blocks.0", "blocks.1"):
+        logits = model(TOKENS, edit={name: lambda value, name=name: of_other[name]})
+        assert np.abs(logits - wanted).max() <= 1e-5, name
+    # a part is not all of it: the rest of the stream is its own
+    logits, found = model(
+        TOKENS, capture=r"blocks\.0(\.mlp)?", edit={"blocks.0.mlp": lambda _: of_other["blocks.0.mlp"]}
+    )
+    assert (found["blocks.0.mlp"] == of_other["blocks.0.mlp"]).all()
+    assert not np.allclose(logits, wanted)
+    _, plain = model(TOKENS, capture=r"blocks\.0(\.mlp)?")
+    assert np.abs(found["blocks.0"] - (plain["blocks.0"] - plain["blocks.0.mlp"] + found["blocks.0.mlp"])).max() <= 1e-5
+
+
+def test_an_edited_pattern_is_what_values_are_mixed_by(pair):
+    model, _ = pair
+    name = "blocks.1.attn.pattern"
+    plain, found = model(TOKENS, capture=r"blocks\.1\.attn.*")
+    same = model(TOKENS, edit={name: lambda pattern: pattern + 0})
+    assert np.abs(same - plain).max() <= 1e-5
+
+    def first_head_looks_at_itself(pattern):
+        return pattern.at[:, 0].set(jnp.eye(pattern.shape[-1]))
+
+    def loss(scale):
+        logits, edited = model(
+            TOKENS, capture=r"blocks\.1\.attn.*", edit={name: lambda p: scale * first_head_looks_at_itself(p)}
+        )
+        return logits.sum(), edited
+
+    (_, edited), gradient = jax.value_and_grad(loss, has_aux=True)(1.0)  # under a trace too
+    assert (edited[name][:, 0] == jnp.eye(23)[None]).all()
+    assert (edited[name][:, 1:] == found[name][:, 1:]).all()
+    assert not np.allclose(edited["blocks.1.attn"], found["blocks.1.attn"])
+    assert gradient != 0
+
+
+def test_edits_work_in_a_jit_and_for_every_name_and_cost_nothing_when_not_asked_for(pair):
+    model, _ = pair
+    _, found = model(TOKENS, capture=".*")
+    before = len(jax.make_jaxpr(model)(TOKENS).eqns)
+    for name in found:
+        zeroed = jax.jit(lambda model, tokens, name=name: model(tokens, edit={name: jnp.zeros_like}))(model, TOKENS)
+        assert not np.allclose(zeroed, model(TOKENS)), name
+    assert len(jax.make_jaxpr(model)(TOKENS).eqns) == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        ({"blocks.7": lambda x: x}, r"edit='blocks.7' is no name: did you mean blocks\.[01]\?; names are tok_emb, "),
+        ({"blocks.1": lambda x: x[:1]}, r"edit='blocks.1': must return an array of shape \(2, 23, \d+\), not \(1, 23"),
+        ({"blocks.1": lambda x: None}, r"must return an array of shape .*, not NoneType"),
+        ({"blocks.1": 0.0}, r"edit must be a dictionary of functions"),
+        (lambda x: x, r"edit must be a dictionary of functions"),
+    ],
+)
+def test_mistakes_in_an_edit_are_named(pair, edit, says):
+    with pytest.raises(jaxgpt.InputError, match=says):
+        pair[0](TOKENS, edit=edit)
+
+
+def test_methods_of_other_libraries_are_named_as_functions(pair):
+    model, _ = pair
+    with pytest.raises(AttributeError, match=r"GPT has no attribute 'generate': call jaxgpt\.generate\(model, tokens"):
+        model.generate  # noqa: B018
+    with pytest.raises(AttributeError, match=r"call jaxgpt\.from_pretrained\(source\)"):
+        jaxgpt.GPT.from_pretrained  # noqa: B018
+    assert not hasattr(model, "save_pretrained")
+    assert not hasattr(model, "anything")
+    assert set(dir(jaxgpt)) == {*jaxgpt.__all__, "__version__"}

@@ -118,7 +118,7 @@ def test_help_and_version_answer_without_jax():
         (["train", "--steps=3", "--epochs=2"], "train: --steps and --epochs contradict each other: give one of them"),
         (["train", "--topology=v5e:2x2"], "train: --topology=v5e:2x2 needs --compile-only, which prints what"),
         (["train", "--remat=yes"], "train: --remat/--no-remat: ignored explicit argument 'yes'"),
-        (["train", "--resume", "nowhere"], "train: --resume nowhere: no run is there; to start one, use --out=nowhere"),
+        (["train", "--resume", "nowhere"], "train: --resume=nowhere: no run is there; to start one, use --out=nowhere"),
         (["check"], "jaxgpt: MODEL is missing; jaxgpt check --help shows what it may be"),
         (["eval", "tiny"], "jaxgpt: --data=PATH is missing; jaxgpt eval --help shows what it may be"),
         (["check", "tiny", "--jsn"], "jaxgpt: --jsn is no flag of jaxgpt check: did you mean --json?"),
@@ -195,7 +195,7 @@ def test_a_flag_that_differs_from_the_run_is_refused_before_anything_is_loaded(s
     ):
         read_command(["--resume", str(stored), "--seed=3"])
     assert read_command(["--resume-anyway", f"--out={stored}", "--steps=10"]).steps == 10
-    with pytest.raises(InputError, match=r"^--resume .* and --out=other name two runs"):
+    with pytest.raises(InputError, match=r"^--resume=.* and --out=other name two runs"):
         read_command(["--resume", str(stored), "--out=other"])
 
 

@@ -34,11 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(compile_only(settings))
         with lasting_output(), StopSignals() as stop:
             # JAX is imported after the flags are read, so that --help answers at once
-            from jaxgpt.training.failures import describe_failure
+            from jaxgpt.training.failures import TrainingError, describe_failure
             from jaxgpt.training.finetune import train
 
             try:
                 sys.exit(train(settings, stop))
+            except TrainingError as error:
+                say(f"train: {error}", sys.stderr)
+                if error.code == ExitCode.DISK:
+                    stop.leave(error.code)  # threads may hang on a lost disk
+                sys.exit(error.code)
             except (RuntimeError, InputError) as error:
                 failure = describe_failure(error)
                 if failure is None:

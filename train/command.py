@@ -40,14 +40,23 @@ def read_command(arguments: Sequence[str]) -> Settings:
     Raises:
         InputError: a mistake in the flags, or a run that can't be read, or be resumed with these flags.
     """
-    given = PARSER.given(arguments)
+    return settings_given(PARSER.given(arguments))
+
+
+def settings_given(given: Mapping[str, Any]) -> Settings:
+    """Return the settings that these values of flags describe, by the same rules.
+
+    Raises:
+        InputError: as `read_command`.
+    """
+    given = dict(given)
     if isinstance(named := given.get("resume"), str):
         with about("--resume"):
             folder = local_path(named)
         if "out" in given and given["out"] != folder:
-            raise InputError(f"--resume {named} and --out={given['out']} name two runs; one of them is enough")
+            raise InputError(f"--resume={named} and --out={given['out']} name two runs; one of them is enough")
         if not (folder / NAME).is_file():
-            raise InputError(f"--resume {named}: no run is there; to start one, use --out={named}")
+            raise InputError(f"--resume={named}: no run is there; to start one, use --out={named}")
         given |= {"resume": True, "out": folder}
     values: dict[str, Any] = {}
     if given.get("config") is not None:

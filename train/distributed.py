@@ -54,8 +54,8 @@ def connect(settings: Settings) -> None:
         raise InputError(f"--coordinator: {address!r} is not auto or HOST:PORT")
     if n is not None and index is not None and not 0 <= index < n:
         raise InputError(f"--process: must be from 0 to {n - 1}, not {index}")
-    if address is None and not is_one_of_several(os.environ):
-        return
+    if (address is None and not is_one_of_several(os.environ)) or jax.distributed.is_initialized():
+        return  # Python may have connected before
     print("waiting for the other processes of the run, at most five minutes", flush=True)
     # JAX would take SIGTERM for itself; a signal is agree_on_step upon after each step
     jax.config.update("jax_enable_preemption_service", False)

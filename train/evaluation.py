@@ -9,7 +9,7 @@ from jaxgpt.tokenizer import begin_ids
 from jaxgpt.training.data.device_batches import device_eval_batches
 from jaxgpt.training.distributed import any_process
 from jaxgpt.training.setup import TrainingInputs
-from jaxgpt.training.signals import StopSignals
+from jaxgpt.training.signals import Stop
 from jaxgpt.training.step.step import TrainState, make_eval_step
 
 SAMPLE_TOKENS = 120
@@ -25,7 +25,7 @@ class Evaluator:
         """Other results of the last evaluation: of preferences how often the better answer had the higher reward, and
         of a moving average its loss."""
 
-    def loss(self, state: TrainState, stop: StopSignals) -> float | None:
+    def loss(self, state: TrainState, stop: Stop) -> float | None:
         """Return the mean loss of what counts in the held-out part, in nats; None if a signal came before."""
         spec, settings = self._inputs.spec, self._inputs.settings
         nats, tokens, right, averaged = 0.0, 0.0, 0.0, 0.0

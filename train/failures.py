@@ -16,6 +16,14 @@ SHOWN = 8
 """Origins of texts that are named."""
 
 
+class TrainingError(RuntimeError):
+    """A run can't go on; what was saved stays. `code` is the exit code of a command that ends by it."""
+
+    def __init__(self, message: str, code: ExitCode):
+        super().__init__(message)
+        self.code = code
+
+
 class NonFiniteLoss(ArithmeticError):
     """Training can't go on from here: a loss or a norm is NaN or infinite."""
 

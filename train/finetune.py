@@ -2,14 +2,13 @@
 
 import contextlib
 import math
-import sys
 import time
 from dataclasses import asdict, replace
 
 import jax
 
 from jaxgpt.compile_cache import use_compile_cache
-from jaxgpt.convert.command_line.console import busy, say, show
+from jaxgpt.convert.command_line.console import busy, show
 from jaxgpt.convert.disk import target_path
 from jaxgpt.convert.errors import InputError, escaped, what_failed
 from jaxgpt.convert.exit_codes import ExitCode
@@ -19,8 +18,8 @@ from jaxgpt.training.command import command_of, resume_command
 from jaxgpt.training.data.reference import add_reference
 from jaxgpt.training.distributed import connect, disconnect, wait_for_all
 from jaxgpt.training.evaluation import Evaluator, sample
-from jaxgpt.training.failures import NonFiniteLoss, explain_non_finite
-from jaxgpt.training.loop import TrainLoop, is_done
+from jaxgpt.training.failures import NonFiniteLoss, TrainingError, explain_non_finite
+from jaxgpt.training.loop import NO_CALLBACKS, Callbacks, TrainLoop, is_done
 from jaxgpt.training.output import log_to
 from jaxgpt.training.report.console import draw_new_rows, how_to_use, outcome, sanity_checks
 from jaxgpt.training.run.checkpoints import Checkpoints, newest_undamaged
@@ -31,29 +30,33 @@ from jaxgpt.training.run.place import FolderGone, FolderRenamed
 from jaxgpt.training.run.run_json import RunInfo
 from jaxgpt.training.settings import Settings, to_json
 from jaxgpt.training.setup import TrainingInputs, prepare
-from jaxgpt.training.signals import StopSignals
+from jaxgpt.training.signals import Stop
 from jaxgpt.training.step.phases import PhaseCompiler
 from jaxgpt.training.tracking.trackers import Trackers
 
 
-def train(settings: Settings, stop: StopSignals) -> int:
-    """Train until the last step, a signal or a non-finite loss, and return the exit code."""
+def train(settings: Settings, stop: Stop, callbacks: Callbacks = NO_CALLBACKS) -> int:
+    """Train until the last step or a signal, and return the exit code.
+
+    Raises:
+        InputError: a mistake of the user's; nothing was written.
+        TrainingError: the loss is non-finite, or the run's folder can't be written any more.
+    """
     connect(settings)
     settings = replace(settings, dtype=settings.dtype or usual_dtype(jax.devices()[0]))
     use_compile_cache(settings.compile_cache)
     run = RunFolder(target_path(settings.out))
     try:
-        return train_in(run, settings, stop)
+        return train_in(run, settings, stop, callbacks)
     except OSError as error:
         if not run.is_begun:
             raise
-        say(f"train: {what_failed(error)}: {newest(run)}", sys.stderr)
-        stop.leave(ExitCode.DISK)
+        raise TrainingError(f"{what_failed(error)}: {newest(run)}", ExitCode.DISK) from error
     finally:
         run.unlock()
 
 
-def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
+def train_in(run: RunFolder, settings: Settings, stop: Stop, callbacks: Callbacks) -> int:
     """Train in a folder, which `prepare` and `start` lock."""
     inputs, params = prepare(settings, run)
     compiler, info = PhaseCompiler(inputs.spec), describe_run(inputs)
@@ -110,6 +113,8 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
         trackers = Trackers(tracked, run.folder, asdict(info), first)
         log = RunLog(run, trackers)
         log.metrics(0, evaluator.measured, before, None, phase.n_trainable)
+        if callbacks.on_evaluate is not None:
+            stop.ask(callbacks.on_evaluate(0, before))
         log.sample(0, text)
         checkpoints = Checkpoints(run, settings.keep, inputs.base, standalone=settings.standalone)
         if inputs.added:
@@ -130,7 +135,7 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
     stop.go_on = resume_command(settings, to_json(settings) if not resumes else run.read().settings)
 
     loop = TrainLoop(
-        inputs, stop, compiler, evaluator, log, checkpoints, state, phase, eval_state, first, before
+        inputs, stop, compiler, evaluator, log, checkpoints, state, phase, eval_state, first, before, callbacks
     )  # fmt: skip
     del state  # the first step donates it
     try:
@@ -143,14 +148,13 @@ def train_in(run: RunFolder, settings: Settings, stop: StopSignals) -> int:
         last_good = run.checkpoints / str(run.last_step) if run.last_step is not None else None
         _write_report(run)
         trackers.close(finished=True)
-        say(f"train: {explain_non_finite(error, inputs, last_good)}", sys.stderr)
-        return ExitCode.FAILED
+        raise TrainingError(explain_non_finite(error, inputs, last_good), ExitCode.FAILED) from error
     except OSError as error:
         if isinstance(error, FolderGone):
             checkpoints.abandon()
         good = "its checkpoints are there" if isinstance(error, FolderRenamed) else newest(run)
-        say(f"train: {what_failed(error)}: stopped after step {loop.step}; {good}", sys.stderr)
-        stop.leave(ExitCode.DISK)
+        message = f"{what_failed(error)}: stopped after step {loop.step}; {good}"
+        raise TrainingError(message, ExitCode.DISK) from error
     except Exception:  # a fault of ours: what is being saved is saved to its end
         with contextlib.suppress(Exception):
             checkpoints.wait()

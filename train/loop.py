@@ -1,6 +1,7 @@
 """The training loop: step after step, and what is looked at and kept between them."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,9 +15,22 @@ from jaxgpt.training.run.checkpoints import Checkpoints
 from jaxgpt.training.run.eval_state import EvalState
 from jaxgpt.training.run.logs import RunLog
 from jaxgpt.training.setup import TrainingInputs
-from jaxgpt.training.signals import StopSignals
+from jaxgpt.training.signals import Stop
 from jaxgpt.training.step.phases import CompiledPhase, PhaseCompiler
 from jaxgpt.training.step.step import TrainState
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions of the caller's; a run stops, saved, once one of them returns True."""
+
+    on_step: Callable[[int, dict[str, float]], Any] | None = None
+    """Is given each step and its metrics, as metrics.jsonl names them."""
+    on_evaluate: Callable[[int, float], Any] | None = None
+    """Is given a step and the held-out loss after it, in nats per token; first step 0."""
+
+
+NO_CALLBACKS = Callbacks()
 
 UnderWay = tuple[int, int, dict[str, Any]]
 """A step, its number of trainable parameters, and its metrics, which may still be computed."""
@@ -28,7 +42,7 @@ class TrainLoop:
     def __init__(
         self,
         inputs: TrainingInputs,
-        stop: StopSignals,
+        stop: Stop,
         compiler: PhaseCompiler,
         evaluator: Evaluator,
         log: RunLog,
@@ -38,9 +52,10 @@ class TrainLoop:
         eval_state: EvalState,
         first: int,
         eval_loss: float,
+        callbacks: Callbacks,
     ):
         self._inputs, self._stop, self._compiler, self._evaluator = inputs, stop, compiler, evaluator
-        self._log, self._checkpoints, self._phase = log, checkpoints, phase
+        self._log, self._checkpoints, self._phase, self._callbacks = log, checkpoints, phase, callbacks
         self.state, self.eval_state, self.step = state, eval_state, first
         spec = inputs.spec
         self._modules = spec.modules
@@ -160,6 +175,10 @@ class TrainLoop:
     def _write(self, step: int, n_trainable: int, metrics: dict[str, float], eval_loss: float | None = None) -> None:
         speed = self._progress.speed(step)
         self._log.metrics(step, metrics, eval_loss, speed, n_trainable)
+        if self._callbacks.on_step is not None:
+            self._stop.ask(self._callbacks.on_step(step, dict(metrics)))
+        if self._callbacks.on_evaluate is not None and eval_loss is not None:
+            self._stop.ask(self._callbacks.on_evaluate(step, eval_loss))
         if eval_loss is not None or step % self._inputs.settings.log_every == 0:
             self._progress.line(step, metrics["loss"], eval_loss, speed, metrics)
 

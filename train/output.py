@@ -101,18 +101,26 @@ class Output(io.TextIOBase):
 
 @contextlib.contextmanager
 def lasting_output() -> Iterator[None]:
-    """Make standard output and error such streams."""
+    """Make standard output and error such streams, in a command of ours."""
+    with logged_output() as log:
+        try:
+            yield
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # a fault of ours
+            if log.path is not None:
+                log.add(escaped(traceback.format_exc(), keep="\n"))
+                error.add_note(f"what was saved stays; please report it with {log.path}")
+            raise
+
+
+@contextlib.contextmanager
+def logged_output(*, is_quiet: bool = False) -> Iterator[Log]:
+    """Make standard output and error such streams; where it is to be quiet, only the log gets standard output."""
     before, log = (sys.stdout, sys.stderr), Log()
-    sys.stdout, sys.stderr = Output(before[0], log), Output(before[1], log)
+    sys.stdout, sys.stderr = Output(None if is_quiet else before[0], log), Output(before[1], log)
     try:
-        yield
-    except (InputError, OSError):
-        raise
-    except Exception as error:  # a fault of ours
-        if log.path is not None:
-            log.add(escaped(traceback.format_exc(), keep="\n"))
-            error.add_note(f"what was saved stays; please report it with {log.path}")
-        raise
+        yield log
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

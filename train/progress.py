@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from tqdm import tqdm
 
 from jaxgpt.convert.command_line.console import terminal_width, wrapped
+from jaxgpt.convert.command_line.process import is_interactive
 from jaxgpt.convert.errors import escaped
 from jaxgpt.training.distributed import is_first
 
@@ -21,7 +22,7 @@ class ProgressBar:
 
     def __init__(self, start: int, n_steps: int, tokens_per_step: int, evaluated: tuple[int, float]):
         self._n_steps, self._tokens_per_step = n_steps, tokens_per_step
-        self._is_terminal = sys.stderr.isatty() and is_first()
+        self._is_terminal = (sys.stderr.isatty() or is_interactive()) and is_first()
         self._bar = tqdm(
             total=n_steps, initial=start, unit="step", disable=not self._is_terminal, dynamic_ncols=True, smoothing=0.1
         )

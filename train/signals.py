@@ -19,13 +19,8 @@ def heeded() -> tuple[signal.Signals, ...]:
     return tuple(number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN)
 
 
-class StopSignals:
-    """Within it the first signal asks the program to stop, and a second one ends it.
-
-    A handler of Python's runs in the main thread, once that is back from whatever it has called (XLA compiles for
-    minutes), and an exception from there may be swallowed by a callback that happens to run. So the handlers do
-    nothing, and a thread reads the bytes that the interpreter writes for each signal.
-    """
+class Stop:
+    """Whether a run was asked to stop."""
 
     def __init__(self) -> None:
         self.requested = threading.Event()
@@ -33,6 +28,46 @@ class StopSignals:
         """True while nothing would be lost: the first signal ends the program too."""
         self.go_on = ""
         """The command that goes on with the run; empty while nothing is written."""
+
+    def ask(self, is_wanted: Any) -> None:
+        """Stop after the step that is under way, if a callback returned True."""
+        if is_wanted is True:
+            self.requested.set()
+
+    def leave(self, code: int) -> None:
+        """End the program, if it is ours, where threads may go on for minutes; a program of Python's goes on."""
+
+
+class Interrupts(Stop):
+    """In a program of the user's the first Ctrl-C asks the run to stop, and a second one is a KeyboardInterrupt.
+
+    Other signals, and other threads than the main one, are the user's own.
+    """
+
+    def __enter__(self) -> "Interrupts":
+        self._is_heard = threading.current_thread() is threading.main_thread()
+        if self._is_heard:
+            self._old_handler = signal.signal(signal.SIGINT, self._hear)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._is_heard:
+            signal.signal(signal.SIGINT, self._old_handler or signal.SIG_DFL)  # None: a handler written in C
+
+    def _hear(self, *_: Any) -> None:
+        if self.exits_at_once or self.requested.is_set():
+            raise KeyboardInterrupt
+        self.requested.set()
+        print("\nstopping after this step; interrupt again to stop at once", file=sys.stderr, flush=True)
+
+
+class StopSignals(Stop):
+    """Within it the first signal asks the program to stop, and a second one ends it.
+
+    A handler of Python's runs in the main thread, once that is back from whatever it has called (XLA compiles for
+    minutes), and an exception from there may be swallowed by a callback that happens to run. So the handlers do
+    nothing, and a thread reads the bytes that the interpreter writes for each signal.
+    """
 
     def __enter__(self) -> "StopSignals":
         self._reader, self._writer = os.pipe()

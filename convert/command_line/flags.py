@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import types
 import typing
 from collections.abc import Callable
@@ -135,6 +136,40 @@ def from_json(name: str, stored: Any, flag: Flag, value: Value) -> Any:
     made = local_path(str(stored)) if value.of is Path else value.of(stored)
     check_value(name, made, flag, value)
     return made
+
+
+def from_python(name: str, given: Any, flag: Flag, value: Value) -> Any:
+    """Return the value that a Python program gives for a flag, of the flag's own type.
+
+    Integers count as floats, a path as its text, numbers of NumPy as Python's, and a dtype as its name; a single value
+    stands for a tuple of it.
+
+    Raises:
+        InputError: it is of another type, or out of bounds.
+    """
+    if value.is_tuple:
+        several = given if isinstance(given, (list, tuple)) else [given]
+        one = dataclasses.replace(value, is_tuple=False)
+        return tuple(from_python(name, item, flag, one) for item in several)
+    if given is None and value.may_be_none:
+        return None
+    if isinstance(given, bool) and flag.may_stand_alone:
+        return given
+    made = given
+    if isinstance(given, os.PathLike) and value.of in (str, Path):
+        made = os.fspath(given)
+    elif value.choices and not isinstance(given, str):
+        made = getattr(given, "name", getattr(given, "__name__", given))
+    elif hasattr(given, "item") and getattr(given, "shape", None) == ():
+        made = given.item()
+    kinds: dict[type, tuple[type, ...]] = {float: (int, float), int: (int,), bool: (bool,)}
+    if not isinstance(made, kinds.get(value.of, (str,))) or isinstance(made, bool) != (value.of is bool):
+        expected = {float: "a number", int: "an integer", bool: "True or False"}.get(value.of, "a text")
+        raise InputError(f"{spelled(name)}: must be {expected}, not {given!r}")
+    with about(spelled(name)):
+        typed = local_path(str(made)) if value.of is Path else value.of(made)
+    check_value(name, typed, flag, value)
+    return typed
 
 
 def check_value(name: str, made: Any, flag: Flag, value: Value) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from jaxgpt.convert.command_line.console import say, show
 from jaxgpt.convert.errors import InputError, what_failed
@@ -38,6 +38,37 @@ def in_flags(message: str, flags: Collection[str]) -> str:
         return {"True": f"--{name}", "False": f"--no-{name}"}.get(value, f"--{name}={value}")
 
     return ARGUMENT.sub(flag, message)
+
+
+FLAG = re.compile(
+    r"(?<!\w)'[^']*'"  # in quotes: as it is
+    r"|(?<![\w-])--(?P<no>no-)?(?P<name>[a-z][a-z-]*)(?:=(?P<value>[^\s,;:()`']*))?(?P<colon>:?)"
+)
+"""A flag in a message of a command, such as `--resume`, `--out=OTHER` or, as its subject, `--data:`."""
+
+
+def in_arguments(message: str, switches: Mapping[str, bool]) -> str:
+    """Turn the flags that a message of a command names into arguments of Python: `in_flags`, the other way.
+
+    `--force` becomes `force=True`, `--no-standalone` becomes `standalone=False`, `--out=OTHER` stays `out=OTHER`, and
+    what a message is about, as in `--data: …`, loses its hyphens. Nothing between quotes is turned.
+
+    Args:
+        switches: by the names of the arguments, whether each may be True or False.
+    """
+
+    def argument(found: re.Match) -> str:
+        name = (found["name"] or "").replace("-", "_")
+        if name not in switches:
+            return found[0]
+        if found["colon"] and found["value"] is None:
+            return f"{name}:"
+        value = found["value"]
+        if value is None:
+            value = str(not found["no"]) if switches[name] else ""
+        return f"{name}={value}{found['colon']}"
+
+    return FLAG.sub(argument, message)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 
 def prepare_process() -> None:
@@ -10,3 +11,8 @@ def prepare_process() -> None:
     # imports and traces make objects by the hundred thousand, nearly all to stay: looking through them after every 700
     # takes a tenth of a start
     gc.set_threshold(100_000, 20, 50)
+
+
+def is_interactive() -> bool:
+    """Tell whether a person types into this process: a notebook or a shell of Python's."""
+    return hasattr(sys, "ps1")

@@ -38,7 +38,8 @@ def attention(
         k: each head of keys and values is for N / K heads of queries that follow one another.
         segments: the number of each position's text; it sees positions of its own text only.
         window: so many positions are seen at most, if it is not 0.
-        capture: a function that is given the softmax, (B, N, T, T), which no fused kernel ever holds.
+        capture: a function that is given the softmax, (B, N, T, T), which no fused kernel ever holds, and returns it,
+            or what stands in its place.
     """
     where, written_out = platform(), (keys is not None and dropout_rate > 0) or capture is not None
     if where == "tpu" and not written_out and fits_splash(q, k):
@@ -126,7 +127,10 @@ def attend(
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1)[..., None]
     if capture is not None:
-        capture((weights / total).reshape(B, N, T, -1))
+        before = (weights / total).reshape(B, N, T, -1)
+        after = capture(before)
+        if after is not before:  # it was edited
+            weights, total = after.reshape(weights.shape), jnp.ones_like(total)
     weights = dropout(weights, dropout_rate, keys).astype(v.dtype)
     mixed = jnp.einsum("BNTS,BNSH->BNTH", weights, v, preferred_element_type=jnp.float32) / total
     return jnp.swapaxes(mixed.reshape(B, N, T, H), 1, 2).astype(v.dtype)

@@ -1,22 +1,26 @@
 """Values of a forward pass, by name: residual streams, attention patterns and the outputs of modules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.errors import InputError, did_you_mean
 from jaxgpt.model.cache import Cache
 from jaxgpt.model.dropout import Keys
 from jaxgpt.model.rotary import Rotations
 from jaxgpt.patterns import Pattern
 
+Edit = Callable[[Array], Array]
+"""A function from a value of the forward pass to another of its shape."""
+
 
 @dataclass(frozen=True)
 class Capture:
-    """The values whose whole name matches a pattern.
+    """The values whose whole name matches a pattern, and functions that change values on their way.
 
     Names in the order of the network, of shape (B, T, D) unless another is given: `tok_emb`; `pos_emb`, (1, T, D);
     `embeddings`, their sum, the residual stream before the first block; of each block `blocks.3.ln_1`,
@@ -24,26 +28,49 @@ class Capture:
     `blocks.3.attn`, `blocks.3.ln_2`, `blocks.3.mlp`, and `blocks.3`, the stream after it; and `ln_f`.
     """
 
-    pattern: Pattern
+    pattern: Pattern | None
+    edits: Mapping[str, Edit] = field(default_factory=dict)
     found: dict[str, Float[Array, "..."]] = field(default_factory=dict)
     offered: dict[str, None] = field(default_factory=dict)
 
     def wants(self, name: str) -> bool:
-        """Return whether the pattern matches, and remember the name."""
+        """Return whether the value is to be captured or edited, and remember the name."""
         self.offered[name] = None
-        return bool(self.pattern.matching([name]))
+        return name in self.edits or self._matches(name)
+
+    def _matches(self, name: str) -> bool:
+        return self.pattern is not None and bool(self.pattern.matching([name]))
+
+    def take(self, name: str, value: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Return the value, edited, and keep it if its name matches.
+
+        Raises:
+            InputError: an edit returns something else than an array of the value's shape.
+        """
+        if (edit := self.edits.get(name)) is not None:
+            before, value = value, edit(value)
+            if getattr(value, "shape", None) != before.shape:
+                raise InputError(
+                    f"edit={name!r}: must return an array of shape {before.shape}, not "
+                    f"{getattr(value, 'shape', type(value).__name__)}"
+                )
+            value = jnp.asarray(value, before.dtype)
+        if self._matches(name):
+            self.found[name] = value
+        return value
 
     def result(self) -> dict[str, Float[Array, "..."]]:
         """Return what was found, in the order of the network.
 
         Raises:
-            InputError: the pattern matches nothing.
+            InputError: the pattern matches nothing, or an edit's name is none.
         """
-        if not self.found:
-            names = ", ".join(
-                name for name in self.offered if not name.startswith("blocks.") or name.startswith("blocks.0")
-            )
-            raise InputError(f"capture={self.pattern.text!r} matches no name; names are {names}, …")
+        usual = [name for name in self.offered if not name.startswith("blocks.") or name.startswith("blocks.0")]
+        names = f"names are {', '.join(usual)}, …"
+        if unknown := [name for name in self.edits if name not in self.offered]:
+            raise InputError(f"edit={unknown[0]!r} is no name{did_you_mean(unknown[0], self.offered)}; {names}")
+        if self.pattern is not None and not self.found:
+            raise InputError(f"capture={self.pattern.text!r} matches no name; {names}")
         return self.found
 
 
@@ -88,11 +115,10 @@ class ForwardContext:
         return replace(self, keys=after.keys)
 
     def capture(self, name: str, value: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Return the value unchanged, and keep it if its name is to be captured."""
+        """Return the value, edited if it is to be, and keep it if its name is to be captured."""
         name = self.block + name
-        if self.captures is not None and self.captures.wants(name):
-            self.captures.found[name] = value
-        return value
+        wanted = self.captures is not None and self.captures.wants(name)
+        return self.captures.take(name, value) if self.captures is not None and wanted else value
 
     def capture_hook(self, name: str) -> Callable[[Array], Array] | None:
         """Return the function that captures a value of this name, or None if it need not be computed."""
@@ -103,13 +129,15 @@ class ForwardContext:
 NO_CONTEXT = ForwardContext()
 
 
-def make_capture(pattern: str) -> Capture:
-    """Make a capture of the names that a regular expression matches.
+def make_capture(pattern: str | None, edits: Mapping[str, Edit]) -> Capture:
+    """Make a capture of the names that a regular expression matches, with edits by whole names.
 
     Raises:
-        InputError: the pattern is no regular expression.
+        InputError: the pattern is no regular expression, or an edit is no function.
     """
+    if not isinstance(edits, Mapping) or not all(map(callable, edits.values())):
+        raise InputError("edit must be a dictionary of functions by names, as in {'blocks.3': function}")
     try:
-        return Capture(Pattern(pattern))
+        return Capture(None if pattern is None else Pattern(pattern), edits)
     except InputError as error:
         raise InputError(f"capture={error}") from None

@@ -6,10 +6,10 @@ Dimensions, one capital each: B batch, T position, D width, F hidden, V vocabula
 H head size, C the q/k/v triple, L layers, J rotary frequencies.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jaxgpt.int8 import Int8Kernel
 from jaxgpt.mesh import constrain
 from jaxgpt.model.attention import attend, attention
 from jaxgpt.model.cache import Cache
-from jaxgpt.model.capture import NO_CONTEXT, Capture, ForwardContext, make_capture
+from jaxgpt.model.capture import NO_CONTEXT, Capture, Edit, ForwardContext, make_capture
 from jaxgpt.model.dropout import Keys, dropout
 from jaxgpt.model.layers import Embed, embed, make_linear, make_norm, new_rows, rms_norm
 from jaxgpt.model.rotary import rotate, rotations
@@ -148,7 +148,32 @@ run_alike = jax.jit(run_block)
 """The same, traced and lowered once for all blocks that are alike. XLA inlines it: the program stays what it was."""
 
 
-class GPT(nnx.Module):
+ELSEWHERE = {
+    "from_pretrained": "jaxgpt.from_pretrained(source)",
+    "save_pretrained": "jaxgpt.save_pretrained(model, path)",
+    "generate": "jaxgpt.generate(model, tokens, max_new_tokens=…), or jaxgpt.complete(model, tokenizer, text)",
+    "resize_token_embeddings": "jaxgpt.resize_vocab(model, tokenizer)",
+    "state_dict": "jaxgpt.named_params(model)",
+    "load_state_dict": "jaxgpt.with_params(model, params)",
+    "parameters": "jaxgpt.named_params(model).values()",
+    "named_parameters": "jaxgpt.named_params(model).items()",
+    "num_parameters": "jaxgpt.count_params(model)",
+    "merge_and_unload": "jaxgpt.merge_lora(model)",
+}
+"""Functions that are methods of models in transformers, PEFT and PyTorch."""
+
+
+class _NamesFunctions(type(nnx.Module)):  # type: ignore[misc]
+    def __getattr__(cls, name: str) -> NoReturn:
+        raise _elsewhere(cls, name)
+
+
+def _elsewhere(of: type, name: str) -> AttributeError:
+    instead = f": call {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+    return AttributeError(f"{of.__name__} has no attribute {name!r}{instead}", name=name, obj=of)
+
+
+class GPT(nnx.Module, metaclass=_NamesFunctions):
     """A language model.
 
     Matrix products compute in `dtype`, and the parameters are of `param_dtype`; see `from_pretrained`.
@@ -172,6 +197,11 @@ class GPT(nnx.Module):
             if not config.tie_word_embeddings:
                 self.lm_head.new = nnx.Param(jnp.zeros((config.n_embd, config.n_new_tokens)))
 
+    if not TYPE_CHECKING:  # which would believe in any attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise _elsewhere(type(self), name)
+
     @overload
     def __call__(
         self,
@@ -180,13 +210,21 @@ class GPT(nnx.Module):
         segments: Int[Array, "B T"] | None = None,
         dropout_key: Array | None = None,
         capture: None = None,
+        edit: Mapping[str, Edit] | None = None,
         remat: bool = False,
     ) -> Float[Array, "B T V"]: ...
     @overload
     def __call__(
-        self, tokens: Int[Array, "B T"], *, segments=None, dropout_key=None, capture: str, remat: bool = False
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        segments=None,
+        dropout_key=None,
+        capture: str,
+        edit=None,
+        remat: bool = False,
     ) -> tuple[Float[Array, "B T V"], dict[str, Float[Array, "..."]]]: ...
-    def __call__(self, tokens, *, segments=None, dropout_key=None, capture=None, remat=False):
+    def __call__(self, tokens, *, segments=None, dropout_key=None, capture=None, edit=None, remat=False):
         """Compute the logits, in float32, of the token that follows each position.
 
         Ids must be from 0 to V - 1. Inside a function that `jax.jit` traces their values are unknown, so that they are
@@ -199,18 +237,21 @@ class GPT(nnx.Module):
             capture: a regular expression; what has a name that it matches as a whole is returned beside the logits, by
                 name: `blocks\\.3` is the residual stream after a block, `blocks\\.3\\.attn\\.pattern` its attention.
                 All names are in `jaxgpt.model.capture`.
+            edit: functions by the same names, whole: each is given the value of its name, and the forward pass goes on
+                with the array of the same shape that it returns. `capture` returns values as they were edited.
             remat: keep only the residual stream between blocks for the backward pass, which computes the rest again:
                 the memory of one block for a third more work.
 
         Raises:
             InputError: tokens of another shape, more than the context, or with an id that the model does not have; or
-                `capture` matches nothing.
+                `capture` matches nothing, or `edit` names nothing or changes a shape.
         """
-        captured = None if capture is None else make_capture(capture)
+        captured = None if capture is None and not edit else make_capture(capture, edit or {})
         x = self.residual_stream(tokens, segments=segments, dropout_key=dropout_key, captures=captured, remat=remat)
         keys = None if dropout_key is None else Keys(jax.random.fold_in(dropout_key, 0))
         logits = self.logits(x, ForwardContext(keys=keys, captures=captured))
-        return logits if captured is None else (logits, captured.result())
+        found = None if captured is None else captured.result()
+        return logits if capture is None else (logits, found)
 
     def residual_stream(
         self,

@@ -12,7 +12,7 @@ from jaxgpt import freeze
 from jaxgpt.mesh import platform, replicated
 from jaxgpt.params import count_params
 from jaxgpt.training.distributed import any_process
-from jaxgpt.training.signals import StopSignals
+from jaxgpt.training.signals import Stop
 from jaxgpt.training.step.spec import StepSpec
 from jaxgpt.training.step.step import Rates, TrainState, begin_average, init_state
 
@@ -68,7 +68,7 @@ class PhaseCompiler:
         self._compile_ahead(index + 1)
         return (self._enter(state, program) if before < index else state), program
 
-    def enter_next(self, state: TrainState, stop: StopSignals) -> tuple[TrainState, CompiledPhase] | None:
+    def enter_next(self, state: TrainState, stop: Stop) -> tuple[TrainState, CompiledPhase] | None:
         """Wait for the next phase's program, and return it with the thawed state; None after a signal."""
         assert self._next is not None
         is_alone = jax.process_count() == 1  # several processes must decide together, below
