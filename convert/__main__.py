@@ -90,7 +90,7 @@ def run(command: ConvertCommand) -> None:
         return
     target_path(command.dst)  # before SRC is looked for
     checkpoint = read(command.src, **command.how_to_read)
-    base_name = base_of(command) if command.to == "peft" else ""
+    base_name = base_of(command.src, command.base) if command.to == "peft" else ""
     write(
         command.dst,
         checkpoint.params,
@@ -110,15 +110,15 @@ def run(command: ConvertCommand) -> None:
     say(f"{checkpoint.path} -> {command.dst}: {len(checkpoint.params)} tensors written, read back, {how}")
 
 
-def base_of(command: ConvertCommand) -> str:
+def base_of(src: str, base: str | None) -> str:
     """Return the name of the model that SRC began as: what was given, or what a run says."""
-    if command.base is not None:
-        return command.base
-    run = Path(command.src).expanduser() / "run.json"
+    if base is not None:
+        return base
+    run = Path(src).expanduser() / "run.json"
     settings = read_json(run).get("settings") if run.is_file() else None
     model = settings.get("model") if isinstance(settings, dict) else None
     if not isinstance(model, str):
-        raise InputError(f"--to=peft: {command.src} does not say which model it began as: give --base")
+        raise InputError(f"--to=peft: {src} does not say which model it began as: give --base")
     return model
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "eval": ("jaxgpt.commands.evaluate", "measure loss, perplexity and bits per byte of a text"),
     "check": ("jaxgpt.commands.check", "check that a model was loaded right, on its own or against PyTorch"),
     "convert": ("jaxgpt.convert.__main__", "inspect a checkpoint, or convert it between PyTorch and JAX"),
+    "push": ("jaxgpt.training.push.command", "upload a run to the Hugging Face hub, with a model card"),
 }
 """Where each command is, and what it does. Its module is imported when it is called."""
 

@@ -9,6 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxgpt import convert
+from jaxgpt.convert.disk import target_path
+from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.hub import check_upload, set_license, upload
 from jaxgpt.convert.source import SIDECARS
 from jaxgpt.loading import to_jax
 from jaxgpt.model.gpt import GPT, abstract
@@ -72,6 +75,9 @@ def save_pretrained(
     dtype: str | None = None,
     shard_size: str = "5GB",
     force: bool = False,
+    push_to_hub: str | None = None,
+    license: str | None = None,
+    private: bool = True,
 ) -> None:
     """Write what PyTorch reads, by default a folder for transformers, and read it back to compare.
 
@@ -80,8 +86,18 @@ def save_pretrained(
         tokenizer: a transformers tokenizer, saved beside the weights.
         dtype: `"float32"`, `"float16"` or `"bfloat16"`; the parameters' own by default.
         shard_size: bytes of the largest file, as in `"5GB"`.
-        force: replace a checkpoint that is there.
+        force: replace a checkpoint that is there; with `push_to_hub` also the model in the repository.
+        push_to_hub: `"OWNER/NAME"`, a repository of the hub, into which the folder is uploaded.
+        license: with `push_to_hub`, which needs it: the hub's name of a licence, such as `"mit"` or `"other"`.
+        private: whether a repository that is made is private.
+
+    Raises:
+        InputError: `path` is taken, the form can't represent the model, or the hub refuses something.
     """
+    if push_to_hub is not None:
+        if dialect != "hf" or license is None:
+            raise InputError("push_to_hub= uploads the form dialect='hf', and needs license=, such as license='mit'")
+        check_upload(push_to_hub, license)
     with tempfile.TemporaryDirectory() as folder:
         config = model.config
         if tokenizer is not None:
@@ -92,6 +108,10 @@ def save_pretrained(
             path, named_params(model), config,
             to=dialect, dtype=dtype, shard_size=shard_size, tokenizer=files, force=force,
         )  # fmt: skip
+    if push_to_hub is not None and license is not None:
+        written = target_path(path)
+        set_license(written / "README.md", license)
+        upload(written, push_to_hub, private=private, force=force)
 
 
 def save(model: GPT, path: str | Path, *, tokenizer: Any = None, force: bool = False) -> None:

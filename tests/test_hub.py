@@ -1,106 +1,20 @@
 """Checkpoints by name, from a server on this machine that speaks the hub's download protocol."""
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import pytest
 import torch
 from conftest import ROOT, TINY, random_hf, run
+from hub import Hub
 
 from jaxgpt import convert
 from jaxgpt.convert.mapping import same
-
-REVISIONS = {"main": "a" * 40, "v1": "b" * 40}
-
-
-class Hub(ThreadingHTTPServer):
-    """Serves `folder/NAME/REVISION/FILE` as models, and keeps a list of what was asked for."""
-
-    def __init__(self, folder: Path):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.requests = folder, []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    """`/api/models/NAME/revision/REV` lists a model's files, `/NAME/resolve/COMMIT/FILE` is one of them.
-
-    Data sets have `/api/datasets/` and `/datasets/NAME/resolve/`.
-    """
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body: bool):
-        path = unquote(urlparse(self.path).path)
-        self.server.requests.append((self.command, path))
-        if found := re.fullmatch(r"/api/(?:models|(datasets))/(.+?)(?:/(revision|tree)/([^/]+)(/.*)?)?", path):
-            name = "/".join(filter(None, found.groups()[:2]))
-            return self.listing(name, found[3], found[4] or "main", body)
-        name, _, rest = path.strip("/").partition("/resolve/")
-        revision, _, file = rest.partition("/")
-        commits = {commit: revision for revision, commit in REVISIONS.items()}
-        target = self.server.folder / name / commits.get(revision, revision) / file
-        if not file or not target.is_file():
-            return self.send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
-        content = target.read_bytes()
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": REVISIONS.get(revision, revision)}
-        if wanted := self.headers.get("Range"):
-            begin, _, end = wanted.removeprefix("bytes=").partition("-")
-            part = content[int(begin) : int(end) + 1 if end else None]
-            headers["Content-Range"] = f"bytes {begin}-{int(begin) + len(part) - 1}/{len(content)}"
-            return self.send(206, part, headers, body)
-        self.send(200, content, headers, body)
-
-    def listing(self, name: str, kind: str, revision: str, body: bool):
-        revision = {commit: revision for revision, commit in REVISIONS.items()}.get(revision, revision)
-        folder = self.server.folder / name / revision
-        if not folder.is_dir():
-            code = "RevisionNotFound" if folder.parent.is_dir() else "RepoNotFound"
-            return self.send(404, b"{}", {"X-Error-Code": code}, body)
-        files = [(file, str(file.relative_to(folder))) for file in sorted(folder.rglob("*")) if file.is_file()]
-        if kind == "tree":
-            answer = [{"type": "file", "oid": "0" * 40, "size": f.stat().st_size, "path": path} for f, path in files]
-        else:
-            siblings = [{"rfilename": path} for _, path in files]
-            answer = {
-                "id": name.removeprefix("datasets/"),
-                "sha": REVISIONS[revision],
-                "siblings": siblings,
-                "tags": [],
-                "private": False,
-            }
-        self.send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"}, body)
-
-    def send(self, status: int, content: bytes, headers: dict[str, str], body: bool):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture

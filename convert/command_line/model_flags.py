@@ -11,8 +11,8 @@ class ModelFlags:
     """Flags that say of a checkpoint what it does not say itself. They come last in the help of a command."""
 
     dialect: str | None = flag(
-        None, "How the checkpoint names and lays out its tensors: hf, dialogpt, nanogpt, build-nanogpt, mingpt, "
-        "old-mingpt, linear, lesson, raschka, lecture, llmc, flax or jaxgpt, or a table of your own, my.toml.",
+        None, "How the checkpoint names and lays out its tensors, such as hf, nanogpt or llama (an unknown name lists "
+        "all), or a table of your own, my.toml.",
         metavar="NAME", default_text="detected", group="model",
     )  # fmt: skip
     n_head: int | None = flag(
