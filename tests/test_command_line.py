@@ -124,7 +124,7 @@ def test_help_and_version_answer_without_jax():
         (["check", "tiny", "--jsn"], "jaxgpt: --jsn is no flag of jaxgpt check: did you mean --json?"),
         (["trian"], "jaxgpt: there is no command 'trian': did you mean train?"),
         (["lm_eval"], "jaxgpt: there is no command 'lm_eval': the evaluation harness is python -m jaxgpt.lm_eval; for"),
-        (["dance"], "jaxgpt: there is no command 'dance': the commands are train, generate, eval, check, convert, push"),
+        (["dance"], "jaxgpt: there is no command 'dance': the commands are train, generate, eval, check"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_helps(arguments, message, tmp_path, monkeypatch):
