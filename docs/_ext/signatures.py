@@ -4,11 +4,12 @@ import re
 from typing import Any
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 
 SPELLED = {
-    r"jaxlib\._jax\.Array|jax\.Array": "Array",
-    r"numpy\.ndarray|np\.ndarray": "ndarray",
+    r"(?:jaxlib\._jax|jax)\.Array": "Array",
+    r"(?:numpy|np)\.ndarray": "ndarray",
     r"jaxtyping\.": "",
     r"jax\.(?:_src\.mesh|sharding)\.Mesh": "Mesh",
 }
@@ -17,23 +18,36 @@ SPELLED = {
 TYPED = re.compile(r"'([^']*[|*\\][^']*)'|([^\s']*[|*\\][^\s']*[^\s'.,;:)])")
 """Words with signs that have a meaning in reStructuredText."""
 
-
-def spell(text: str | None) -> str | None:
-    """Return a signature with the names that a reader knows."""
-    for long, short in SPELLED.items():
-        text = text and re.sub(long, short, text)
-    return text
-
-
-def process_signature(_app: Sphinx, _what: str, _name: str, _object: Any, _options: Any, arguments, returns):
-    """Shorten the names of types, before a signature is parsed."""
-    return spell(arguments), spell(returns)
+COLON = "\N{MODIFIER LETTER COLON}"
+"""What stands for a colon where Napoleon would take the words before it for a type."""
 
 
 def quote_help(_app: Sphinx, _what: str, name: str, _object: Any, _options: Any, lines: list[str]) -> None:
     """Quote what is typed in the docstring of `jaxgpt.train`, most of which is the plain text of the flags' help."""
     if name == "jaxgpt.train":
         lines[:] = [line if "`" in line else TYPED.sub(r"``\1\2``", line) for line in lines]
+
+
+def hide_colons(_app: Sphinx, what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """Hide the colons of fields and properties from Napoleon: what they hold is one sentence."""
+    if what in ("attribute", "property"):
+        lines[:] = [line.replace(":", COLON) for line in lines]
+
+
+def show_colons(_app: Sphinx, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """Show them again."""
+    lines[:] = [line.replace(COLON, ":") for line in lines]
+
+
+def spell_types(_app: Sphinx, doctree: nodes.document) -> None:
+    """Shorten the names of types in signatures."""
+    for signature in doctree.findall(addnodes.desc_signature):
+        for text in list(signature.findall(nodes.Text)):
+            spelled = str(text)
+            for long, short in SPELLED.items():
+                spelled = re.sub(long, short, spelled)
+            if spelled != text:
+                text.parent.replace(text, nodes.Text(spelled))
 
 
 def shorten_dashes(_app: Sphinx, doctree: nodes.document) -> None:
@@ -45,8 +59,10 @@ def shorten_dashes(_app: Sphinx, doctree: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connect all of them; the help is quoted before its arguments are read."""
+    """Connect all of them, some before Napoleon reads a docstring and some after it."""
     app.connect("autodoc-process-docstring", quote_help, priority=400)
-    app.connect("autodoc-process-signature", process_signature)
+    app.connect("autodoc-process-docstring", hide_colons, priority=400)
+    app.connect("autodoc-process-docstring", show_colons, priority=600)
+    app.connect("doctree-read", spell_types)
     app.connect("doctree-read", shorten_dashes)
     return {"parallel_read_safe": True}

@@ -1,6 +1,6 @@
 """Freezing: which parameters train, and from when on.
 
-Frozen is free when the trainable part alone is differentiated:
+Frozen is free when the trainable part alone is differentiated::
 
     plan = freeze.parse("first6", model.config)
     trainable, frozen = plan.partition(named_params(model))
