@@ -130,8 +130,9 @@ def save(figures: dict[str, Figure], folder: Path) -> None:
 
 def _samples(folder: Path, info: RunInfo) -> list[list[tuple[str, Any]]]:
     """Return the samples in rows of one prompt each, with the time and the text before and after."""
-    prompt = info.settings.get("prompt")
-    found = moments(read_samples(folder / "samples.md"), prompt if isinstance(prompt, str) else "The")
+    prompt, written = info.settings.get("prompt") or "The", info.resolved.get("prompts")
+    prompts = written if isinstance(written, list) else [prompt]  # as earlier versions
+    found = moments(read_samples(folder / "samples.md"), [str(words).strip("\n") for words in prompts])
     n_rows = max(1, *(len(moment.samples) for moment in found))
     return [
         [(moment.when, moment.samples[i] if i < len(moment.samples) else None) for moment in found]

@@ -1,6 +1,7 @@
 """The samples of a run: conversations as turns, code as code, and the prompt apart from what was written."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 ROLES = r"system|user|assistant|tool|model|human|ai"
@@ -65,35 +66,35 @@ class Moment:
     samples: tuple[Sample, ...]
 
 
-def moments(text: str, prompt: str | None = None) -> list[Moment]:
+def moments(text: str, prompts: Sequence[str] = ()) -> list[Moment]:
     """Split samples.md into what was written before and after training; a time without a text has no samples."""
     before, *later = re.split(r"^## After (\d+) steps$", text, maxsplit=1, flags=re.M)
-    found = [Moment("Before training", _samples(before.removeprefix("## Before training"), prompt))]
+    found = [Moment("Before training", _samples(before.removeprefix("## Before training"), prompts))]
     if later:
-        found.append(Moment(f"After {int(later[0][:15]):,} steps", _samples(later[1], prompt)))
+        found.append(Moment(f"After {int(later[0][:15]):,} steps", _samples(later[1], prompts)))
     return found
 
 
-def _samples(text: str, prompt: str | None) -> tuple[Sample, ...]:
+def _samples(text: str, prompts: Sequence[str]) -> tuple[Sample, ...]:
     """Split a part of samples.md at its headings `### Sample 2`, `### Sample 3` …, as far as they count on."""
-    parts, rest = [], re.sub(r"\A\n*### Sample 1\n", "", text)
+    parts, rest = [], text
     for number in range(2, MOST + 1):
         heading = re.search(rf"^### Sample {number}$", rest, re.M)
         if heading is None:
             break
         parts.append(rest[: heading.start()])
         rest = rest[heading.end() :]
-    return tuple(read_sample(part.strip("\n"), prompt) for part in [*parts, rest] if part.strip())
+    given = [*prompts, *[""] * MOST]
+    return tuple(read_sample(part.strip("\n"), given[i]) for i, part in enumerate([*parts, rest]) if part.strip())
 
 
-def read_sample(text: str, prompt: str | None = None) -> Sample:
+def read_sample(text: str, prompt: str = "") -> Sample:
     """Tell what a text is: a conversation, code, or prose."""
     shown = text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
     if turns := read_turns(shown):
         return Sample("", shown, turns)
     shown = ENDS.sub("", shown) if ENDS.sub("", shown).strip() else shown
-    begins = bool(prompt) and shown.startswith(str(prompt))
-    given = str(prompt) if begins else ""
+    given = prompt if shown.startswith(prompt) else ""
     return Sample(given, shown[len(given) :], (), looks_like_code(shown))
 
 
