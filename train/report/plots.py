@@ -153,7 +153,8 @@ def every_step(axes: Axes, steps: Int[np.ndarray, " S"], values: Float[np.ndarra
     if len(steps) <= n_pixels:
         return axes.line(zip(steps, values, strict=True))
     parts = []
-    pixel = np.asarray([axes.x(step) for step in steps]).astype(int)
+    low, high = axes.xs
+    pixel = (axes.left + (steps - low) / (high - low) * axes.width).astype(int)
     for first, last in zip(
         begins := np.flatnonzero(np.diff(pixel, prepend=-1)), [*begins[1:], len(steps)], strict=True
     ):
@@ -351,6 +352,10 @@ def update_matrix(updates: Sequence[Mapping[str, float]], modules: Sequence[str]
     return np.asarray(rows, np.float64).reshape(len(modules), len(updates))
 
 
+STATES = {"area trained": "trains", "area partly": "a part trains", "frozen": "frozen"}
+"""What the areas of a map mean, by their styles."""
+
+
 def freeze_map(phases: Sequence[PhaseInfo], steps: int) -> Figure:
     """Draw what trains and what is frozen, by layer and phase, over `steps` steps."""
     modules = list(phases[0].trains)
@@ -363,22 +368,23 @@ def freeze_map(phases: Sequence[PhaseInfo], steps: int) -> Figure:
         axes.add(Box(axes.left, axes.top, axes.width, axes.height, "frozen"), Path(hatch(axes), "hatch"))
         _layer_names(axes, [layer_name(name) for name in shown])
         height = axes.height / max(len(shown), 1)
-        for state in ("trained", "partly"):
+        states = {"frozen"}
+        for state in ("area trained", "area partly"):
             places: list[str] = []
             for row, name in enumerate(shown):
                 y = short_number(axes.bottom - (row + 0.5) * height)
                 for phase, end in zip(phases, ends, strict=True):
-                    if end > phase.start and state_of(phase.trains.get(name, 0.0)) == state:
+                    if end > phase.start and state_of(phase.trains.get(name, 0.0)) == state[5:]:
                         left, right = axes.x(min(phase.start, steps)), axes.x(min(end, steps))
                         places.append(f"M{short_number(left)} {y}H{short_number(right)}")
             if places:
-                axes.add(Path("".join(places), f"cell {state}", width=round(max(height - 1.5, 0.5), 2)))
+                states.add(state)
+                axes.add(Path("".join(places), f"cell {state[5:]}", width=round(max(height - 1.5, 0.5), 2)))
         _phase_lines(axes, phases)
         draw_steps(axes)
         marks, bottom = legend(
-            [("area trained", "trains"), ("area partly", "a part trains"), ("frozen", "frozen")],
-            axes.left, axes.width, axes.bottom + 60,
-        )  # fmt: skip
+            [entry for entry in STATES.items() if entry[0] in states], axes.left, axes.width, axes.bottom + 60
+        )
         return Drawing(width, bottom + 2, (*axes.marks, *marks))
 
     wide, narrow = draw_both(draw)
