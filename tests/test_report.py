@@ -343,6 +343,21 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, text):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_run_of_very_many_modules_and_phases_has_a_page_of_some_size(tmp_path):
+    folder = make_run(tmp_path / "run")
+    facts = json.loads((folder / "run.json").read_text())
+    modules = [f"blocks.{i}" for i in range(3000)]
+    facts["phases"] = [
+        {"start": i, "name": f"p{i}", "trainable": i, "trains": dict.fromkeys(modules, float(i > 100))}
+        for i in range(300)
+    ]
+    (folder / "run.json").write_text(json.dumps(facts))
+    lines = [{"step": i, "updates": dict.fromkeys(modules[:2000], 0.01)} for i in range(1, 200)]
+    (folder / "updates.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "samples.md").write_text("## Before training\n" + "<|user|>" * 10**6)
+    assert write_report(folder).stat().st_size < 4_000_000
+
+
 # the verdict
 
 
@@ -571,7 +586,7 @@ def test_the_command_refuses_what_is_no_run_in_one_line(tmp_path):
         ([tmp_path / "file"], "is not a folder: name the folder of a run"),
         ([tmp_path / "other"], "other/run.json can't be read as the run.json of a run"),
         ([damaged], "damaged/run.json can't be read as the run.json of a run"),
-        ([linked], "linked/plots is not a folder but a link or a file"),
+        ([linked], "linked/plots is a file or a link that leads elsewhere"),
         ([run, damaged, f"--out={tmp_path}/x.html"], "damaged/run.json can't be read"),
         ([run, run, f"--out={tmp_path}/other"], "--out: "),
         ([*[run] * 9, f"--out={tmp_path}/x.html"], "from 2 to 8 runs are compared, not 9"),

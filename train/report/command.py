@@ -54,7 +54,6 @@ def run(command: ReportCommand) -> int:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder: name the folder of a run")
     if command.out is None and len(folders) == 1:
-        check_links(folders[0])
         path = write_report(folders[0])
     else:
         with about("--out"):
@@ -72,9 +71,3 @@ def check_free(path: Path, force: bool) -> None:
     if path.is_symlink() or (path.exists() and not force):
         advice = "" if path.is_symlink() else ", or replace it with force=True"
         raise InputError(f"{path} exists already: choose another name{advice}")
-
-
-def check_links(folder: Path) -> None:
-    """Refuse a run, which may be a stranger's, whose pictures would be written elsewhere through a link."""
-    if (plots := folder / "plots").is_symlink() or (plots.exists() and not plots.is_dir()):
-        raise InputError(f"{plots} is not a folder but a link or a file: nothing is written through it; see --out")

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxgpt.convert.command_line.flags import defaults_of, flags_of, spelled
 from jaxgpt.convert.command_line.help import default_in_words
+from jaxgpt.convert.errors import InputError
 from jaxgpt.training.report import plots
 from jaxgpt.training.report.embedding import NewRows, embedding_rows
 from jaxgpt.training.report.figure import Figure
@@ -23,8 +24,8 @@ from jaxgpt.training.settings import Settings
 PICTURES = ("loss", "rewards", "updates", "freeze", "embedding", "gradient", "rate", "throughput", "memory")
 """Names of the pictures, and of their files in `plots/`."""
 
-MOST_UPDATES, MOST_PHASES = 1000, 1000
-"""Lines of updates.jsonl and phases that are drawn, at most; a run writes fewer."""
+MOST_UPDATES, MOST_PHASES, MOST_MODULES, MOST_TEXT = 1000, 1000, 2000, 10**6
+"""Lines of updates.jsonl, phases, modules, and characters of samples.md that are shown, at most; a run has fewer."""
 
 
 def write_report(folder: Path, path: Path | None = None) -> Path:
@@ -34,8 +35,10 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
         path: another file for the page; the folder of the run is then left as it is.
 
     Raises:
-        InputError: the folder holds no run.
+        InputError: the folder holds no run, or its pictures would be written elsewhere through a link.
     """
+    if path is None:
+        check_place(folder / "plots")
     info = RunInfo.read(folder)
     metrics, updates = read_metrics(folder / "metrics.jsonl"), read_updates(folder / "updates.jsonl")
     outcome = Outcome.of(info, metrics)
@@ -68,6 +71,13 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     return path
 
 
+def check_place(plots: Path) -> None:
+    """Refuse a folder of pictures that leads out of the run, which may be a stranger's."""
+    is_inside = plots.resolve().is_relative_to(plots.parent.resolve())
+    if not is_inside or (plots.exists() and not plots.is_dir()):
+        raise InputError(f"{plots} is a file or a link that leads elsewhere: nothing is written through it")
+
+
 def draw(
     info: RunInfo, metrics: list[dict[str, Any]], updates: list[dict[str, Any]], outcome: Outcome
 ) -> dict[str, Figure]:
@@ -77,7 +87,7 @@ def draw(
     updates = updates[:: max(1, -(-len(updates) // MOST_UPDATES))]
     if updates:
         moves = [line["updates"] for line in updates]
-        modules = list(phases[0].trains if phases else moves[0])
+        modules = list(phases[0].trains if phases else moves[0])[:MOST_MODULES]
         if modules:
             figures["updates"] = plots.update_heatmap([line["step"] for line in updates], moves, modules, phases)
     if metrics:
@@ -132,7 +142,7 @@ def _samples(folder: Path, info: RunInfo) -> list[list[tuple[str, Any]]]:
     """Return the samples in rows of one prompt each, with the time and the text before and after."""
     prompt, written = info.settings.get("prompt") or "The", info.resolved.get("prompts")
     prompts = written if isinstance(written, list) else [prompt]  # as earlier versions
-    found = moments(read_samples(folder / "samples.md"), [str(words).strip("\n") for words in prompts])
+    found = moments(read_samples(folder / "samples.md")[:MOST_TEXT], [str(words).strip("\n") for words in prompts])
     n_rows = max(1, *(len(moment.samples) for moment in found))
     return [
         [(moment.when, moment.samples[i] if i < len(moment.samples) else None) for moment in found]

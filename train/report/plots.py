@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxgpt.training.report.figure import (
     NARROW,
@@ -218,8 +218,7 @@ def update_heatmap(
     matrix = update_matrix(updates, modules)
     edges, shown = columns(steps, [phase.start for phase in phases])
     drawn = np.c_[matrix, np.full(len(modules), np.nan)][:, shown]
-    idle = np.asarray([[not _is_training(phases, name, end) for end in edges[1:]] for name in modules])
-    frozen = (drawn == 0) & idle.reshape(drawn.shape)
+    frozen = (drawn == 0) & ~_is_training(phases, modules, edges[1:])
     low, high = color_range(drawn)
     levels = level_of(drawn, low, high)
     levels[frozen], levels[~np.isfinite(drawn)] = FROZEN, MISSING
@@ -513,10 +512,13 @@ def _steps(steps: Int[np.ndarray, " S"]) -> tuple[float, float]:
     return 0.0, float(max(int(steps.max(initial=0)), 1))
 
 
-def _is_training(phases: Sequence[PhaseInfo], module: str, step: int) -> bool:
-    """Tell whether some of a module trains in a step, by the phase of the step."""
-    begun = [phase for phase in phases if phase.start < step]
-    return bool(begun and begun[-1].trains.get(module))
+def _is_training(
+    phases: Sequence[PhaseInfo], modules: Sequence[str], steps: Int[np.ndarray, " S"]
+) -> Bool[np.ndarray, "M S"]:
+    """Tell whether some of a module trains in a step, by the phase of the step; none does where there is no phase."""
+    trains = np.asarray([[False] * len(modules), *([bool(p.trains.get(name)) for name in modules] for p in phases)])
+    n_begun = np.searchsorted([phase.start for phase in phases], steps)
+    return trains[n_begun].T
 
 
 def _is_broken(value: float | None) -> bool:
