@@ -52,7 +52,7 @@ def sample(inputs: TrainingInputs, state: TrainState) -> str:
     with busy("writing samples"):
         texts = jaxgpt.generate(
             model, prompts, max_new_tokens=room, temperature=0.8, top_k=40, seed=inputs.settings.seed,
-            eos_id=model.config.end_ids if inputs.is_chat else None,
+            eos_id=stop_ids(model.config, inputs.tokenizer) if inputs.is_chat else None,
         )  # fmt: skip
     first, *others = map(inputs.in_words, texts)
     return "\n\n".join([first, *(f"### Sample {i}\n\n{text}" for i, text in enumerate(others, 2))])
