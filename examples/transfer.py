@@ -1,13 +1,14 @@
 """Ways to learn a small text, and what each of them forgets.
 
     python examples/transfer.py [--tokens 16384] [--steps 100] [--seeds 3] [--out examples/transfer] [--ways full lora]
+    python examples/transfer.py --draw examples/transfer-small.json    # only the picture, from the numbers
 
 From scratch, `full`, `first6`, `gradual` and `head`; and LoRA, DoRA, BitFit, and `full` with Muon, each with the same
 steps, batches and peak rate, but that adapters have ten times the rate, as in `jaxgpt train`. They learn a few pages of
 Python's language reference, which need no new tokens: `new-tokens` would train nothing. Evaluation loss is that of
 other pages. What was forgotten is measured on texts that the bundled model writes itself before training, at
 temperature 1: the loss on them rises by the Kullback-Leibler divergence of the fine-tuned model from the one that it
-was. Writes a table (.md), a picture (.png) and the numbers (.json).
+was. Writes a table (.md), a picture (.svg) and the numbers (.json).
 """
 
 import argparse
@@ -20,7 +21,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 import jaxgpt
 from jaxgpt import freeze, make_mesh, named_params
@@ -28,6 +28,9 @@ from jaxgpt.freeze.strategies import lora_of
 from jaxgpt.training.data.device_batches import eval_batches, train_batches
 from jaxgpt.training.data.load import load_data
 from jaxgpt.training.data.rows import Windows
+from jaxgpt.training.report.figure import WIDE, Axes, Drawing, Figure, Label, frame, legend, y_range
+from jaxgpt.training.report.figure import Path as Line
+from jaxgpt.training.report.render import save_figure
 from jaxgpt.training.settings import Settings
 from jaxgpt.training.step.batch import Batch
 from jaxgpt.training.step.optimizer import ADAPTER_RATE, lr_schedule, make_optimizer
@@ -41,22 +44,21 @@ class Way:
     """A way to learn."""
 
     strategy: str
-    colour: str
-    """One of Okabe and Ito's (2008), but the last, since their yellow is faint."""
-    marker: str
+    style: str
+    """Its colour in the pictures."""
     optimizer: str = "adamw"
 
 
 WAYS = {
-    "from scratch": Way("full", "#000000", "o"),
-    "full": Way("full", "#0072B2", "v"),
-    "first6": Way("first6", "#D55E00", "s"),
-    "gradual": Way("gradual", "#009E73", "D"),
-    "head": Way("head", "#CC79A7", "^"),
-    "lora": Way("lora", "#E69F00", "<"),
-    "lora:dora": Way("lora:dora", "#56B4E9", ">"),
-    "biases": Way("biases", "#999999", "P"),
-    "full, Muon": Way("full", "#882255", "X", "muon"),
+    "from scratch": Way("full", "s8"),
+    "full": Way("full", "s0"),
+    "first6": Way("first6", "s1"),
+    "gradual": Way("gradual", "s2"),
+    "head": Way("head", "s3"),
+    "lora": Way("lora", "s4"),
+    "lora:dora": Way("lora:dora", "s5"),
+    "biases": Way("biases", "s6"),
+    "full, Muon": Way("full", "s7", "muon"),
 }
 
 
@@ -155,23 +157,31 @@ def table(results: list[dict], bench: Bench, before: tuple[float, float]) -> str
     return "\n".join(lines) + "\n"
 
 
-def picture(results: list[dict], tokens: int) -> Figure:
-    """Draw the evaluation loss over the steps: thin lines of seeds, a thick mean, without the worst at the right."""
-    figure = Figure(figsize=(10, 4.8), layout="constrained")
+def picture(results: list[dict]) -> Figure:
+    """Draw the evaluation loss over the steps: faint lines of seeds, a mean, and without the worst at the right."""
     ways = list(dict.fromkeys(r["way"] for r in results))
-    for i, axes in enumerate(figure.subplots(1, 2)):
-        for way in ways[i if "from scratch" in ways else 0 :]:
-            colour, marker = WAYS[way].colour, WAYS[way].marker
-            curves = np.asarray([r["curve"] for r in results if r["way"] == way])
-            for curve in curves:
-                axes.plot(*curve.T, color=colour, linewidth=0.6, alpha=0.5)
-            axes.plot(*curves.mean(0).T, color=colour, marker=marker, markersize=4, label=way)
-        axes.set(xlabel="training step", ylabel="evaluation loss (nats per token)")
-        axes.grid(alpha=0.3)
-        if i == 0:
-            figure.legend(loc="outside lower center", ncols=5, frameon=False)
-    figure.suptitle(f"{len(ways)} ways to learn {tokens:,} tokens of Python's language reference")
-    return figure
+    curves = {way: np.asarray([r["curve"] for r in results if r["way"] == way]) for way in ways}
+    marks, top = legend([(f"line {WAYS[way].style}", way) for way in ways], 0, WIDE)
+    best = [way for way in ways if way != "from scratch"]
+    for left, width, shown in ((46, 290, ways), (396, 330, best)):
+        values = [y for way in shown for y in curves[way][:, :, 1].ravel()]
+        axes = Axes(left, top + 26, width, 330, (0.0, float(curves[ways[0]][0, -1, 0])), y_range(values))
+        frame(axes)
+        for way in shown:
+            for curve in curves[way]:
+                axes.add(Line(axes.line(curve), f"line {WAYS[way].style} faint"))
+            axes.add(Line(axes.line(curves[way].mean(0)), f"line {WAYS[way].style}"))
+        marks += axes.marks
+    y = -1e9  # the ends at the right have their names, from top to bottom
+    for way in sorted(best, key=lambda way: -curves[way].mean(0)[-1, 1]):
+        y = max(y + 15, axes.y(curves[way].mean(0)[-1, 1]) + 4.5)
+        marks.append(Label(axes.right + 8, y, way, f"value {WAYS[way].style}"))
+    marks.append(Label(0, top + 10, "evaluation loss, nats per token"))
+    drawing = Drawing(WIDE, axes.bottom + 46, tuple(marks))
+    ends = {way: curves[way].mean(0)[-1, 1] for way in ways}
+    lowest = min(ends, key=lambda way: ends[way])
+    title = f"{lowest} ends lowest, at {ends[lowest]:.2f} nats per token"
+    return Figure("transfer", title, f"Evaluation losses of {len(ways)} ways to learn a text.", "", drawing, drawing)
 
 
 def main() -> None:
@@ -182,7 +192,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of the order of the data, and of random weights")
     parser.add_argument("--out", type=Path, default=Path("transfer"), help="name of the files, without suffix")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
+    parser.add_argument("--draw", type=Path, help="only draw the numbers of this .json again, beside it")
     arguments = parser.parse_args()
+    if arguments.draw:
+        runs = json.loads(arguments.draw.read_text("utf-8"))["runs"]
+        save_figure(picture(runs), arguments.draw.with_suffix(".svg"))
+        return
     bench, results = Bench(arguments.tokens, arguments.steps), []
     before = bench.loss(bench.start, bench.held_out), bench.loss(bench.start, bench.own)
     for seed in range(arguments.seeds):
@@ -196,7 +211,7 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.with_suffix(".md").write_text(text, "utf-8")
     arguments.out.with_suffix(".json").write_text(json.dumps({"before": before, "runs": results}, indent=1), "utf-8")
-    picture(results, bench.data.n_tokens).savefig(arguments.out.with_suffix(".png"), dpi=120)
+    save_figure(picture(results), arguments.out.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": ("jaxgpt.commands.generate", "generate text from prompts"),
     "eval": ("jaxgpt.commands.evaluate", "measure loss, perplexity and bits per byte of a text"),
     "check": ("jaxgpt.commands.check", "check that a model was loaded right, on its own or against PyTorch"),
+    "report": ("jaxgpt.training.report.command", "write a run's report.html again, or compare several runs"),
     "convert": ("jaxgpt.convert.__main__", "inspect a checkpoint, or convert it between PyTorch and JAX"),
     "push": ("jaxgpt.training.push.command", "upload a run to the Hugging Face hub, with a model card"),
 }

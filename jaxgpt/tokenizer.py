@@ -17,6 +17,7 @@ import numpy as np
 from jaxgpt.arguments import check_ids
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
+from jaxgpt.convert.families.hf_config import carried_of
 from jaxgpt.convert.formats.torch_pickle import read_pickle
 from jaxgpt.convert.json_input import read_json
 from jaxgpt.convert.source import SENTENCEPIECE, VOCABULARIES, check_link, resolve, tokenizer_files
@@ -265,6 +266,17 @@ def decide_ids(config: GPTConfig, tokenizer: Any) -> tuple[GPTConfig, str]:
     if config.end_ids and end not in config.end_ids:
         by = f"the tokenizer, whose {end} comes first, and the config"
     return decided, f"a text ends with {named}, by {by}"
+
+
+def stop_ids(config: GPTConfig, tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids at which a text that the model writes ends: the config's, and those of `generation_config.json`.
+
+    Models for chats name there what ends a turn. Of these only special tokens of the tokenizer count.
+    """
+    named = (carried_of(config, "generation_config.json") or {}).get("eos_token_id")
+    further = [i for i in (named if isinstance(named, list) else [named]) if type(i) is int]
+    special = special_ids(tokenizer) if further else set()
+    return tuple(dict.fromkeys([*config.end_ids, *(i for i in further if i in special and i < config.n_tokens)]))
 
 
 def begin_ids(tokenizer: Any) -> list[int]:

@@ -43,11 +43,14 @@ def test_the_loss_of_what_the_assistant_says_falls(trained):
     assert evaluations[-1] < evaluations[0] - 3
 
 
-def test_the_samples_are_a_held_out_question_and_its_answers(trained):
+def test_the_samples_are_held_out_questions_and_their_answers(trained):
     text = (trained[0] / "samples.md").read_text()
     questions = re.findall(r"<\|user\|> Repeat the word\.\n\n(\w+) <\|assistant\|>", text)
-    assert len(questions) == 2
-    assert len(set(questions)) == 1
+    n_prompts = len(json.loads((trained[0] / "run.json").read_text())["resolved"]["prompts"])
+    assert 1 < n_prompts <= 3
+    assert len(questions) == 2 * n_prompts
+    assert questions[:n_prompts] == questions[n_prompts:]
+    assert len(set(questions)) == n_prompts
     assert text.rstrip().endswith("<|endoftext|>")
 
 

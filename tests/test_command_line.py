@@ -120,11 +120,12 @@ def test_help_and_version_answer_without_jax():
         (["train", "--remat=yes"], "train: --remat/--no-remat: ignored explicit argument 'yes'"),
         (["train", "--resume", "nowhere"], "train: --resume=nowhere: no run is there; to start one, use --out=nowhere"),
         (["check"], "jaxgpt: MODEL is missing; jaxgpt check --help shows what it may be"),
+        (["report"], "jaxgpt: RUN is missing; jaxgpt report --help shows what it may be"),
         (["eval", "tiny"], "jaxgpt: --data=PATH is missing; jaxgpt eval --help shows what it may be"),
         (["check", "tiny", "--jsn"], "jaxgpt: --jsn is no flag of jaxgpt check: did you mean --json?"),
         (["trian"], "jaxgpt: there is no command 'trian': did you mean train?"),
         (["lm_eval"], "jaxgpt: there is no command 'lm_eval': the evaluation harness is python -m jaxgpt.lm_eval; for"),
-        (["dance"], "jaxgpt: there is no command 'dance': the commands are train, generate, eval, check"),
+        (["dance"], "jaxgpt: there is no command 'dance': the commands are train, generate, eval, check, report, conv"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_helps(arguments, message, tmp_path, monkeypatch):

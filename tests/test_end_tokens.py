@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import call, random_hf
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import jaxgpt
-from jaxgpt.tokenizer import check_vocabulary, decide_ids, encode_prompt
-from jaxgpt.vocab import match_tokenizer
+from jaxgpt.tokenizer import check_vocabulary, decide_ids, encode_prompt, stop_ids
+from jaxgpt.vocab import match_tokenizer, rebuilt
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -251,3 +251,22 @@ def test_a_prompt_without_tokens_is_refused(tmp_path):
         refused = call("jaxgpt", "generate", folder, "--prompt=é", check=False)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
         assert said in refused.stderr
+
+
+def test_what_generation_config_names_ends_a_text_too_if_it_is_special():
+    """As in chat models of Llama and Qwen: config.json has the end of a text, and that file the end of a turn."""
+    model, tokenizer = jaxgpt.from_pretrained("tiny"), jaxgpt.load_tokenizer("tiny")
+    how = {"max_new_tokens": 12, "temperature": 0}
+    text = jaxgpt.complete(model, tokenizer, "In the beginning", **how)
+    ids = tokenizer(text)["input_ids"]
+    turn = next(i for i in ids[3:] if i not in ids[:3])
+    said = json.dumps({"generation_config.json": {"eos_token_id": [4095, turn, 10**6, -1, "4"]}})
+    model = rebuilt(model, replace(model.config, carried=said), jaxgpt.named_params(model))
+    assert stop_ids(model.config, tokenizer) == (4095,)  # an ordinary token ends nothing
+    assert jaxgpt.complete(model, tokenizer, "In the beginning", **how) == text
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken(tokenizer.convert_ids_to_tokens(turn), special=True)]}
+    )
+    assert stop_ids(model.config, tokenizer) == (4095, turn)
+    shorter = jaxgpt.complete(model, tokenizer, "In the beginning", **how)
+    assert shorter == tokenizer.decode(ids[: ids.index(turn)])

@@ -206,7 +206,7 @@ def test_contributing_names_what_is_there():
     """Every file and folder on the map exists."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     places = {path.name for floor in FLOORS for path in (ROOT / floor).rglob("*")} | {
-        path.name for path in ROOT.iterdir()
+        path.name for folder in (ROOT, ROOT / "examples") for path in folder.iterdir()
     }
     for name in re.findall(r"\b[a-z_]+(?:\.html)?\.(?:py|jinja|json|md|toml)\b", text):
         assert name in places | {"metrics.jsonl", "run.json"} or (ROOT / "tests" / name).exists(), name

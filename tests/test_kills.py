@@ -130,7 +130,7 @@ def test_kills_at_any_moment_change_nothing(small, chat, tmp_path):
     last = Life([*flags, f"--out={out}"], report=True)
     assert last.wait() == 0, last.text
     assert_same_run(out, tmp_path / "whole", STEPS)
-    for name in ("samples.md", "plots/updates.png"):
+    for name in ("samples.md", "plots/updates.svg"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert complete_steps(out)[-2:] == complete_steps(tmp_path / "whole")[-2:]
 

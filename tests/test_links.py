@@ -114,7 +114,7 @@ def test_the_cache_of_the_hub_is_followed_also_by_another_name(folder, tmp_path)
 
 IN_A_RUN = [
     "run.json", "metrics.jsonl", "updates.jsonl", "samples.md", "report.html", "trackers.json", "checkpoints", "plots",
-    "tokenizer", "tensorboard", "mlflow", "wandb/last_step", "mlflow/mlflow.db", "checkpoints/9", "plots/loss.png",
+    "tokenizer", "tensorboard", "mlflow", "wandb/last_step", "mlflow/mlflow.db", "checkpoints/9", "plots/loss.svg",
 ]  # fmt: skip
 
 

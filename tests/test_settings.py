@@ -1,5 +1,6 @@
 """What each option of training does, seen in what a run writes."""
 
+import html
 import json
 import re
 from dataclasses import fields
@@ -18,6 +19,7 @@ from jaxgpt import named_params
 from jaxgpt.convert.mapping import same
 from jaxgpt.convert.source import complete_steps
 from jaxgpt.training.command import as_flags, read_command
+from jaxgpt.training.run.folder import RunFolder
 from jaxgpt.training.settings import Settings, stored_settings, to_json
 from jaxgpt.training.step.batch import Batch, micro_batches
 from jaxgpt.training.step.step import Objective, TrainState
@@ -317,7 +319,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_texts_and_the_las
     assert complete_steps(out)[-1] < step
     for array in arrays(out, complete_steps(out)[-1]).values():
         assert np.isfinite(array).all()
-    assert (out / "report.html").exists()
+    page = html.unescape((out / "report.html").read_text())
+    assert f"Training broke off at step {step:,}: {found[1]} is {found[2]}." in page
+    assert json.loads((out / "run.json").read_text())["failure"] == {"step": step, "what": f"{found[1]} is {found[2]}"}
+    RunFolder(out).go_on()
+    assert json.loads((out / "run.json").read_text())["failure"] == {}
 
 
 @pytest.mark.parametrize("scale", ["1e30", "2e18"])

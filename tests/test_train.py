@@ -23,6 +23,7 @@ from jaxgpt.convert.command_line.mistakes import in_flags
 from jaxgpt.convert.mapping import same
 from jaxgpt.convert.source import complete_steps
 from jaxgpt.training.__main__ import main
+from jaxgpt.training.report.samples import moments
 
 # what a run does
 
@@ -66,6 +67,17 @@ def test_what_a_run_leaves_on_disk(whole_run):
     written = json.loads((whole_run / "run.json").read_text())
     assert written["settings"]["freeze"] == "first1"
     assert written["parameters"]["trainable"] == lines[0]["trainable_params"] < written["parameters"]["all"]
+
+
+def test_samples_are_of_a_usual_prompt_and_of_held_out_text(whole_run):
+    prompts = json.loads((whole_run / "run.json").read_text())["resolved"]["prompts"]
+    assert len(prompts) == len(set(prompts)) == 3
+    assert prompts[0] == "The"
+    before, after = moments((whole_run / "samples.md").read_text(), prompts)
+    assert after.when == "After 9 steps"
+    for moment in (before, after):
+        assert [sample.prompt for sample in moment.samples] == [prompt.strip("\n") for prompt in prompts]
+        assert all(sample.text for sample in moment.samples)
 
 
 def test_a_run_is_a_model_for_every_command(whole_run, tmp_path):

@@ -5,7 +5,6 @@ import jax
 import jaxgpt
 from jaxgpt.convert.command_line.console import busy
 from jaxgpt.params import with_params
-from jaxgpt.tokenizer import begin_ids
 from jaxgpt.training.data.device_batches import device_eval_batches
 from jaxgpt.training.distributed import any_process
 from jaxgpt.training.setup import TrainingInputs
@@ -47,13 +46,13 @@ class Evaluator:
 
 
 def sample(inputs: TrainingInputs, state: TrainState) -> str:
-    """Return a text that begins with the prompt."""
-    model, prompt = with_params(inputs.spec.model, state.params), inputs.prompt
-    room = min(SAMPLE_TOKENS, model.config.n_positions - len(prompt))
-    with busy("writing a sample"):
-        (out,) = jaxgpt.generate(
-            model, [prompt], max_new_tokens=room, temperature=0.8, top_k=40, seed=inputs.settings.seed,
-            eos_id=model.config.end_ids if inputs.is_chat else None,
+    """Return a text for each prompt; from the second on under a heading."""
+    model, prompts = with_params(inputs.spec.model, state.params), inputs.prompts
+    room = min(SAMPLE_TOKENS, model.config.n_positions - max(map(len, prompts)))
+    with busy("writing samples"):
+        texts = jaxgpt.generate(
+            model, prompts, max_new_tokens=room, temperature=0.8, top_k=40, seed=inputs.settings.seed,
+            eos_id=stop_ids(model.config, inputs.tokenizer) if inputs.is_chat else None,
         )  # fmt: skip
-    begin = begin_ids(inputs.tokenizer)
-    return inputs.tokenizer.decode(out[len(begin) :] if begin and [*out[:1]] == begin else out)
+    first, *others = map(inputs.in_words, texts)
+    return "\n\n".join([first, *(f"### Sample {i}\n\n{text}" for i, text in enumerate(others, 2))])

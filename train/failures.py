@@ -29,7 +29,7 @@ class NonFiniteLoss(ArithmeticError):
 
     def __init__(self, step: int, name: str, value: float):
         super().__init__(f"{name} is {value} at step {step}")
-        self.step, self.name = step, name
+        self.step, self.name, self.value = step, name, value
 
 
 def check_finite(step: int, metrics: Mapping[str, float]) -> None:

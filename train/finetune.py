@@ -146,6 +146,7 @@ def train_in(run: RunFolder, settings: Settings, stop: Stop, callbacks: Callback
     except NonFiniteLoss as error:
         checkpoints.wait()
         last_good = run.checkpoints / str(run.last_step) if run.last_step is not None else None
+        run.note_failure(error.step, f"{error.name} is {error.value}")
         _write_report(run)
         trackers.close(finished=True)
         raise TrainingError(explain_non_finite(error, inputs, last_good), ExitCode.FAILED) from error

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from jaxgpt.freeze.strategies import lora_of, names_new_tokens
 from jaxgpt.int8 import Int8Kernel, quantise
 from jaxgpt.mesh import make_mesh, shardings
 from jaxgpt.params import count_params, module_shares, named_params, with_params
-from jaxgpt.tokenizer import add_tokens, check_vocabulary, encode_prompt, encode_text
+from jaxgpt.tokenizer import add_tokens, begin_ids, check_vocabulary, encode_prompt, encode_text
 from jaxgpt.training.command import check_settings
 from jaxgpt.training.data.load import TrainingData, find_sources, load_data
 from jaxgpt.training.distributed import check_processes_agree
@@ -35,6 +36,12 @@ from jaxgpt.training.settings import Settings
 from jaxgpt.training.step.spec import STEPS, StepSpec, batch_shapes, make_step_spec
 from jaxgpt.training.tracking.trackers import check_trackers
 from jaxgpt.vocab import match_tokenizer, rebuilt, row_multiple
+
+N_SAMPLES = 3
+"""Texts of one time, at most."""
+
+WORDS = 8
+"""Tokens of a held-out text that a sample begins with."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class TrainingInputs:
     ends: str
     """The tokens that end a text, and who says so."""
     data: TrainingData
-    prompt: list[int]
+    prompts: list[list[int]]
     """The tokens with which the text samples begin."""
     base: RunBase
     """The model that the run began as, where the checkpoints leave what never trained."""
@@ -89,6 +96,11 @@ class TrainingInputs:
             for phase, part in zip(spec.plan.phases, parts, strict=True)
         )
 
+    def in_words(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, without those that the tokenizer begins each text with."""
+        begin = begin_ids(self.tokenizer)
+        return self.tokenizer.decode(tokens[len(begin) :] if begin and [*tokens[: len(begin)]] == begin else tokens)
+
     @property
     def resolved(self) -> dict[str, Any]:
         """The values that automatic defaults resolved to, by name."""
@@ -104,6 +116,7 @@ class TrainingInputs:
             **({} if (how := spec.objective.preference) is None else {"beta": how.beta, "margin": how.margin}),
             "warmup_steps": spec.warmup_steps,
             "end_tokens": ", ".join(map(str, config.end_ids)) or "none",
+            "prompts": [self.in_words(prompt) for prompt in self.prompts],
         }
 
 
@@ -131,9 +144,9 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
     check_processes_agree({what: info[name] for name, what in IDENTITY.items()})
     for part in (data.train, data.held_out):
         check_vocabulary(tokenizer, model.config, part.corpus.tokens)
-    prompt = first_words(settings.prompt, tokenizer, data)
-    if not 0 < len(prompt) < config.n_positions:
-        raise InputError(f"--prompt: must have from 1 to {config.n_positions - 1} tokens, not {len(prompt)}")
+    prompts = first_words(settings.prompt, tokenizer, data, config.n_positions // 2)
+    if not 0 < len(prompts[0]) < config.n_positions:
+        raise InputError(f"--prompt: must have from 1 to {config.n_positions - 1} tokens, not {len(prompts[0])}")
     epoch_steps = len(data.train.rows) / settings.batch_size
     steps = settings.steps or STEPS
     if settings.epochs is not None:
@@ -147,7 +160,7 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
     for name, shape in spec.params.items():
         if params[name].dtype != shape.dtype:  # one after the other: each needs its memory twice
             params[name] = rounded(params[name], shape)
-    inputs = TrainingInputs(spec, tokenizer, added, ends, data, prompt, base)
+    inputs = TrainingInputs(spec, tokenizer, added, ends, data, prompts, base)
     base.begin(inputs.left_out(0))
     n_kept = settings.keep + 2  # and the best, and the one that is being written
     check_space(run.checkpoints, n_kept * inputs.checkpoint_bytes(steps))
@@ -234,14 +247,42 @@ def load_model(
     return with_params(model, jax.device_put(params, shardings(params, mesh))), tokenizer, added, ends, base
 
 
-def first_words(prompt: str | None, tokenizer: Any, data: TrainingData) -> list[int]:
-    """Return what the text samples begin with: of conversations a question, by default the first held-out one."""
-    if not data.train.corpus.kind.startswith("chat"):
-        return encode_prompt(tokenizer, "The" if prompt is None else prompt)
-    if prompt is not None:
+def first_words(prompt: str | None, tokenizer: Any, data: TrainingData, longest: int) -> list[list[int]]:
+    """Return what the text samples begin with, in tokens.
+
+    The prompt, if one was given. Otherwise “The” and the beginnings of two held-out rows; of conversations, held-out
+    questions.
+
+    Args:
+        longest: tokens of the further beginnings, at most.
+    """
+    kind = data.train.corpus.kind
+    is_chat = kind.startswith("chat")
+    if prompt is not None and is_chat:
         asked = render(tokenizer, [{"role": "user", "content": prompt}], answer=True)
-        return encode_text(tokenizer, asked)
-    corpus, begin = data.held_out.corpus, data.held_out.rows.begins(0)[0]
+        return [encode_text(tokenizer, asked)]
+    if prompt is not None:
+        return [encode_prompt(tokenizer, prompt)]
+    first = _first_question(data, 0) if is_chat else []
+    found = [first or encode_prompt(tokenizer, "The")]  # nothing was asked where the assistant begins
+    if kind.endswith("pairs"):
+        return found
+    rows = data.held_out.rows
+    for row in sorted({i * len(rows) // N_SAMPLES for i in range(1, N_SAMPLES)} - {0}):
+        words = _first_question(data, row) if is_chat else _first_tokens(data, row, tokenizer, longest)
+        found += [words] if 0 < len(words) <= longest and words not in found else []
+    return found
+
+
+def _first_question(data: TrainingData, row: int) -> list[int]:
+    """Return what comes before the assistant's first words in a held-out row."""
+    corpus, begin = data.held_out.corpus, data.held_out.rows.begins(row)[0]
     assert corpus.counts is not None
-    asked = corpus.tokens[begin : begin + int(np.argmax(corpus.counts[begin:]))].tolist()
-    return asked or encode_prompt(tokenizer, "The")  # nothing was asked where the assistant begins
+    return corpus.tokens[begin : begin + int(np.argmax(corpus.counts[begin:]))].tolist()
+
+
+def _first_tokens(data: TrainingData, row: int, tokenizer: Any, longest: int) -> list[int]:
+    """Return the first tokens of a held-out row, with those that the tokenizer begins each text with."""
+    begin, given = data.held_out.rows.begins(row)[0], begin_ids(tokenizer)
+    words = data.held_out.corpus.tokens[begin : begin + min(WORDS, longest - len(given))].tolist()
+    return words if words[: len(given)] == given else [*given, *words]

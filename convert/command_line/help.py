@@ -64,7 +64,7 @@ def help_text(command: type, about: Help, group: str | None = None) -> str:
 def usage(name: str, flag: Flag, value: Value) -> str:
     """Return how a flag is written: `--steps=N`, `--dtype=float32|bfloat16`, `--[no-]remat`, `--stop TEXT …`."""
     if flag.is_positional:
-        return flag.metavar
+        return f"{flag.metavar} …" if value.is_tuple else flag.metavar
     if value.of is bool:
         return f"--[no-]{name.replace('_', '-')}"
     if flag.may_stand_alone:

@@ -85,7 +85,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _add(parser: argparse.ArgumentParser, name: str, described: Flag, value: Value) -> None:
     if described.is_positional:
-        parser.add_argument(name, nargs="?")
+        parser.add_argument(name, nargs="*" if value.is_tuple else "?")
     elif value.of is bool:
         parser.add_argument(spelled(name), dest=name, action=argparse.BooleanOptionalAction)
     elif described.may_stand_alone:

@@ -10,6 +10,7 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.generation.generate import Stream
 from jaxgpt.generation.sampling import Greedy, Sampler
 from jaxgpt.model.gpt import GPT
+from jaxgpt.tokenizer import stop_ids
 
 
 def write(
@@ -25,7 +26,7 @@ def write(
 ) -> Iterator[list[str]]:
     """Write texts after the prompts, and return their pieces as they come, one for each row.
 
-    A text ends before the end token or a stop string.
+    A text ends before an end token (`jaxgpt.tokenizer.stop_ids`) or a stop string.
 
     A piece is given when nothing that comes later can change it: halves of characters and beginnings of stop strings
     are held back.
@@ -38,16 +39,17 @@ def write(
     """
     if isinstance(stop, str) or not all(stop):
         raise InputError("stop must be a list of strings, none of them empty")
+    ends = stop_ids(model.config, tokenizer)
     stream = Stream(
         model,
         prompts,
         max_new_tokens=max_new_tokens,
         samplers=samplers,
         seed=seed,
-        eos_id=model.config.end_ids,
+        eos_id=ends,
         num_samples=num_samples,
     )
-    texts = [Text(tokenizer, prompt, stop, model.config.end_ids) for prompt in stream.prompts]
+    texts = [Text(tokenizer, prompt, stop, ends) for prompt in stream.prompts]
     return _pieces(stream, texts)
 
 

@@ -64,13 +64,13 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
 
 
 def draw_new_rows(inputs: TrainingInputs, state: TrainState, run: RunFolder) -> None:
-    """Draw the token embedding before and after tokens were added."""
+    """Keep the rows of the token embedding that tokens were added to, for the picture."""
     rows, new = to_host(state.params["tok_emb.embedding"]), inputs.added
     end = inputs.spec.model.config.n_tokens
     if is_first():
-        from jaxgpt.training.report import plots  # late: drawing is not needed before
+        from jaxgpt.training.report.embedding import NewRows  # late: few runs need it
 
-        plots.save(plots.embedding_rows(rows[: end - len(new)], rows[:end], new), run.plots / "embedding.png")
+        NewRows.of(rows[: end - len(new)], rows[:end], new).write(run.plots)
 
 
 def outcome(

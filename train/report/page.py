@@ -1,188 +1,153 @@
 """The report of a run: one self-contained HTML page, made from the files of its folder."""
 
-import base64
 import json
 import math
-import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from jaxgpt.convert.disk import temporary_sibling
+from jaxgpt.convert.command_line.flags import defaults_of, flags_of, spelled
+from jaxgpt.convert.command_line.help import default_in_words
+from jaxgpt.convert.errors import InputError
 from jaxgpt.training.report import plots
-from jaxgpt.training.report.timeline import short
+from jaxgpt.training.report.embedding import NewRows, embedding_rows
+from jaxgpt.training.report.figure import Figure
+from jaxgpt.training.report.outcome import Outcome, finite_values, tiles, what_trains
+from jaxgpt.training.report.render import render, save_figure, write_text
+from jaxgpt.training.report.samples import moments
 from jaxgpt.training.run.logs import best_step, read_metrics, read_samples, read_updates
 from jaxgpt.training.run.run_json import PhaseInfo, RunInfo
 from jaxgpt.training.settings import Settings
 
-TEMPLATE = "report.html.jinja"
-"""The markup; it lies beside this file, and is given plain values."""
+PICTURES = ("loss", "rewards", "updates", "freeze", "embedding", "gradient", "rate", "throughput", "memory")
+"""Names of the pictures, and of their files in `plots/`."""
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Characters that HTML doesn't allow."""
-
-PNG = b"\x89PNG\r\n\x1a\n"
-"""The first bytes of a PNG file."""
-
-PICTURES = {
-    "loss": (
-        "Line chart of the loss over the training steps.",
-        "The loss on the text that is trained on, and on held-out text. A phase begins at a vertical line.",
-    ),
-    "rewards": (
-        "Line charts of the rewards of preferences over the training steps.",
-        "How often the preferred answer has the higher reward, and how much higher it is on the pairs of each step.",
-    ),
-    "updates": (
-        "Heatmap of the weight updates by layer and training step.",
-        "How much each layer's weights changed: the norm of a step's update over the norm of the weights. A column "
-        "shows the step at its right edge and stands for the steps since the one logged before. Hatched layers were "
-        "frozen. A trainable layer that didn't change, as at a learning rate of 0, has the darkest colour.",
-    ),
-    "freeze": (
-        "Map of what trains, by layer and training step.",
-        "What the freezing strategy lets train, over all planned steps, and the number of parameters in each phase.",
-    ),
-    "embedding": (
-        "Rows of the token embedding before and after tokens were added.",
-        "The last rows of the token embedding before and after the vocabulary grew; new rows are framed.",
-    ),
-}
-"""Alternative text and caption of each picture, by the name of its file."""
+MOST_UPDATES, MOST_PHASES, MOST_MODULES, MOST_TEXT = 1000, 1000, 2000, 10**6
+"""Lines of updates.jsonl, phases, modules, and characters of samples.md that are shown, at most; a run has fewer."""
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, path: Path | None = None) -> Path:
     """Draw the pictures of a run and write its `report.html`; a run that was killed has one too.
 
+    Args:
+        path: another file for the page; the folder of the run is then left as it is.
+
     Raises:
-        InputError: the folder holds no run.
+        InputError: the folder holds no run, or its pictures would be written elsewhere through a link.
     """
+    if path is None:
+        check_place(folder / "plots")
     info = RunInfo.read(folder)
     metrics, updates = read_metrics(folder / "metrics.jsonl"), read_updates(folder / "updates.jsonl")
-    draw(folder / "plots", metrics, updates, info.phases, info.steps)
-    page = _template().render(
+    outcome = Outcome.of(info, metrics)
+    figures = draw(info, metrics, updates, outcome)
+    if rows := NewRows.read(folder / "plots"):
+        figures["embedding"] = embedding_rows(rows)
+    if path is None:
+        save(figures, folder / "plots")
+    changed, defaults = _settings(info)
+    page = render(
+        "report.html.jinja",
         title=f"Fine-tuning of {info.settings.get('model', 'a model')}",
-        subtitle=f"--freeze={info.settings.get('freeze')}, text: {info.data.source}",
-        numbers=_numbers(info, metrics),
-        pictures=_pictures(folder / "plots"),
-        samples=_samples(folder / "samples.md"),
+        subtitle=f"--freeze={info.settings.get('freeze')} · {info.data.source}",
+        badge=outcome.badge,
+        verdict=outcome.verdict,
+        remarks=outcome.remarks,
+        tiles=tiles(outcome, info),
+        figures={name: figures.get(name) for name in PICTURES},
+        samples=_samples(folder, info),
         sanity=info.sanity,
         phases=_phases(info),
-        settings=_settings(info),
+        changed=changed,
+        defaults=defaults,
+        notes=_notes(info),
         machine=_machine(info),
         commands=_commands(folder, info, metrics),
     )
-    path = folder / "report.html"
-    with temporary_sibling(path) as temporary:
-        temporary.write_text(page, "utf-8")
-        temporary.replace(path)
+    path = path or folder / "report.html"
+    write_text(path, page)
     return path
 
 
+def check_place(plots: Path) -> None:
+    """Refuse a folder of pictures that leads out of the run, which may be a stranger's."""
+    is_inside = plots.resolve().is_relative_to(plots.parent.resolve())
+    if not is_inside or (plots.exists() and not plots.is_dir()):
+        raise InputError(f"{plots} is a file or a link that leads elsewhere: nothing is written through it")
+
+
 def draw(
-    folder: Path,
-    metrics: list[dict[str, Any]],
-    updates: list[dict[str, Any]],
-    phases: Sequence[PhaseInfo],
-    n_steps: int,
-) -> None:
-    """Draw the pictures that have data, and remove those that have none."""
-    figures = {}
-    if updates := [line for line in updates if line["step"] > 0 and line.get("updates")]:
+    info: RunInfo, metrics: list[dict[str, Any]], updates: list[dict[str, Any]], outcome: Outcome
+) -> dict[str, Figure]:
+    """Draw the pictures that have data, by their names."""
+    phases, figures = info.phases[:MOST_PHASES], {}
+    updates = [line for line in updates if line["step"] > 0 and line.get("updates")]
+    updates = updates[:: max(1, -(-len(updates) // MOST_UPDATES))]
+    if updates:
         moves = [line["updates"] for line in updates]
-        modules = list(phases[0].trains if phases else moves[0])
-        figures["updates"] = plots.update_heatmap([line["step"] for line in updates], moves, modules, phases)
+        modules = list(phases[0].trains if phases else moves[0])[:MOST_MODULES]
+        if modules:
+            figures["updates"] = plots.update_heatmap([line["step"] for line in updates], moves, modules, phases)
     if metrics:
-        figures["loss"] = plots.loss_curves(metrics, phases)
+        figures["loss"] = plots.loss_curves(metrics, phases, outcome)
     if any(line.get("reward_margin") is not None for line in metrics):
         figures["rewards"] = plots.reward_curves(metrics, phases)
-    if phases:
-        figures["freeze"] = plots.freeze_map(phases, max(n_steps, phases[-1].start + 1))
-    for name in ("updates", "loss", "rewards", "freeze"):
-        (folder / f"{name}.png").unlink(missing_ok=True)
-    for name, figure in figures.items():
-        plots.save(figure, folder / f"{name}.png")
+    if phases and phases[0].trains:
+        figures["freeze"] = plots.freeze_map(phases, max(info.steps, phases[-1].start + 1))
+    return figures | _further(info, metrics, phases, outcome)
 
 
-def _template() -> Any:
-    """Load the template; it escapes every value and replaces characters that HTML doesn't allow."""
-
-    def finalize(value: Any) -> Any:
-        # only the template's own macros return Markup: a value from a file is never one
-        return value if isinstance(value, Markup) else CONTROL.sub("\ufffd", str(value))
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, finalize=finalize,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    return environment.get_template(TEMPLATE)
-
-
-def _numbers(info: RunInfo, metrics: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Summarise the result in a few numbers."""
-    losses, speeds, peaks = (
-        [line[key] for line in metrics if line.get(key) is not None]
-        for key in ("eval_loss", "tokens_per_s", "peak_memory")
-    )
-    loss, note = "unknown", "no evaluation was recorded"
-    if losses:
-        first_and_last = (losses[0], losses[-1])[: len(losses)]
-        loss = " → ".join(f"{loss:.3f}" for loss in first_and_last)
-        note = f"nats per token; perplexity {' → '.join(f'{_exp(loss):,.1f}' for loss in first_and_last)}"
-        if info.data.kind.endswith("pairs"):
-            right = [line["eval_reward_accuracy"] for line in metrics if line.get("eval_reward_accuracy") is not None]
-            shares = " → ".join(f"{share:.0%}" for share in (right[0], right[-1])[: len(right)]) if right else "unknown"
-            note = f"nats per preference; of the pairs the preferred answer is ahead in {shares}"
-        if len(losses) == 1:
-            note += "; not evaluated since"
-        if losses[-1] > min(losses):
-            step = best_step(metrics)
-            note += f"; best {min(losses):.3f} " + (f"at step {step}" if step else "before training")
-    trainable = [phase.trainable for phase in info.phases] or [info.parameters.get("trainable", 0)]
-    total, planned = info.parameters.get("all", 0), info.steps
-    share = f"{trainable[-1] / total:.1%}: {trainable[-1]:,} of {total:,}" if total else f"{trainable[-1]:,}"
-    if len(trainable) > 1:
-        share += f"; {trainable[0]:,} in the first of {len(trainable)} phases"
-    boxes = (
-        ("Loss on held-out text", loss, note),
-        ("Steps", f"{metrics[-1]['step']:,}" if metrics else "unknown", f"of {planned:,}"),
-        ("Trained parameters", short(trainable[-1]), share),
-        ("Speed", f"{median(speeds):,.0f}" if speeds else "unknown", "tokens per second, median"),
-        ("Memory", f"{max(peaks) / 2**30:.2f} GiB" if peaks else "unknown", "at its peak"),
-    )
-    return [{"name": name, "value": value, "note": words} for name, value, words in boxes]
-
-
-def _pictures(folder: Path) -> list[dict[str, Any]]:
-    """Read the pictures; a file that is missing or is no PNG has no `base64`."""
-    found = []
-    for name, (alt, caption) in PICTURES.items():
-        path = folder / f"{name}.png"
-        if name in ("embedding", "rewards") and not path.exists():  # only some runs have one
-            continue
-        png = path.read_bytes() if path.is_file() else b""
-        picture: dict[str, Any] = {"name": name, "alt": alt, "caption": caption, "base64": ""}
-        if len(png) >= 24 and png.startswith(PNG):
-            width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # of the header
-            picture |= {"width": width, "height": height, "base64": base64.b64encode(png).decode()}
-        found.append(picture)
+def _further(
+    info: RunInfo, metrics: list[dict[str, Any]], phases: Sequence[PhaseInfo], outcome: Outcome
+) -> dict[str, Figure]:
+    """Draw the numbers that only some readers look for."""
+    found = {}
+    if norms := finite_values(metrics, "grad_norm"):
+        clip = info.settings.get("clip")
+        limit = float(clip) if isinstance(clip, (int, float)) and abs(clip) < 1e300 else math.inf
+        n_over = sum(norm > limit for norm in norms)
+        title = f"{n_over:,} of {len(norms):,} were scaled down to --clip={limit:g}" if n_over else "never clipped"
+        found["gradient"] = plots.line_chart(
+            "gradient", title, "norm of the trainable gradients", metrics, "grad_norm", phases,
+            limit=(limit, f"--clip={limit:g}") if n_over else None,
+        )  # fmt: skip
+    if rates := finite_values(metrics, "lr"):
+        title = f"{max(rates):.3g} at its peak, {rates[-1]:.3g} at last"
+        found["rate"] = plots.line_chart("rate", title, "learning rate", metrics, "lr", phases)
+    if outcome.tokens_per_s:
+        title = f"{outcome.tokens_per_s:,.0f} tokens per second, in the median step"
+        found["throughput"] = plots.line_chart(
+            "throughput", title, "tokens per second", metrics, "tokens_per_s", phases
+        )
+    if outcome.peak_bytes:
+        title = f"{outcome.peak_bytes / 2**30:.2f} GiB at its peak"
+        found["memory"] = plots.line_chart(
+            "memory", title, "most memory so far, GiB", metrics, "peak_memory", phases, factor=2.0**-30
+        )
     return found
 
 
-def _samples(path: Path) -> list[dict[str, str]]:
-    """Split samples.md into the texts before and after training."""
-    before, *later = re.split(r"^## After (\d+) steps$", read_samples(path), maxsplit=1, flags=re.M)
-    texts = {"Before training": before.removeprefix("## Before training").strip("\n")}
-    if later:
-        step, after = later
-        texts[f"After {step} steps"] = after.strip("\n")
-    return [{"when": when, "text": text} for when, text in texts.items()]
+def save(figures: dict[str, Figure], folder: Path) -> None:
+    """Write the pictures, and remove those of an earlier time that have no data now."""
+    for name in PICTURES:
+        (folder / f"{name}.svg").unlink(missing_ok=True)
+    for name, figure in figures.items():
+        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier version
+        save_figure(figure, folder / f"{name}.svg")
+
+
+def _samples(folder: Path, info: RunInfo) -> list[list[tuple[str, Any]]]:
+    """Return the samples in rows of one prompt each, with the time and the text before and after."""
+    prompt, written = info.settings.get("prompt") or "The", info.resolved.get("prompts")
+    prompts = written if isinstance(written, list) else [prompt]  # as earlier versions
+    found = moments(read_samples(folder / "samples.md")[:MOST_TEXT], [str(words).strip("\n") for words in prompts])
+    n_rows = max(1, *(len(moment.samples) for moment in found))
+    return [
+        [(moment.when, moment.samples[i] if i < len(moment.samples) else None) for moment in found]
+        for i in range(n_rows)
+    ]
 
 
 def _row(name: Any, *cells: Any, is_changed: bool = False) -> dict[str, Any]:
@@ -191,30 +156,29 @@ def _row(name: Any, *cells: Any, is_changed: bool = False) -> dict[str, Any]:
 
 def _phases(info: RunInfo) -> list[dict[str, Any]]:
     return [
-        _row(number, phase.name, f"{phase.start:,}", f"{phase.trainable:,}")
-        for number, phase in enumerate(info.phases, 1)
+        _row(number, phase.name, f"{phase.start:,}", f"{phase.trainable:,}", what_trains(phase))
+        for number, phase in enumerate(info.phases[:MOST_PHASES], 1)
     ]
 
 
-def _settings(info: RunInfo) -> list[dict[str, Any]]:
-    """List every flag with its value and its default, those that differ first.
+def _settings(info: RunInfo) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """List every flag with its value: those that differ from their defaults, with these; and the others."""
+    changed: list[dict[str, Any]] = []
+    defaults: list[dict[str, Any]] = []
+    for name, value in info.settings.items():
+        if value == stored_default(name):
+            defaults.append(_row(spelled(name), setting_in_words(info, name)))
+        else:
+            changed.append(_row(spelled(name), words_of(value), default_of(name), is_changed=True))
+    return changed, defaults
 
-    A setting that is null has the value that the run resolved it to, where run.json has one.
-    """
-    settings, resolved = info.settings, info.resolved
-    if not isinstance(resolved, dict):  # an older run's
-        resolved = {}
-    defaults = {field.name: json.loads(json.dumps(field.default, default=str)) for field in fields(Settings)}
-    rows = []
-    for name, value in settings.items():
-        shown, default = _value(value), _value(defaults.get(name, "unknown"))
-        if resolved.get(name) is not None:
-            if value is None:
-                shown = f"{_value(resolved[name])} (default)"
-            if defaults.get(name, "") is None:
-                default = "chosen by the run"
-        rows.append(_row(_flag(name), shown, default, is_changed=value != defaults.get(name, "")))
-    return sorted(rows, key=lambda row: not row["is_changed"])
+
+def _notes(info: RunInfo) -> list[str]:
+    """Return from which step on the run was another."""
+    return [
+        f"From step {words_of(change.get('step'))} on, the run went on although {words_of(change.get('what'))}."
+        for change in info.changed
+    ]
 
 
 def _machine(info: RunInfo) -> list[dict[str, Any]]:
@@ -222,9 +186,12 @@ def _machine(info: RunInfo) -> list[dict[str, Any]]:
     data = {
         f"data: {name.replace('_', ' ')}": f"{value:,}" if isinstance(value, int) else value
         for name, value in asdict(info.data).items()
+        if value not in (None, [])
     }
     rest = {name: value for name, value in machine.items() if name != "packages"}
-    return [_row(name, _value(value)) for name, value in {**data, **rest, **machine.get("packages", {})}.items()]
+    packages = machine.get("packages")
+    versions = packages if isinstance(packages, dict) else {}
+    return [_row(name, words_of(value)) for name, value in {**data, **rest, **versions}.items()]
 
 
 def _commands(folder: Path, info: RunInfo, metrics: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -237,23 +204,38 @@ def _commands(folder: Path, info: RunInfo, metrics: list[dict[str, Any]]) -> lis
     prompt = info.settings.get("prompt") or ("Who are you?" if is_chat else "The")
     chat = "--chat " if is_chat else ""
     lines = {
-        "Make this run again": info.command,
-        "Go on with it": f"jaxgpt train --resume {run}",
-        "Export it for transformers": f"jaxgpt convert {model} {export} --to=hf",
         "Generate text": f"jaxgpt generate {model} {chat}--prompt={shlex.quote(str(prompt))}",
+        "Export it for transformers": f"jaxgpt convert {model} {export} --to=hf",
+        "Go on with it": f"jaxgpt train --resume {run}",
+        "Make this run again": info.command,
     }
     return [{"purpose": purpose, "line": line} for purpose, line in lines.items()]
 
 
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
+def stored_default(name: str) -> Any:
+    """Return the default of a setting as JSON has it; of an unknown one something that no value equals."""
+    defaults = defaults_of(Settings)
+    return json.loads(json.dumps(defaults[name], default=str)) if name in defaults else object()
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def default_of(name: str) -> str:
+    """Return the default of a setting in words."""
+    flags = flags_of(Settings)
+    return default_in_words(flags[name], defaults_of(Settings)[name]) or "none" if name in flags else "unknown"
 
 
-def _value(value: Any) -> str:
+def setting_in_words(info: RunInfo, name: str) -> str:
+    """Return the value of a setting; of one that the run chose itself what it chose, if run.json tells."""
+    value, resolved = info.settings.get(name), info.resolved.get(name)
+    if value is not None:
+        return words_of(value)
+    return words_of(resolved) if resolved is not None else default_of(name)
+
+
+def words_of(value: Any) -> str:
+    """Return a value of JSON in words."""
     if value is None or value == []:
         return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

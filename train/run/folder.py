@@ -156,6 +156,11 @@ class RunFolder:
         earlier = self.read().changed
         replace(info, changed=[*earlier, {"step": step, "what": changes}], machine=_machine()).write(self.folder)
 
+    def note_failure(self, step: int, what: str) -> None:
+        """Write into run.json that training broke off, for the report."""
+        if self.is_writer:
+            replace(self.read(), failure={"step": step, "what": what}).write(self.folder)
+
     def start(self, info: RunInfo, settings: Settings) -> None:
         """Make the folder, without what is left of an earlier run.
 
@@ -183,6 +188,8 @@ class RunFolder:
         if self.is_writer:
             self._remove_leftovers()
             self.report.unlink(missing_ok=True)  # it would tell of less
+            if (info := self.read()).failure:
+                replace(info, failure={}).write(self.folder)
 
     def _remove_leftovers(self) -> None:
         for path in self.folder.iterdir():

@@ -88,6 +88,8 @@ class RunInfo:
     """From which step on the run was another, and in what: see `--resume-anyway`."""
     machine: dict[str, Any] = field(default_factory=dict)
     """Python, platform, devices, processes and packages."""
+    failure: dict[str, Any] = field(default_factory=dict)
+    """Where training broke off, if it did: `step`, and `what` was not finite."""
 
     def write(self, folder: Path) -> None:
         """Write run.json, whole or not at all."""
@@ -138,6 +140,7 @@ class RunInfo:
             sanity=field_of(found, "sanity", str, cls.sanity),
             changed=[change for change in _or_empty(found, "changed", list) if isinstance(change, dict)],
             machine=_or_empty(found, "machine", dict),
+            failure=_or_empty(found, "failure", dict),
         )
 
 
