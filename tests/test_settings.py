@@ -334,3 +334,21 @@ def test_parameters_after_an_update_that_overflows_are_not_saved(train, scale):
     assert "train: the update's norm is inf at step 1: training stops here" in text
     assert "there is no checkpoint from before" in text
     assert complete_steps(out) == []
+
+
+@pytest.mark.parametrize(
+    ("strategy", "says"),
+    [
+        ("frist2", "--freeze: strategy 'frist2': unknown strategy: did you mean first2?"),
+        ("first99", "--freeze: strategy 'first99': the model has only 2 blocks"),
+        ("lora:rank=3", "--freeze: strategy 'lora:rank=3': lora: unknown option"),
+        ("gradual:head@0,lsat1@50%", "'lsat1': unknown strategy: did you mean last1?"),
+        ("lora:r=2+new-token", "unknown strategy: did you mean new-tokens?"),
+    ],
+)
+def test_a_strategy_is_refused_before_the_model_is_read(small, tmp_path, monkeypatch, strategy, says):
+    monkeypatch.setattr("jaxgpt.training.setup.load_model", lambda *_: pytest.fail("it was read"))
+    refused = call("train", f"--model={small}", f"--freeze={strategy}", f"--out={tmp_path / 'r'}", check=False)
+    assert refused.returncode == 2
+    assert says in " ".join(refused.stderr.split())
+    assert not (tmp_path / "r").exists()

@@ -5,6 +5,7 @@ import jax
 import jaxgpt
 from jaxgpt.convert.command_line.console import busy
 from jaxgpt.params import with_params
+from jaxgpt.tokenizer import stop_ids
 from jaxgpt.training.data.device_batches import device_eval_batches
 from jaxgpt.training.distributed import any_process
 from jaxgpt.training.setup import TrainingInputs

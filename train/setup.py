@@ -21,7 +21,7 @@ from jaxgpt.convert.formats.orbax import read_base
 from jaxgpt.convert.source import BUNDLED, newest_step, resolve, steps_of
 from jaxgpt.data.documents import Source
 from jaxgpt.data.sources import peek
-from jaxgpt.freeze.strategies import lora_of, names_new_tokens
+from jaxgpt.freeze.strategies import check_strategy, lora_of, names_new_tokens
 from jaxgpt.int8 import Int8Kernel, quantise
 from jaxgpt.mesh import make_mesh, shardings
 from jaxgpt.params import count_params, module_shares, named_params, with_params
@@ -136,7 +136,9 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
         checkpoint = convert.read(resolve(find_model(settings, run)), **settings.how_to_read)
     config = checkpoint.config
     mesh = make_mesh_of_run(settings, run, config.n_embd)
-    batch_shapes(settings, mesh, config, packed=False)  # before the model is read
+    batch_shapes(settings, mesh, config, packed=False)  # before the model is read, as is the strategy
+    with about("--freeze"):
+        check_strategy(settings.freeze, config)
     with busy(f"loading {settings.model}"):
         model, tokenizer, added, ends, base = load_model(settings, checkpoint, sources.train, mesh, run)
     data = load_data(settings, tokenizer, settings.context or config.usual_context, sources)

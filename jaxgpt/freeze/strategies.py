@@ -94,6 +94,18 @@ def parse(text: str, config: GPTConfig, steps: int | None = None, *, epoch_steps
     return Plan(text, tuple(phases))
 
 
+def check_strategy(text: str, config: GPTConfig) -> None:
+    """Refuse a strategy that no model of this config has, before its parameters are read.
+
+    Raises:
+        InputError: as `parse`, for all that does not depend on the length of the training.
+    """
+    lora_of(text, config)
+    with_new_tokens = replace(config, n_new_tokens=config.n_new_tokens or 1)  # which may still be added
+    for name, _ in split_phases(text, config):
+        rules(text, name, with_new_tokens)
+
+
 def split_phases(text: str, config: GPTConfig) -> list[tuple[str, str]]:
     """Return the strategy of each phase, and when the phase begins, as they are written."""
     if text == "gradual":
