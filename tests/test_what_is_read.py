@@ -1,4 +1,4 @@
-"""The README's table of what is read: each row is a file that is made and read with the flags that the row names.
+"""The table of what is read, in docs/reference/checkpoints.md: each row is a file, made and read as the row says.
 
 And nothing of it gets lost on the way to Hugging Face's format: files, fields, tensors and tokens, compared as sets.
 """
@@ -34,15 +34,16 @@ FAMILY_OF = {FAMILIES[name].dialect.name: name for name in reversed(FIRST)}
 COLUMNS = ("dialect", "from", "known", "read", "written")
 
 
-def readme_table(heading: str) -> list[list[str]]:
-    section = (ROOT / "README.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+PAGE = ROOT / "docs" / "reference" / "checkpoints.md"
+
+
+def table_under(heading: str) -> list[list[str]]:
+    section = PAGE.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows[2:]]
 
 
-TABLE = {
-    re.match("`([^`]+)`", row[0])[1]: dict(zip(COLUMNS, row, strict=True)) for row in readme_table("Which checkpoints")
-}
+TABLE = {re.match("`([^`]+)`", row[0])[1]: dict(zip(COLUMNS, row, strict=True)) for row in table_under("Dialects")}
 
 
 def saved(model: nn.Module, file: Path) -> tuple[Path, np.ndarray]:
@@ -168,8 +169,8 @@ REFUSED = {
 
 @pytest.mark.bounded
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_the_readme_says_is_refused_is_refused_by_name(what, tmp_path):
-    section = " ".join((ROOT / "README.md").read_text().split("\n## Which checkpoints\n")[1].split("\n## ")[0].split())
+def test_what_the_page_says_is_refused_is_refused_by_name(what, tmp_path):
+    section = " ".join(PAGE.read_text().split())
     refused = section.split("Refused by name:")[1].split(". ")[0]
     assert what in refused
     torch.save({REFUSED[what]: torch.zeros(2, 2)}, tmp_path / "model.pt")
@@ -255,7 +256,7 @@ def test_a_run_s_export_has_the_tokenizer_and_the_fields_of_the_model_it_began_w
         assert {field for field in before if before[field] != after[field]} <= {"eos_token_id", "bos_token_id"}
 
 
-def test_the_readme_names_the_tokenizers_files():
-    text = (ROOT / "README.md").read_text()
+def test_the_documents_name_the_tokenizers_files():
+    text = (ROOT / "docs" / "howto" / "own-text.md").read_text()
     for name in {*VOCABULARIES, "added_tokens.json", "special_tokens_map.json", "chat_template.jinja"}:
         assert f"`{name}`" in text, name
