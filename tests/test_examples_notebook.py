@@ -1,5 +1,6 @@
 """The notebooks: their code runs as it stands, and what the logit lens shows is what it computes."""
 
+import importlib.util
 import json
 import re
 import sys
@@ -108,5 +109,15 @@ def test_a_notebook_is_whole_tells_nothing_of_a_machine_and_opens_in_colab(path)
     assert f"git+{place}" in "".join(code[0]["source"])
 
 
+def test_the_lesson_is_the_documentations_whose_build_runs_it():
+    """`make docs` executes the pages; the notebook has the same cells, by tools/notebooks.py."""
+    spec = importlib.util.spec_from_file_location("notebooks", ROOT / "tools" / "notebooks.py")
+    spec.loader.exec_module(tool := importlib.util.module_from_spec(spec))
+    made = [(cell["cell_type"], cell["source"]) for cell in tool.lesson()["cells"]]
+    book = json.loads((ROOT / "examples" / "lesson.ipynb").read_text())
+    stored = [(cell["cell_type"], "".join(cell["source"])) for cell in book["cells"]]
+    assert stored == made
+
+
 def test_every_notebook_is_run_by_a_test():
-    assert set(NAMES) == {*SHORTER, "logit_lens"}
+    assert set(NAMES) == {*SHORTER, "logit_lens", "lesson"}

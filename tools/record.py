@@ -29,7 +29,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("commands", nargs="+")
-    parser.add_argument("--lines", type=int, default=24, help="lines of each command that are shown (default: 24)")
+    parser.add_argument(
+        "--lines",
+        type=int,
+        default=30,
+        help="lines of each command that are shown, the first and the last (default: 30)",
+    )
     given = parser.parse_args()
     lines: list[tuple[float, str]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +82,8 @@ def plain(line: str) -> str:
 def shortened(lines: list[tuple[float, str]], most: int) -> list[tuple[float, str]]:
     """Return the first and the last lines, where there are too many, and no empty ones beside each other."""
     kept = [(wait, text) for i, (wait, text) in enumerate(lines) if text or (i and lines[i - 1][1])]
-    return kept if len(kept) <= most else [*kept[: most - 8], (0.3, "…"), *kept[-7:]]
+    head = most // 2
+    return kept if len(kept) <= most else [*kept[:head], (0.3, "…"), *kept[head + 1 - most :]]
 
 
 def picture(lines: list[tuple[float, str]]) -> str:
