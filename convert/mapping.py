@@ -35,7 +35,8 @@ def to_ours(dialect: Dialect, tensors: Tensors, config: GPTConfig) -> tuple[dict
         and np.dtype(tensors[name].dtype).name not in FLOAT_DTYPES
     ]
     if problems:
-        raise problem_list(f"not a complete checkpoint of {dialect.title}", problems)
+        said = "" if config.model_type == "gpt2" else f", which its config calls {config.model_type}"
+        raise problem_list(f"not a complete checkpoint of {dialect.title}{said}", problems)
     params = {row.ours: relayout(_gather(tensors, row.theirs), row.layout, dims) for row in rows}
     dtype = next(iter(params.values())).dtype
     params |= {row.ours: np.zeros(shape_of(row.right, dims), dtype) for row in zeros}

@@ -101,7 +101,7 @@ def test_a_notebook_is_whole_tells_nothing_of_a_machine_and_opens_in_colab(path)
     assert not re.search(r"/(tmp|home|root|usr|Users)/|site-packages|Warning|Traceback", path.read_text())
     code = code_of(path)
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
-    assert sum(bool(cell["outputs"]) for cell in code) >= len(code) - 2
+    assert sum(bool(cell["outputs"]) for cell in code) >= 0.75 * len(code)
     place = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
     repository = place.removeprefix("https://github.com/")
     link = f"https://colab.research.google.com/github/{repository}/blob/main/examples/{path.name}"
