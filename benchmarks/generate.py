@@ -56,11 +56,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         reference.save_pretrained(folder)
         models = {name: jaxgpt.from_pretrained(folder, param_dtype=name) for name in ("float32", "bfloat16")}
+        models["int8"] = jaxgpt.from_pretrained(folder, weights="int8")
     packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "torch", "transformers"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; {packages}")
     print(f"{jaxgpt.count_params(models['float32']):,} parameters, medians of {arguments.repeats}\n")
-    print("| batch | prompt | new | transformers | jaxgpt | ratio | bfloat16 | compile | same tokens |")
-    print("|---:|---:|---:|---:|---:|---:|---:|---:|---|")
+    print(
+        "| batch | prompt | new | transformers | jaxgpt | ratio | bfloat16 | int8 | its ratio | compile | same tokens |"
+    )
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|")
     for batch, length, new in CASES:
         prompts = np.random.default_rng(0).integers(0, reference.config.vocab_size, (batch, length))
         writers = {"transformers": lambda p, n: theirs(reference, p, n)}
@@ -77,6 +80,7 @@ def main() -> None:
         print(
             f"| {batch} | {length} | {new} | {said['transformers']} | {said['float32']} "
             f"| {median['transformers'] / median['float32']:.2f}x | {said['bfloat16']} "
+            f"| {said['int8']} | {median['float32'] / median['int8']:.2f}x "
             f"| {first['float32'][0] - median['float32']:.1f} s | {same:.1%} |",
             flush=True,
         )

@@ -16,6 +16,7 @@ from jaxgpt.convert.source import SIDECARS
 from jaxgpt.loading import to_jax
 from jaxgpt.model.gpt import GPT, abstract
 from jaxgpt.params import named_params, with_params
+from jaxgpt.quantised import is_quantised, quantise_model
 from jaxgpt.tokenizer import decide_ids
 from jaxgpt.vocab import pad_vocab
 
@@ -32,6 +33,7 @@ def from_pretrained(
     mesh: Mesh | None = None,
     param_dtype=None,
     dtype=None,
+    weights: str = "float",
 ) -> GPT:
     """Load the model of a checkpoint.
 
@@ -49,10 +51,17 @@ def from_pretrained(
             `tensor` does not divide is padded.
         param_dtype: what the parameters are kept in; float32 by default, whatever the file holds.
         dtype: what matrix products compute in; `param_dtype` by default.
+        weights: `"int8"` keeps the kernels in 8 bits, for text at batch 1 on a CPU; see `jaxgpt.quantised`. Such a
+            model can't be saved.
 
     Raises:
-        InputError: tensors are missing, unknown or of another shape; the message lists them all.
+        InputError: tensors are missing, unknown or of another shape; the message lists them all. Or `weights="int8"`
+            with a mesh.
     """
+    if weights not in ("float", "int8"):
+        raise InputError(f"weights must be 'float' or 'int8', not {weights!r}")
+    if weights == "int8" and mesh is not None:
+        raise InputError("weights='int8' is for one device: leave out mesh=")
     if isinstance(source, convert.Checkpoint):
         checkpoint = source
     else:
@@ -63,6 +72,8 @@ def from_pretrained(
     param_dtype = np.dtype(param_dtype or jnp.float32)
     model = abstract(checkpoint.config, dtype=dtype or param_dtype, param_dtype=param_dtype)
     model = with_params(model, to_jax(checkpoint, param_dtype, mesh))
+    if weights == "int8":
+        return quantise_model(model)
     return model if mesh is None else pad_vocab(model, mesh)
 
 
@@ -94,6 +105,8 @@ def save_pretrained(
     Raises:
         InputError: `path` is taken, the form can't represent the model, or the hub refuses something.
     """
+    if is_quantised(model):
+        raise InputError("the model's weights are int8 and can't be saved: save the one that it was made from")
     if push_to_hub is not None:
         if dialect != "hf" or license is None:
             raise InputError("push_to_hub= uploads the form dialect='hf', and needs license=, such as license='mit'")

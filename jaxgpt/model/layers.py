@@ -14,6 +14,12 @@ from jaxgpt.int8 import Int8Kernel
 from jaxgpt.mesh import constrain, exchange_columns, platform
 from jaxgpt.model.dropout import Keys, dropout
 
+BLOCK_INPUTS = 16
+"""Inputs of a kernel in 8 bits that one loop over its outputs reads. Of one kernel alone, 8 and 32 were slower."""
+
+FEW_ROWS = 8
+"""Rows that a CPU multiplies one after the other by a kernel in 8 bits; more are multiplied by a copy in floats."""
+
 
 def initial_adapter(kernel: Array, n_in: int, lora: LoRA, key: Array) -> dict[str, Array]:
     """Return the parameters of a new adapter of a kernel by name, float32 whatever the kernel is.
@@ -36,10 +42,43 @@ def int8_product(x: Array, kernel: Int8Kernel) -> Array:
     The kernel has no gradient, and nothing of it is kept for the backward pass but itself: the derivative of a product
     with a copy in floats would keep that copy.
     """
+    if _reads_int8(x, kernel):
+        return _by_rows(x, kernel)
     values = _late(kernel.values, x).astype(x.dtype)
     axes = tuple(range(x.ndim - kernel.n_in, x.ndim)), tuple(range(kernel.n_in))
     product = jax.lax.dot_general(x, values, (axes, ((), ())), preferred_element_type=jnp.float32)
     return product * jnp.expand_dims(kernel.scale, range(x.ndim - kernel.n_in))
+
+
+def _reads_int8(x: Array, kernel: Int8Kernel) -> bool:
+    """Return whether to multiply a row at a time, in loops that convert each number in a register.
+
+    XLA's CPU backend writes a kernel that a product reads out in floats first, which takes longer than to read it so.
+    """
+    n_rows, n_inputs = (math.prod(axes) for axes in (x.shape[: -kernel.n_in], kernel.shape[: kernel.n_in]))
+    is_alone = platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
+    return is_alone and n_rows <= FEW_ROWS and n_inputs % BLOCK_INPUTS == 0
+
+
+def _by_rows(x: Array, kernel: Int8Kernel) -> Array:
+    """Return the product of a few rows and a kernel in 8 bits; that of a row does not depend on the others."""
+    n_inputs = math.prod(kernel.shape[: kernel.n_in])
+    blocks = kernel.values.reshape(n_inputs // BLOCK_INPUTS, BLOCK_INPUTS, -1)
+
+    def product(row: Array) -> Array:
+        # an index that XLA does not know to be zero: else it converts the kernel to floats before the loop over tokens.
+        # Only where the row begins with NaN is it one
+        zero = jnp.isnan(row[0, 0]).astype(jnp.int32)
+        inputs = [jax.lax.dynamic_index_in_dim(blocks, i + zero, 1, keepdims=False) for i in range(BLOCK_INPUTS)]
+        # written out and not as a sum over an axis: loops over the outputs are vectorised, a reduction is not. The
+        # product with ones keeps XLA from merging both sums into one
+        parts = [row[:, i, None] * values.astype(jnp.float32) for i, values in enumerate(inputs)]
+        return jnp.ones(len(blocks)) @ sum(parts[1:], parts[0])
+
+    rows = x.astype(jnp.float32).reshape(-1, *blocks.shape[:2])
+    products = product(rows[0])[None] if len(rows) == 1 else jax.lax.map(product, rows)
+    products = products.reshape(*x.shape[: -kernel.n_in], *kernel.scale.shape)
+    return products * jnp.expand_dims(kernel.scale, range(x.ndim - kernel.n_in))
 
 
 def _int8_forward(x, kernel):
