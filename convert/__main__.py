@@ -22,6 +22,7 @@ from jaxgpt.convert.errors import InputError, about, escaped
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.convert.export import write
 from jaxgpt.convert.json_input import read_json
+from jaxgpt.convert.peft import rows_to_add
 from jaxgpt.convert.propose import propose
 from jaxgpt.convert.source import resolve, tokenizer_files
 from jaxgpt.convert.unwrap import unwrap
@@ -91,6 +92,7 @@ def run(command: ConvertCommand) -> None:
     target_path(command.dst)  # before SRC is looked for
     checkpoint = read(command.src, **command.how_to_read)
     base_name = base_of(command.src, command.base) if command.to == "peft" else ""
+    base = read(base_name) if base_name else None
     write(
         command.dst,
         checkpoint.params,
@@ -99,12 +101,14 @@ def run(command: ConvertCommand) -> None:
         dtype=command.dtype,
         shard_size=command.shard_size,
         tokenizer=tokenizer_files(checkpoint.path),
-        base=read(base_name) if base_name else None,
+        base=base,
         base_name=base_name,
         force=command.force,
     )
     if command.to == "peft":
         say(f"{checkpoint.path} -> {command.dst}: an adapter for {base_name}, written, read back, bitwise equal")
+        if base is not None and (n_rows := rows_to_add(checkpoint.config, base.params)):
+            say(f"PEFT needs as many rows in its base first: resize_token_embeddings({n_rows}), as in README.md there")
         return
     how = f"compared as {command.dtype}" if command.dtype else "bitwise equal"
     say(f"{checkpoint.path} -> {command.dst}: {len(checkpoint.params)} tensors written, read back, {how}")

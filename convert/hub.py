@@ -15,7 +15,7 @@ REPLACED = (
 """Files of another model, which a forced upload deletes in the same commit."""
 
 
-def check_upload(repo: str, license: str) -> None:
+def check_upload(repo: str, license: str, *, is_login_needed: bool = True) -> None:
     """Refuse what can be refused before anything is written: the name, the licence, a missing login.
 
     Raises:
@@ -34,7 +34,7 @@ def check_upload(repo: str, license: str) -> None:
         raise InputError(f"{repo!r} is no name of a repository, as in OWNER/NAME: {why}") from None
     if not LICENSE.fullmatch(license):
         raise InputError(f"license={license!r}: must be the hub's name of a licence, such as mit, apache-2.0 or other")
-    if get_token() is None:
+    if is_login_needed and get_token() is None:
         raise InputError("there is no login to the hub: run `hf auth login`, or set HF_TOKEN to a token that may write")
 
 

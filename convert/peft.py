@@ -163,8 +163,8 @@ def write_peft_folder(folder: Path, params: Tensors, config: GPTConfig, base: Te
         raise InputError(f"nothing differs from {base_name}: there is no adapter to write")
     if config.lora is None and not rows:
         raise InputError(
-            "no layer has an adapter but those that have changed themselves, and PEFT loads no folder without one: "
-            "write the model as another form"
+            "the model has no adapter, or only on layers that have changed themselves, and PEFT loads no folder "
+            "without one: write the whole model, as --to=hf does"
         )
     lora = config.lora or LoRA(modules=("lm_head",))
     fields = {
@@ -177,8 +177,22 @@ def write_peft_folder(folder: Path, params: Tensors, config: GPTConfig, base: Te
     }  # fmt: skip
     write_json(folder / ADAPTER_CONFIG, fields)
     safetensors.write(folder / ADAPTER_WEIGHTS[0], tensors, None)
-    card = f"---\nlibrary_name: peft\nbase_model: {base_name}\n---\n\nAn adapter for {base_name}, written by jaxgpt.\n"
-    (folder / "README.md").write_text(card, "utf-8")
+    (folder / "README.md").write_text(_card(base_name, rows_to_add(config, base)), "utf-8")
+
+
+def rows_to_add(config: GPTConfig, base: Tensors) -> int:
+    """Return how many rows the base's embedding needs before PEFT can put the adapter on it; 0 if none."""
+    return config.vocab_size if config.vocab_size != base[EMBEDDING].shape[0] else 0
+
+
+def _card(base_name: str, n_rows: int) -> str:
+    resized = f"base.resize_token_embeddings({n_rows})  # the adapter's rows, padding included\n" if n_rows else ""
+    return (
+        f"---\nlibrary_name: peft\nbase_model: {base_name}\n---\n\nAn adapter for {base_name}, written by jaxgpt.\n\n"
+        "```python\nimport torch\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained("{base_name}", dtype=torch.float32)\n{resized}'
+        'model = PeftModel.from_pretrained(base, "this folder")\n```\n'
+    )
 
 
 def adapted_or_whole(params: Tensors, config: GPTConfig, base: Tensors) -> tuple[Tensors, GPTConfig]:

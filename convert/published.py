@@ -42,9 +42,9 @@ class Published:
         return any(bare.removeprefix(owner) == self.name for owner in OWNERS)
 
     def has_shape_of(self, config: GPTConfig) -> bool:
-        """Return whether a config has this model's width, blocks and tokens."""
-        shape = config.model_type, config.n_embd, config.n_layer, config.n_tokens
-        return shape == ("gpt2", self.n_embd, self.n_layer, self.vocab_size)
+        """Return whether a config has this model's width, heads, blocks and tokens."""
+        shape = config.model_type, config.n_embd, config.n_head, config.n_layer, config.n_tokens
+        return shape == ("gpt2", self.n_embd, self.n_head, self.n_layer, self.vocab_size)
 
 
 PUBLISHED = (

@@ -145,7 +145,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     smaller += "BUNDLED['tiny'] = Path(sys.argv[1])\n"
     seven = random_model(tmp_path / "seven", 7)
     for block in readme_blocks("python"):
-        block = block.replace("steps=60", "steps=3, context=32, batch_size=2")
+        block = block.replace("steps=60, context=64", "steps=3, context=32, batch_size=2")
         done = forked.run(smaller + block, seven)
         assert done.returncode == 0, done.stderr
 

@@ -114,7 +114,7 @@ def test_a_run_is_taken_out_as_an_adapter_and_merged(small, tmp_path):
     said = call(
         "train", *(flag for flag in flags if "--lr" not in flag), "--freeze=lora", f"--out={tmp_path}/on"
     ).stdout
-    assert re.search(r"lr +0\.004 at its peak, after 1 steps of warm-up, adapters at 10 times that", said)
+    assert re.search(r"lr +0\.004 at its peak, after 1 step of warm-up, adapters at 10 times that", said)
     call("train", f"--model={tmp_path}/run", *QUICK, "--steps=1", "--freeze=last1", f"--out={tmp_path}/other")
     assert jaxgpt.from_pretrained(tmp_path / "on").config.lora.r == 2
     other = jaxgpt.from_pretrained(tmp_path / "other")

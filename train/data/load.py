@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgpt.convert.disk import local_path
 from jaxgpt.convert.errors import InputError, about
 from jaxgpt.data.corpus import Corpus, tokenise
 from jaxgpt.data.documents import Source, Texts
@@ -89,6 +90,8 @@ def find_sources(settings: Settings) -> Sources:
 
 
 def _find(source: str, settings: Settings) -> Source:
+    if "://" not in source and (local_path(source) / "run.json").is_file():
+        raise InputError(f"{source} is a training run, and no data: it may be a --model, or resumed with --resume")
     return find(
         source, text_field=settings.text_field, skip_bad_records=settings.skip_bad_records,
         preferences=settings.objective != "next-token",

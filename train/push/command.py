@@ -75,9 +75,10 @@ def push(command: PushCommand) -> str:
     """
     from jaxgpt.convert.__main__ import base_of
 
-    check_upload(command.repo, command.license)
+    check_upload(command.repo, command.license, is_login_needed=False)
     with busy(f"reading {command.src}"):
         checkpoint = read(command.src, **command.how_to_read)
+    check_upload(command.repo, command.license)
     base_name = base_of(command.src, command.base) if command.to == "peft" else ""
     with tempfile.TemporaryDirectory(prefix="jaxgpt-push-") as parent:
         folder = Path(parent) / "model"

@@ -111,6 +111,9 @@ def remarks(runs: Sequence[Run]) -> list[str]:
         said.append("The runs have different data: their losses are not of the same text.")
     elif len({run.info.data.held_out for run in runs}) > 1:
         said.append("The runs hold out different parts of the data: their losses are not of the same text.")
+    contexts = sorted({c for run in runs if isinstance(c := run.info.resolved.get("context"), int)})
+    if len(contexts) > 1:
+        said.append(f"Their contexts differ, {contexts[0]:,} to {contexts[-1]:,} tokens: a longer one lowers the loss.")
     if len({run.info.data.tokenizer for run in runs}) > 1:
         said.append("Their tokenizers differ, so that a token is not the same amount of text.")
     if unfinished := [run.name for run in runs if run.outcome.badge[0] in ("unfinished", "broke off")]:

@@ -132,7 +132,8 @@ def _training(inputs: TrainingInputs) -> str:
     by = "" if settings.optimizer == "adamw" else f", by {settings.optimizer}"
     if settings.lr is None and inputs.spec.model.config.lora:
         by += f", adapters at {ADAPTER_RATE:g} times that"
-    rate = f"{resolved['lr']:.3g} at its peak, after {resolved['warmup_steps']:,} steps of warm-up"
+    warmup = resolved["warmup_steps"]
+    rate = f"{resolved['lr']:.3g} at its peak, after {warmup:,} step{'s' * (warmup != 1)} of warm-up"
     pairs = "" if inputs.spec.objective.preference is None else " pairs of answers"
     by += "" if not pairs else f"; {settings.objective}, beta {resolved['beta']:g}, margin {resolved['margin']:g}"
     over = " over float32 weights (--dtype)" if settings.dtype == "bfloat16" else ""
@@ -168,7 +169,7 @@ def _compared(loss: float, step: int, inputs: TrainingInputs) -> str:
             f"; ln(2) = {math.log(2):.3f} where no answer is preferred" if inputs.settings.objective == "dpo" else ""
         )
         return f"preference at step {step}{known}"
-    counted = " of the assistant's" if inputs.is_chat and inputs.settings.train_on != "all" else ""
+    counted = " of the assistant" if inputs.is_chat and inputs.settings.train_on != "all" else ""
     uniform = math.log(inputs.spec.model.config.n_tokens)
     verdict = _verdict(loss, uniform, inputs.is_chat)
     return f"token{counted} at step {step}; a uniform guess has ln(V) = {uniform:.3f}: {verdict}"

@@ -15,6 +15,7 @@ from jaxgpt.convert.disk import remove, temporary_sibling
 from jaxgpt.convert.errors import InputError, about
 from jaxgpt.convert.source import complete_steps
 from jaxgpt.training.distributed import is_first
+from jaxgpt.training.run.lock import NAME as LOCK
 from jaxgpt.training.run.lock import RunLock
 from jaxgpt.training.run.place import Place
 from jaxgpt.training.run.run_json import IDENTITY, NAME, RunInfo, refusal
@@ -86,6 +87,8 @@ class RunFolder:
                 "replaced; choose another folder"
             )
         if not resumes and not settings.force:
+            if (self.folder / LOCK).exists():
+                self.lock()  # which says so if the run still goes on
             raise InputError(
                 f"--out: {self.folder} holds a run already: --resume goes on with it, --force deletes it and starts "
                 "over, --out=OTHER leaves it"
