@@ -12,13 +12,14 @@ import time
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import call
 
 from jaxgpt.convert.errors import InputError
-from jaxgpt.training.report.comparison import run_names, write_comparison
+from jaxgpt.training.report.comparison import remarks, run_names, write_comparison
 from jaxgpt.training.report.embedding import NewRows
 from jaxgpt.training.report.outcome import Outcome, duration, what_trains
 from jaxgpt.training.report.page import write_report
@@ -747,3 +748,15 @@ def test_a_browser_shows_it_without_a_complaint(browser, page, n_pictures, width
     assert [event for event in browser.events if event["method"] in complaints] == []
     asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
     assert [url for url in asked if not url.startswith("data:")] == [evil_report.as_uri()]
+
+
+def test_a_comparison_says_that_contexts_differ():
+    def run(context):
+        data = SimpleNamespace(held_out_sha256="a", sha256="b", held_out=9, tokenizer="t")
+        info = SimpleNamespace(data=data, resolved={"context": context})
+        return SimpleNamespace(name="r", info=info, outcome=SimpleNamespace(badge=("improved", "good")))
+
+    assert remarks([run(64), run(64)]) == []
+    (said,) = remarks([run(64), run(256)])
+    assert said.startswith("Their contexts differ, 64 to 256 tokens")
+    assert remarks([run("x"), run(None)]) == []

@@ -352,3 +352,10 @@ def test_a_strategy_is_refused_before_the_model_is_read(small, tmp_path, monkeyp
     assert refused.returncode == 2
     assert says in " ".join(refused.stderr.split())
     assert not (tmp_path / "r").exists()
+
+
+def test_a_run_is_no_data(small, whole_run, tmp_path):
+    refused = call("train", f"--model={small}", f"--data={whole_run}", f"--out={tmp_path / 'r'}", check=False)
+    assert refused.returncode == 2
+    assert "is a training run, and no data: it may be a --model" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "r").exists()
