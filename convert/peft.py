@@ -61,6 +61,8 @@ def base_of(folder: Path) -> str:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(f"adapter={folder}: there is no {ADAPTER_CONFIG} in it, so that it is no adapter of PEFT's")
     check_link(folder / ADAPTER_CONFIG, folder)
     return read_json(folder / ADAPTER_CONFIG)
 

@@ -298,3 +298,29 @@ def test_an_adapter_without_tensors_is_refused(tmp_path):
     save_file({}, tmp_path / "adapter" / "adapter_model.safetensors")
     with pytest.raises(convert.InputError, match="the adapter holds no tensors"):
         convert.read(tmp_path / "base", adapter=tmp_path / "adapter")
+
+
+def test_a_model_given_as_an_adapter_is_named(tmp_path):
+    random_hf().save_pretrained(tmp_path)
+    with pytest.raises(jaxgpt.InputError, match=r"^adapter=.*: there is no adapter_config\.json in it"):
+        jaxgpt.from_pretrained("tiny", adapter=tmp_path)
+
+
+def test_the_card_of_an_adapter_has_the_lines_that_load_it(tmp_path):
+    """Rows that chat's tokens and padding added are those that PEFT's base needs, and the command says so."""
+    exchange = json.dumps({"instruction": "Who?", "output": "He."}) + "\n"
+    (tmp_path / "chat.jsonl").write_text(exchange * 40)
+    flags = ("--steps=1", "--batch-size=2", "--context=32", f"--data={tmp_path}/chat.jsonl", "--freeze=lora:r=2")
+    small = jaxgpt.from_pretrained("tiny")
+    base, run = tmp_path / "base", tmp_path / "run"
+    jaxgpt.save_pretrained(small, base, tokenizer=jaxgpt.load_tokenizer("tiny"))
+    call("train", f"--model={base}", f"--out={run}", *flags)
+    said = call("convert", run, tmp_path / "adapter", "--to=peft").stdout
+    assert "PEFT needs as many rows in its base first: resize_token_embeddings(4224)" in said
+    lines = (tmp_path / "adapter" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    space = {}
+    exec(lines.replace("this folder", str(tmp_path / "adapter")), space)
+    tokens = np.asarray([[5, 6, 7]])
+    theirs = space["model"](torch.tensor(tokens)).logits.detach().numpy()
+    ours = jaxgpt.from_pretrained(run)(tokens)
+    assert np.abs(np.asarray(ours)[..., :4098] - theirs[..., :4098]).max() <= 1e-4
