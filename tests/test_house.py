@@ -186,11 +186,11 @@ def test_the_readme_is_one_page_whose_links_lead_somewhere():
 def test_contributing_names_what_is_there():
     """Every file and folder on the map exists."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    places = {path.name for floor in FLOORS for path in (ROOT / floor).rglob("*")} | {
-        path.name for folder in (ROOT, ROOT / "examples") for path in folder.iterdir()
-    }
+    folders = [ROOT, *(ROOT / name for name in ("examples", "tests", "tools"))]
+    places = {path.name for floor in FLOORS for path in (ROOT / floor).rglob("*")}
+    places |= {path.name for folder in folders for path in folder.iterdir()} | {"metrics.jsonl", "run.json"}
     for name in re.findall(r"\b[a-z_]+(?:\.html)?\.(?:py|jinja|json|md|toml)\b", text):
-        assert name in places | {"metrics.jsonl", "run.json"} or (ROOT / "tests" / name).exists(), name
+        assert name in places, name
     for folder in (path for floor in FLOORS for path in (ROOT / floor).iterdir() if path.is_dir()):
         if not folder.name.startswith("__") and not folder.is_symlink() and folder.name != "assets":
             assert f"{folder.name}/" in text, folder

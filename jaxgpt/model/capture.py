@@ -129,12 +129,13 @@ class ForwardContext:
 NO_CONTEXT = ForwardContext()
 
 
-def make_capture(pattern: str | None, edits: Mapping[str, Edit]) -> Capture:
+def make_capture(pattern: str | None, edits: Mapping[str, Edit] | None = None) -> Capture:
     """Make a capture of the names that a regular expression matches, with edits by whole names.
 
     Raises:
         InputError: the pattern is no regular expression, or an edit is no function.
     """
+    edits = {} if edits is None else edits
     if not isinstance(edits, Mapping) or not all(map(callable, edits.values())):
         raise InputError("edit must be a dictionary of functions by names, as in {'blocks.3': function}")
     try:

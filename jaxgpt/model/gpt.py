@@ -246,7 +246,7 @@ class GPT(nnx.Module, metaclass=_NamesFunctions):
             InputError: tokens of another shape, more than the context, or with an id that the model does not have; or
                 `capture` matches nothing, or `edit` names nothing or changes a shape.
         """
-        captured = None if capture is None and not edit else make_capture(capture, edit or {})
+        captured = None if capture is None and not edit else make_capture(capture, edit)
         x = self.residual_stream(tokens, segments=segments, dropout_key=dropout_key, captures=captured, remat=remat)
         keys = None if dropout_key is None else Keys(jax.random.fold_in(dropout_key, 0))
         logits = self.logits(x, ForwardContext(keys=keys, captures=captured))
