@@ -36,7 +36,7 @@ def trained(cut, tmp_path_factory):
 
 def test_the_loss_of_what_the_assistant_says_falls(trained):
     run, said = trained
-    assert "nats per held-out token of the assistant's at step" in said
+    assert "nats per held-out token of the assistant at step" in said
     assert re.search(r"rows +\d+ conversations in \d+ rows of 64: \d+\.\d% is padding", said)
     assert "<|user|>, <|assistant|>: new; their embeddings start at the mean of the others" in said
     evaluations = [line["eval_loss"] for line in metrics(run) if line["eval_loss"] is not None]
