@@ -20,7 +20,7 @@ def heeded() -> tuple[signal.Signals, ...]:
 
 
 class Stop:
-    """Whether a run was asked to stop."""
+    """A request to stop a run, and how the program ends by it."""
 
     def __init__(self) -> None:
         self.requested = threading.Event()

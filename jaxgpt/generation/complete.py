@@ -8,7 +8,7 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.generation.sampling import make_samplers
 from jaxgpt.generation.text import write
 from jaxgpt.model.gpt import GPT
-from jaxgpt.tokenizer import begin_ids, encode_text
+from jaxgpt.tokenizer import encode_prompt, encode_text
 from jaxgpt.vocab import match_tokenizer
 
 Prompt = str | Sequence[Mapping[str, str]]
@@ -70,9 +70,9 @@ def _is_conversation(prompt: Any) -> bool:
 
 def _ids(tokenizer: Any, prompt: Any) -> list[int]:
     if isinstance(prompt, str):
-        if not (ids := encode_text(tokenizer, prompt)):
+        if not encode_text(tokenizer, prompt):
             raise InputError(f"prompt {prompt!r} gives no tokens with this tokenizer")
-        return [*begin_ids(tokenizer), *ids]
+        return encode_prompt(tokenizer, prompt)
     if not _is_conversation(prompt):
         raise InputError(f"{PROMPT}, not {prompt!r}")
     if tokenizer.chat_template is None:

@@ -46,7 +46,7 @@ class NewRows:
     tokens: list[str]
     """Texts of the new rows, in order; further rows are padding."""
     rows: list[list[float]]
-    """Of each row every so many-th number."""
+    """Every so many-th number of each row."""
     n_new_shown: int
 
     @classmethod

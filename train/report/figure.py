@@ -29,7 +29,7 @@ class Path:
     words: str = ""
     """The text that a browser shows under the pointer."""
     width: float | None = None
-    """Of the stroke; by default the style's."""
+    """The stroke's own; by default the style's."""
     tag: str = "path"
 
 

@@ -1,4 +1,4 @@
-"""What came of a run: its numbers, and the verdict in words."""
+"""The outcome of a run: its numbers, and the verdict in words."""
 
 import math
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Outcome:
     peak_bytes: float | None
     is_preference: bool
     accuracies: tuple[float, ...] = ()
-    """Of held-out pairs, the fraction whose preferred answer has the higher reward, by evaluation."""
+    """The fraction of held-out pairs whose preferred answer has the higher reward, by evaluation."""
 
     @classmethod
     def of(cls, info: RunInfo, metrics: Sequence[dict[str, Any]]) -> "Outcome":
@@ -119,7 +119,7 @@ class Outcome:
 
     @property
     def finding(self) -> str:
-        """What the held-out loss did, without a full stop."""
+        """The course of the held-out loss, without a full stop."""
         what = "The loss on held-out pairs" if self.is_preference else "The held-out loss"
         if not self.evaluations:
             return "No evaluation was recorded"
@@ -157,7 +157,7 @@ class Outcome:
 
     @property
     def remarks(self) -> list[str]:
-        """What else is to be said of how the run ended, and what to do next, in sentences."""
+        """Sentences about how the run ended otherwise, and about what to do next."""
         said, best, made = [], self.best, f"{self.last_step:,}" if self.last_step is not None else "none"
         if self.failure:
             said += [f"{self.finding} before."] if len(self.evaluations) > 1 else []

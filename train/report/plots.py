@@ -352,7 +352,7 @@ def update_matrix(updates: Sequence[Mapping[str, float]], modules: Sequence[str]
 
 
 STATES = {"area trained": "trains", "area partly": "a part trains", "frozen": "frozen"}
-"""What the areas of a map mean, by their styles."""
+"""The meaning of the areas of a map, by their styles."""
 
 
 def freeze_map(phases: Sequence[PhaseInfo], steps: int) -> Figure:

@@ -61,7 +61,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Float[np.ndarray, " steps"]]:
-        """What metrics.jsonl holds, by name: `step`, `loss`, `eval_loss`, `lr` …; NaN where a step has no value."""
+        """The numbers of metrics.jsonl by name: `step`, `loss`, `eval_loss`, `lr` …; NaN where a step has no value."""
         lines = self._lines
         names = [name for name in (lines[0] if lines else {}) if any(line[name] is not None for line in lines)]
         return {
