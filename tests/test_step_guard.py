@@ -12,6 +12,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import call
+from runs import QUICK
 
 import jaxgpt.model.attention
 import jaxgpt.model.cudnn
@@ -82,8 +84,10 @@ def planned(case: str, monkeypatch) -> dict[str, int]:
     """Count what the step of a case asks of a GPU: kernels of attention, products by dtype, and its largest floats."""
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(jaxgpt.model.attention, "platform", lambda: "gpu")
-    monkeypatch.setattr("jaxgpt.loss.platform", lambda: "gpu")
-    monkeypatch.setattr(jaxgpt.model.cudnn, "compute_capability", lambda: (9, 0))
+    for module in ("loss", "model.norm", "model.gpt", "training.step.step", "training.step.optimizer"):
+        monkeypatch.setattr(f"jaxgpt.{module}.platform", lambda: "gpu")
+    for module in ("cudnn", "norm"):
+        monkeypatch.setattr(f"jaxgpt.model.{module}.compute_capability", lambda: (9, 0))
     text = lower(case, "cuda")
     bodies = re.split(r"\n  func\.func ", text)
     calls = Counter(re.findall(r"call @(\w+)", text))
@@ -93,6 +97,7 @@ def planned(case: str, monkeypatch) -> dict[str, int]:
         times = calls.get(name, 1)
         found["products"] += times * body.count("stablehlo.dot_general")
         found["attention kernels"] += times * len(re.findall(r"__cudnn\$\w+", body))
+        found["kernels of norms"] += times * body.count("gpu$xla.gpu.triton")
         for rows, columns in re.findall(r"tensor<(?:\d+x)*?(\d+)x(\d+)xf32>", body):
             if int(columns) >= SMALL["vocab_size"]:
                 found["rows of float32 logits"] = max(found["rows of float32 logits"], int(rows))
@@ -118,6 +123,25 @@ def test_a_step_on_a_cpu_holds_what_the_table_says(case, table):
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_on_a_gpu_asks_for_what_the_table_says(case, table, monkeypatch):
     assert planned(case, monkeypatch) == table[f"gpu, {case}"]
+
+
+def test_a_run_compiles_one_program_for_each_thing_that_it_does(small, tmp_path):
+    """One step for each phase, one evaluation, and a prompt and its continuation: no step is compiled twice."""
+    compiled: Counter[str] = Counter()
+
+    def count(event, seconds, fun_name="", **_):
+        if event.endswith("/backend_compile_duration"):
+            compiled[fun_name] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        call("train", f"--model={small}", f"--out={tmp_path}/run", "--freeze=gradual:last1@0,full@3", *QUICK)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    ours = ("train_step", "thaw", "eval_step", "prefill", "decode")
+    assert {name: compiled[f"jit({name})"] for name in ours} == {
+        "train_step": 2, "thaw": 1, "eval_step": 1, "prefill": 1, "decode": 1,
+    }  # fmt: skip
 
 
 def test_the_table_is_written_if_asked(request, monkeypatch):

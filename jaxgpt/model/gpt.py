@@ -20,12 +20,13 @@ from jaxgpt.arguments import check_ids
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
 from jaxgpt.int8 import Int8Kernel
-from jaxgpt.mesh import constrain
+from jaxgpt.mesh import constrain, platform
 from jaxgpt.model.attention import attend, attention
 from jaxgpt.model.cache import Cache
 from jaxgpt.model.capture import NO_CONTEXT, Capture, Edit, ForwardContext, make_capture
 from jaxgpt.model.dropout import Keys, dropout
 from jaxgpt.model.layers import Embed, embed, make_linear, make_norm, new_rows, rms_norm
+from jaxgpt.model.norm import normed
 from jaxgpt.model.rotary import rotate, rotations
 from jaxgpt.model.segments import positions
 
@@ -114,10 +115,14 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], ctx: ForwardContext) -> Float[Array, "B T D"]:
         activation = ACTIVATIONS[self.activation_function]
-        if self.gated:
-            hidden = activation(self.gate(x, ctx.keys)) * self.fc1(x, ctx.keys)
-        else:
-            hidden = activation(self.fc1(x, ctx.keys))
+
+        def activate(up: Array, gate: Array | None = None) -> Array:
+            return activation(up) if gate is None else activation(gate) * up
+
+        if platform() == "gpu":  # the gradient computes it again, and reads and keeps no more than what went in
+            activate = jax.checkpoint(activate)
+        gate = (self.gate(x, ctx.keys),) if self.gated else ()
+        hidden = activate(self.fc1(x, ctx.keys), *gate)
         return dropout(self.fc2(hidden, ctx.keys), self.resid_pdrop, ctx.keys)
 
 
@@ -129,12 +134,17 @@ class Block(nnx.Module):
         self.attn = Attention(config, layer, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.ln_2 = make_norm(config, rngs=rngs, param_dtype=param_dtype)
         self.mlp = MLP(config, layer, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        self.parallel = config.parallel_residual
+        self.parallel, self.dtype = config.parallel_residual, dtype
 
     def __call__(self, x: Float[Array, "B T D"], ctx: ForwardContext) -> Float[Array, "B T D"]:
-        before, x = x, x + ctx.capture(".attn", self.attn(ctx.capture(".ln_1", self.ln_1(x)), ctx)).astype(x.dtype)
-        read = before if self.parallel else x
-        return x + ctx.capture(".mlp", self.mlp(ctx.capture(".ln_2", self.ln_2(read)), ctx)).astype(x.dtype)
+        x, read = normed(self.ln_1, x, self.dtype)
+        attended = ctx.capture(".attn", self.attn(ctx.capture(".ln_1", read), ctx)).astype(x.dtype)
+        if not self.parallel:
+            x = x + attended
+        x, read = normed(self.ln_2, x, self.dtype)
+        if self.parallel:
+            x = x + attended
+        return x + ctx.capture(".mlp", self.mlp(ctx.capture(".ln_2", read), ctx)).astype(x.dtype)
 
 
 def run_block(

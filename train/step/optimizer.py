@@ -1,6 +1,6 @@
 """Optimizers by name, and their learning rates: decay on matrices, one clip over all that trains, rates by layer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxgpt import freeze
 from jaxgpt.convert.errors import InputError, about
+from jaxgpt.mesh import platform
 from jaxgpt.params import Rules, match
 from jaxgpt.patterns import Pattern
 
@@ -43,6 +44,10 @@ FINAL = 0.1
 
 WSD_DECAY = 0.2
 """The fraction of the steps in which the rate of `wsd` falls to zero (Hu et al. 2024: warm-up, stable, decay)."""
+
+
+SMALL = 4096
+"""Numbers of an array that needs no sum of its own on a GPU."""
 
 
 def warmup_steps(steps: int, warmup: float) -> int:
@@ -147,8 +152,36 @@ def norm(tree: Any) -> Float[Array, ""]:
 
     In one go XLA's CPU backend touches 4 GB to square and sum the 768 x 50257 of an untied head: 3 s instead of 0.01.
     """
-    rows = [jax.lax.optimization_barrier(jnp.sum(jnp.square(leaf), axis=-1)) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(map(jnp.sum, rows), jnp.float32(0)))
+    return norms({"all": tree})["all"]
+
+
+def norms(groups: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
+    """Compute the norm of each tree.
+
+    On a GPU one kernel adds the sums of all groups: each array would need two of its own. Over several GPUs it would
+    gather each array's.
+    """
+    if platform() == "gpu" and jax.sharding.get_abstract_mesh().size <= 1:
+        parts = [jnp.concatenate([_squares(leaf) for leaf in jax.tree.leaves(tree)]) for tree in groups.values()]
+        longest = max(map(len, parts))
+        # held together: XLA takes the sum of joined arrays apart
+        table = jax.lax.optimization_barrier(jnp.stack([jnp.pad(part, (0, longest - len(part))) for part in parts]))
+        return dict(zip(groups, jnp.sqrt(jnp.sum(table, 1)), strict=True))
+    found = {}
+    for name, tree in groups.items():
+        rows = [_rows(leaf) for leaf in jax.tree.leaves(tree)]
+        found[name] = jnp.sqrt(sum(map(jnp.sum, rows), jnp.float32(0)))
+    return found
+
+
+def _rows(x: Array) -> Float[Array, "..."]:
+    """Return the sum of squares of each row."""
+    return jax.lax.optimization_barrier(jnp.sum(jnp.square(x), axis=-1))
+
+
+def _squares(x: Array) -> Float[Array, " n"]:
+    """Return numbers whose sum is that of all squares: of a small array the squares themselves."""
+    return (jnp.square(x) if x.size <= SMALL else _rows(x)).ravel()
 
 
 def rate_factors(

@@ -12,11 +12,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxgpt.loss import next_token_gradients, next_token_loss, preference_loss
-from jaxgpt.mesh import replicated
+from jaxgpt.mesh import platform, replicated
 from jaxgpt.model.gpt import GPT
 from jaxgpt.params import by_module, param_name, with_params
 from jaxgpt.training.step.batch import Batch, micro_batches
-from jaxgpt.training.step.optimizer import norm
+from jaxgpt.training.step.optimizer import norm, norms
 
 Metrics = dict[str, Any]
 
@@ -199,7 +199,7 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         updates = {name: update * (rates.peak * rates.factors[name]) for name, update in updates.items()}
         trainable = optax.apply_updates(state.trainable, updates)
-        moves = {module: norm({name: updates[name] for name in of}) for module, of in by_module(updates).items()}
+        moves = norms(by_module(updates))
         metrics = {
             "loss": loss,
             "lr": rates.peak * schedule(state.step),
@@ -231,7 +231,9 @@ def move_average(ema: dict[str, Array], trainable: dict[str, Array], decay: floa
 
 def update_ratios(moves: dict[str, Array], trainable: dict[str, Array]) -> dict[str, Array]:
     """Return, by module, the norm of an update over the norm of the weights that it changes."""
-    return {module: moves[module] / norm(of) for module, of in by_module(trainable).items()}
+    if platform() == "gpu":  # or the kernel that updates a weight can't do so in place, because it sums it too
+        trainable = jax.lax.optimization_barrier(trainable)
+    return {module: moves[module] / of for module, of in norms(by_module(trainable)).items()}
 
 
 def make_eval_step(model: GPT, objective: Objective = Objective()) -> jax.stages.Wrapped:
