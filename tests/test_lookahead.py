@@ -16,7 +16,7 @@ STEPS = 9
 @pytest.fixture
 def events(monkeypatch) -> list[tuple[str, int]]:
     """`("batch", k)`: the batch of step k is on its way to the devices; `("step", k)`: step k was dispatched;
-    `("value", k)`: the host waited for a number that step k computes.
+    `("value", k)`: the host waited for a number that step k computes; `("compile", i)`: the program of a phase began.
     """
     found, made = [], {"batch": 0, "step": 0}
     of_step: dict[int, int] = {}
@@ -35,6 +35,7 @@ def events(monkeypatch) -> list[tuple[str, int]]:
             yield batch
 
     def watched_compile(self, index):
+        found.append(("compile", index))
         program = compile_program(self, index)
 
         def step(state, batch, rates):
@@ -69,13 +70,15 @@ def run(small, tmp_path):
     return start
 
 
+GRADUAL = "--freeze=gradual:head@0,last1@3,full@6"
+
 IN_TURN = [(name, k) for k in range(1, STEPS + 1) for name in ("batch", "step")]
 """Batches and steps of a run, each once."""
 
 
 def test_the_device_has_its_next_step_and_batch_before_the_host_waits_for_a_number(events, run):
     run("--freeze=first1")
-    assert [event for event in events if event[0] != "value"] == IN_TURN
+    assert [event for event in events if event[0] in ("batch", "step")] == IN_TURN
     first = {event: i for i, event in reversed(list(enumerate(events)))}
     for k in range(1, STEPS):
         # the batch right after the step, whatever is waited for next
@@ -85,5 +88,17 @@ def test_the_device_has_its_next_step_and_batch_before_the_host_waits_for_a_numb
 
 
 def test_phases_that_begin_leave_out_no_batch_and_take_none_twice(events, run):
-    run("--freeze=gradual:head@0,last1@3,full@6")
-    assert [event for event in events if event[0] != "value"] == IN_TURN
+    run(GRADUAL)
+    assert [event for event in events if event[0] in ("batch", "step")] == IN_TURN
+    # on a CPU a program is compiled while the one before it runs
+    assert events.index(("compile", 2)) > events.index(("step", 3))
+
+
+@pytest.mark.parametrize("where", ["gpu", "tpu"])
+def test_for_an_accelerator_all_phases_are_compiled_at_once(where, events, run, monkeypatch):
+    monkeypatch.setattr(jaxgpt.training.step.phases, "platform", lambda: where)
+    monkeypatch.setattr(jaxgpt.training.step.phases.os, "cpu_count", lambda: 6)
+    run(GRADUAL)
+    assert [event for event in events if event[0] in ("batch", "step")] == IN_TURN
+    assert sorted(event for event in events if event[0] == "compile") == [("compile", i) for i in range(3)]
+    assert events.index(("compile", 2)) < events.index(("step", 1))

@@ -123,7 +123,7 @@ class TrainLoop:
     def _enter_phase(self) -> bool:
         """Enter the next phase; return False if a signal came while its program was still being compiled."""
         self._settle(self._under_way)
-        if self._compiler.is_compiling:
+        if not self._compiler.is_next_ready:
             self._progress.say(f"step {self.step + 1}: waiting for the next phase's step, which is being compiled")
         self._progress.pause()
         entered = self._compiler.enter_next(self.state, self._stop)

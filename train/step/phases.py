@@ -1,5 +1,6 @@
-"""The phases of a run: one compiled program for each; the next one is compiled while this one runs."""
+"""The phases of a run: one compiled program for each, which is compiled while an earlier one runs."""
 
+import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,12 +35,18 @@ class CompiledPhase:
 
 
 class PhaseCompiler:
-    """Compiles the phases of a run, one after the other."""
+    """Compiles the phases of a run: on a CPU the next one while one runs, and for accelerators all of them at once.
+
+    An accelerator makes the steps of a short phase in less time than the next one takes to compile.
+    """
 
     def __init__(self, spec: StepSpec):
         self._spec = spec
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self._next: Future[CompiledPhase] | None = None
+        self._n_ahead = 1 if platform() == "cpu" else len(spec.plan.phases)
+        at_once = min(self._n_ahead, max(1, (os.cpu_count() or 1) // 2))
+        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="compile")
+        self._programs: dict[int, Future[CompiledPhase]] = {}
+        """Those that were asked for and not yet entered, by the index of the phase."""
         self._lowered: dict[int, Future[jax.stages.Lowered]] = {}
 
     def init(self, params: dict[str, jax.Array]) -> TrainState:
@@ -58,29 +65,31 @@ class PhaseCompiler:
         if platform() == "gpu":
             self._lowered[index] = self._pool.submit(self._spec.lower, self._spec.plan.phases[index])
         else:
-            self._compile_ahead(index)
+            self._compile_ahead(index, 1)
 
     def begin(self, state: TrainState, step: int) -> tuple[TrainState, CompiledPhase]:
         """Compile the phase of the step after `step`; return it with the state, which may thaw just then."""
         plan = self._spec.plan
         index, before = plan.at(step), plan.at(max(step - 1, 0))
-        program = self._compile(index) if self._next is None else self._next.result()
-        self._compile_ahead(index + 1)
+        self._compile_ahead(index, self._n_ahead)
+        program = self._programs.pop(index).result()
+        self._compile_ahead(index + 1, self._n_ahead)
         return (self._enter(state, program) if before < index else state), program
 
     def enter_next(self, state: TrainState, stop: Stop) -> tuple[TrainState, CompiledPhase] | None:
         """Wait for the next phase's program, and return it with the thawed state; None after a signal."""
-        assert self._next is not None
+        index = min(self._programs)
+        program = self._programs[index]
         is_alone = jax.process_count() == 1  # several processes must decide together, below
-        while not self._next.done():
+        while not program.done():
             if is_alone and stop.requested.is_set():
                 return None
             time.sleep(0.05)
         if any_process(stop.requested.is_set()):
             return None
-        program = self._next.result()
-        self._compile_ahead(self._spec.plan.phases.index(program.phase) + 1)
-        return self._enter(state, program), program
+        compiled = self._programs.pop(index).result()
+        self._compile_ahead(index + 1, self._n_ahead)
+        return self._enter(state, compiled), compiled
 
     def _enter(self, state: TrainState, program: CompiledPhase) -> TrainState:
         assert program.enter is not None
@@ -89,17 +98,24 @@ class PhaseCompiler:
         return TrainState(state.step, trainable, frozen, program.enter(state.opt_state), ema)
 
     @property
+    def is_next_ready(self) -> bool:
+        """True if the next phase needs no waiting for."""
+        return self._programs[min(self._programs)].done()
+
+    @property
     def is_compiling(self) -> bool:
         """True while a program is being compiled, which can't be interrupted."""
-        return self._next is not None and self._next.running()
+        return any(program.running() for program in self._programs.values())
 
     def close(self) -> None:
         """Cancel programs that nobody will run."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _compile_ahead(self, index: int) -> None:
-        more = index < len(self._spec.plan.phases)
-        self._next = self._pool.submit(self._compile, index) if more else None
+    def _compile_ahead(self, first: int, n: int) -> None:
+        """Ask for the programs of n phases from one on, as far as there are so many."""
+        for index in range(first, min(first + n, len(self._spec.plan.phases))):
+            if index not in self._programs:
+                self._programs[index] = self._pool.submit(self._compile, index)
 
     def _compile(self, index: int) -> CompiledPhase:
         spec, phase = self._spec, self._spec.plan.phases[index]
