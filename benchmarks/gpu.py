@@ -1,10 +1,14 @@
-"""Our training step beside nanoGPT's on one GPU, in one run: python benchmarks/gpu.py [--json gpu.json]
+"""Our program beside nanoGPT's and transformers' on one GPU, in one run: python benchmarks/gpu.py [--json gpu.json]
 
-The 124M and 350M shapes, everything trained (`full`) and with the embeddings and six blocks frozen (`first6`), in
-bfloat16 over float32 weights, without dropout: our own program, as `jaxgpt train` runs it, and nanoGPT's
-architecture and step under torch.compile (`gpu_nanogpt.py`). Same GPU, same batch, same tokens; each in its own
-process, one after the other, so that none keeps memory from another. Medians over windows of steps, after a warm-up.
-If anything runs out of memory, the batch is halved for all that the shape is measured with.
+Steps: the 124M and 350M shapes, everything trained (`full`) and with the embeddings and six blocks frozen (`first6`),
+in bfloat16 over float32 weights, without dropout: our own program, as `jaxgpt train` runs it, and under torch.compile
+nanoGPT's architecture and step, and transformers' GPT-2 (`gpu_torch.py`). Same GPU, same batch, same tokens; each in
+its own process, one after the other, so that none keeps memory from another. Medians over windows of steps, after a
+warm-up. If anything runs out of memory, the batch is halved for all that the shape is measured with. Then where the
+time of our step goes, by kind of kernel.
+
+Texts: the 124M shape in bfloat16, greedy, beside transformers' `generate`: 128 tokens after 32 for 1, 8 and 32 texts,
+and the first token after 512 (`gpu_generate.py`).
 
 Without PyTorch only our rows are measured; without a GPU nothing is. --cpu tries the benchmark on a tiny shape.
 """
@@ -37,9 +41,14 @@ CASES = (
     ("jaxgpt", "first6", False),
     ("nanogpt", "first6", True),
     ("jaxgpt", "full", True),
+    ("hf", "full", False),
 )
 """Program, strategy, and whether the vocabulary is padded to a multiple of 64: GPT-2's has 50,257 tokens, which no
 power of two divides; nanoGPT always pads, ours does if the checkpoint does."""
+TEXTS = ((1, 32, 128), (8, 32, 128), (32, 32, 128), (1, 512, 1), (8, 512, 1))
+"""Texts, tokens of each prompt, and new tokens."""
+SCRIPTS = {"jaxgpt": "gpu_jaxgpt.py", "nanogpt": "gpu_torch.py", "hf": "gpu_torch.py"}
+NAMES = {"jaxgpt": "jaxgpt", "nanogpt": "nanoGPT", "hf": "transformers"}
 TIMEOUT_SECONDS = 900
 """A measurement that takes longer is given up."""
 NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory|OutOfMemory|ALLOC_FAILED", re.IGNORECASE)
@@ -153,7 +162,7 @@ def measure(model: str, arguments: argparse.Namespace, keep) -> list[dict[str, A
     while batch:
         found = []
         for case in cases_of(model, batch, arguments):
-            result = case | ask([str(HERE / f"gpu_{case['program']}.py"), json.dumps(case)], arguments.cpu)
+            result = case | ask([str(HERE / SCRIPTS[case["program"]]), json.dumps(case)], arguments.cpu)
             result |= {"flops": flops_of(case)} if "step_seconds" in result else {}
             keep(result)
             found.append(result)
@@ -167,6 +176,34 @@ def measure(model: str, arguments: argparse.Namespace, keep) -> list[dict[str, A
             return found
         batch //= 2
     return found
+
+
+def measure_texts(arguments: argparse.Namespace, keep) -> list[dict[str, Any]]:
+    """Measure how fast texts are written, in one process for each program."""
+    shape = {"vocab_size": 50257, "n_positions": 1024} | SHAPES["tiny" if arguments.cpu else "gpt2"]
+    shape["n_inner"] = 4 * shape["n_embd"]
+    texts = ((1, 8, 8), (1, 16, 1)) if arguments.cpu else TEXTS
+    found = []
+    for program in ("jaxgpt", "hf"):
+        if program in arguments.programs:
+            case = {"program": program, "shape": shape, "texts": texts, "cpu": arguments.cpu}
+            result = case | ask([str(HERE / "gpu_generate.py"), json.dumps(case)], arguments.cpu)
+            keep(result)
+            found.append(result)
+            words = result.get("failed") or result.get("skipped") or result.get("no_memory")
+            print(f"texts, {program}: {words.splitlines()[-1][:300] if words else 'written'}", file=sys.stderr)
+    return found
+
+
+def table_of_texts(results: list[dict[str, Any]]) -> str:
+    """Format a table in Markdown: tokens per second of whole calls, or milliseconds to the first token."""
+    names = [NAMES[result["program"]] for result in results]
+    lines = ["| texts | prompt | new | " + " | ".join(names) + " |", "|---:|---:|---:|" + "---:|" * len(names)]
+    for i, (n, length, new) in enumerate(results[0]["texts"]):
+        seconds = [statistics.median(result["seconds"][i]) for result in results]
+        said = [f"{n * new / s:,.0f} tokens/s" if new > 1 else f"{1000 * s:.1f} ms" for s in seconds]
+        lines.append(f"| {n} | {length} | {new} | " + " | ".join(said) + " |")
+    return "\n".join(lines)
 
 
 def seconds_of(result: dict[str, Any]) -> float:
@@ -183,7 +220,9 @@ def table(results: list[dict[str, Any]], peak: float | None) -> str:
     theirs = {(r["model"], r["freeze"]): seconds_of(r) for r in results if r["program"] == "nanogpt"}
     for r in results:
         seconds, other = seconds_of(r), theirs.get((r["model"], r["freeze"]))
-        program = {"jaxgpt": "jaxgpt", "nanogpt": "nanoGPT, torch.compile" if not r["cpu"] else "nanoGPT"}[r["program"]]
+        program = NAMES[r["program"]]
+        if r["program"] != "jaxgpt" and not r["cpu"]:
+            program += ", torch.compile"
         if r["program"] == "jaxgpt" and r["padding"]:
             program += f", vocabulary padded to {r['vocab'] + r['padding']:,}"
         used = f"{r['flops'] / seconds / peak:.1%}" if peak else "–"
@@ -202,7 +241,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=("gpt2", "gpt2-medium"), default=["gpt2", "gpt2-medium"])
     parser.add_argument("--freeze", nargs="+", choices=("full", "first6"), default=["full", "first6"])
-    parser.add_argument("--programs", nargs="+", choices=("jaxgpt", "nanogpt"), default=["jaxgpt", "nanogpt"])
+    parser.add_argument("--programs", nargs="+", choices=tuple(SCRIPTS), default=list(SCRIPTS))
+    parser.add_argument("--texts", action=argparse.BooleanOptionalAction, default=True, help="also write texts")
     parser.add_argument("--batch-size", type=int, default=None, help="sequences of 1024 tokens in a step; default: 16")
     parser.add_argument(
         "--seconds", type=float, default=10, help="seconds that each is measured, in windows of 20 steps"
@@ -230,8 +270,8 @@ def main() -> None:
             )
         print("no GPU here: nothing is measured (--cpu tries the benchmark on a tiny shape)")
         return
-    if "nanogpt" in arguments.programs and importlib.util.find_spec("torch") is None:
-        arguments.programs.remove("nanogpt")
+    if arguments.programs != ["jaxgpt"] and importlib.util.find_spec("torch") is None:
+        arguments.programs = ["jaxgpt"]
         print("PyTorch is not installed: only our rows", file=sys.stderr)
     about = {
         "date": datetime.date.today().isoformat(), "gpu": probe["kind"], "driver": smi("driver_version"),
@@ -245,10 +285,13 @@ def main() -> None:
             arguments.json.write_text(json.dumps(about | {"results": kept}, indent=1))
 
     results = [result for model in arguments.models for result in measure(model, arguments, keep)]
+    texts = measure_texts(arguments, keep) if arguments.texts else []
     measured = [result for result in results if "step_seconds" in result]
     if measured:
         report(measured, kept, about, arguments.peak * 1e12 if arguments.peak else peak_of(probe["kind"]))
-    if any("failed" in result or "no_memory" in result for result in results):
+    if written := [text for text in texts if "seconds" in text]:
+        print(f"\n{table_of_texts(written)}")
+    if any("failed" in result or "no_memory" in result for result in (*results, *texts)):
         sys.exit("gpu.py: not everything could be measured; the reasons are above, and whole in --json")
 
 
@@ -263,10 +306,14 @@ def report(
         print(f"XLA_FLAGS={flags}")
     for model in dict.fromkeys(r["model"] for r in results):
         r = next(r for r in results if r["model"] == model)
-        tried = sorted({k["batch"] for k in kept if k["model"] == model and "no_memory" in k}, reverse=True)
+        tried = sorted({k["batch"] for k in kept if k.get("model") == model and "no_memory" in k}, reverse=True)
         halved = f"; out of memory with {', '.join(map(str, tried))}, so halved for all" if tried else ""
         print(f"{model}: {r['parameters']:,} parameters, batch {r['batch']} x {r['context']}{halved}")
     print(f"\n{table(results, peak)}\n")
+    for r in results:
+        if kinds := r.get("kinds"):
+            said = ", ".join(f"{kind} {ms:.1f}" for kind, ms in kinds.items())
+            print(f"{r['model']}, {r['freeze']}, milliseconds of a step by kind of kernel: {said}")
     print(
         "Steps: medians over windows of "
         f"{results[0]['window']} after {results[0]['warmup'] + 1}. FLOPs: of the model, matrix products forward and "

@@ -9,6 +9,7 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
+from gpu_profile import profile
 from gpu_windows import batches, measure, tell
 
 import jaxgpt
@@ -71,6 +72,7 @@ def main() -> None:
         return float(metrics["loss"])
 
     found = measure(case, began, step, wait)
+    kinds = {} if case["cpu"] else profile(step, wait, program.step.as_text(), case["vocab"] + n_padding)
     device = jax.devices()[0]
     stats, planned = device.memory_stats() or {}, program.step.memory_analysis()
     tell(
@@ -82,6 +84,7 @@ def main() -> None:
             "parameters": count_params(model),
             "peak_bytes": stats.get("peak_bytes_in_use"),
             "planned_bytes": getattr(planned, "peak_memory_in_bytes", None),
+            "kinds": kinds,
         }
     )
     phases.close()

@@ -44,13 +44,16 @@ def test_without_a_gpu_it_says_so_in_one_line():
 def test_both_programs_run_on_a_tiny_shape_and_are_the_same_network(tmp_path):
     done = start("--cpu", "--steps=2", "--freeze", "first6", f"--json={tmp_path}/gpu.json")
     assert done.returncode == 0, done.stderr
-    header, _, ours, theirs = rows(done.stdout)
+    header, _, ours, theirs, texts, _, longer, first = rows(done.stdout)
     assert [ours[2], theirs[2]] == ["jaxgpt", "nanoGPT"]
+    assert texts[3:] == ["jaxgpt", "transformers"]
+    assert all(said.endswith("tokens/s") for said in longer[3:])
+    assert all(said.endswith("ms") for said in first[3:])
     assert header[8] == "MFU"
     assert ours[8] == "–"  # a CPU is no chip of the table
     told = json.loads((tmp_path / "gpu.json").read_text())
     assert told["versions"]["jax"]
-    ours, theirs = told["results"]
+    ours, theirs = told["results"][:2]
     assert ours["trainable"] == theirs["trainable"]
     assert theirs["parameters"] - ours["parameters"] == theirs["padding"] * ours["shape"]["n_embd"]
     assert ours["flops"] == theirs["flops"] > 0
@@ -78,7 +81,7 @@ def pretend(gpu, monkeypatch, answer, *flags: str) -> list[dict]:
 
     monkeypatch.setattr(gpu, "ask", ask)
     monkeypatch.setattr(gpu, "smi", lambda query: "580.1")
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *flags])
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--no-texts", *flags])
     before = dict(os.environ)
     gpu.main()
     assert dict(os.environ) == before  # measurements inherit it
@@ -92,9 +95,9 @@ def test_tokens_and_utilisation_are_those_of_the_formula(gpu, monkeypatch, capsy
     asked = pretend(gpu, monkeypatch, answer, "--models", "gpt2")
     assert [(c["program"], c["freeze"], c["padding"]) for c in asked] == [
         ("jaxgpt", "full", 0), ("nanogpt", "full", 47), ("jaxgpt", "first6", 0), ("nanogpt", "first6", 47),
-        ("jaxgpt", "full", 47),
+        ("jaxgpt", "full", 47), ("hf", "full", 0),
     ]  # fmt: skip
-    full, nano, first6, _, _ = rows(capsys.readouterr().out)[2:]
+    full, nano, first6, _, _, hf = rows(capsys.readouterr().out)[2:]
     tokens = 16 * 1024
     assert full[3] == f"{tokens / 0.1:,.0f}"
     assert full[4] == "0.80"
@@ -108,6 +111,26 @@ def test_tokens_and_utilisation_are_those_of_the_formula(gpu, monkeypatch, capsy
     needed = (12 * block + 6 * 2 * block + 2 * 2 * 50257 * 768) * tokens
     assert float(first6[6]) == pytest.approx(needed / 1e12, rel=1e-3)
     assert full[9:] == ["13.0", "30"]
+    assert hf[2] == "transformers, torch.compile"
+
+
+def test_a_kernel_is_known_by_its_name_or_by_what_it_makes(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from gpu_profile import kind_of
+
+    made = {
+        "nvjet_tst_128x256": ("", "GEMM"),
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop": ("", "attention"),
+        "norm_gradients": ("", "norms"),
+        "MemcpyD2D": ("", "copies"),
+        "loop_add_fusion_3": ('f32[3072] fusion(%state_opt_state), op_name="jit(train_step)/add"', "optimizer"),
+        "input_reduce_fusion_2": ('f32[16,128] fusion(), op_name="jit(train_step)/jit(of_rows)/reduce_max"', "loss"),
+        "loop_multiply_fusion": ('bf16[16,1024,3072] fusion(), op_name="jit(train_step)/jvp()/tanh"', "activations"),
+        "fusion_12": ('bf16[16,1024,768] fusion(), op_name="jit(train_step)/jvp()/convert_element_type"', "norms"),
+    }
+    assert {name: kind_of(name, text, 50257) for name, (text, _) in made.items()} == {
+        name: kind for name, (_, kind) in made.items()
+    }
 
 
 def test_out_of_memory_halves_the_batch_for_both(gpu, monkeypatch, capsys, tmp_path):
@@ -116,10 +139,10 @@ def test_out_of_memory_halves_the_batch_for_both(gpu, monkeypatch, capsys, tmp_p
         return measured(case, 0.1) if fits else {"no_memory": "…\nRESOURCE_EXHAUSTED: Out of memory"}
 
     asked = pretend(gpu, monkeypatch, answer, "--models", "gpt2-medium", f"--json={tmp_path}/gpu.json")
-    assert [c["batch"] for c in asked] == [16, 8, 8, 4, 4, 4, 4, 4]
+    assert [c["batch"] for c in asked] == [16, 8, 8, 4, 4, 4, 4, 4, 4]
     said = capsys.readouterr().out
     assert "batch 4 x 1024; out of memory with 16, 8, so halved for all" in said
-    assert len(rows(said)) == 2 + 5
+    assert len(rows(said)) == 2 + 6
     assert len(json.loads((tmp_path / "gpu.json").read_text())["results"]) == len(asked)
 
 

@@ -1,8 +1,9 @@
-"""nanoGPT, measured in its own process: python benchmarks/gpu_nanogpt.py CASE; see gpu.py.
+"""PyTorch's programs, each measured in its own process: python benchmarks/gpu_torch.py CASE; see gpu.py.
 
-The architecture and the training step of nanoGPT (https://github.com/karpathy/nanoGPT), written anew: biases, exact
-GELU, a tied head, no dropout; `torch.compile`, autocast to bfloat16 over float32 weights, fused AdamW, flash attention
-by `scaled_dot_product_attention`, a vocabulary padded to a multiple of 64.
+`nanogpt`: the architecture and the training step of nanoGPT (https://github.com/karpathy/nanoGPT), written anew:
+biases, exact GELU, a tied head, no dropout; `torch.compile`, autocast to bfloat16 over float32 weights, fused AdamW,
+flash attention by `scaled_dot_product_attention`, a vocabulary padded to a multiple of 64.
+`hf`: GPT-2 of transformers in the same step, with its own attention by `scaled_dot_product_attention`.
 """
 
 import json
@@ -64,11 +65,31 @@ class Model(nn.Module):
         logits = self.head(self.norm(x))
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
 
-    def freeze(self, strategy: str) -> None:
-        """Freeze as `--freeze` does: nothing for `full`; embeddings (and a tied head) and N blocks for `firstN`."""
-        if strategy != "full":
-            for module in (self.tokens, self.positions, *self.blocks[: int(strategy.removeprefix("first"))]):
-                module.requires_grad_(False)
+    @property
+    def frozen_first(self) -> list[nn.Module]:
+        """What `firstN` freezes: embeddings, with a tied head, and then the blocks."""
+        return [self.tokens, self.positions, *self.blocks]
+
+
+class HF(nn.Module):
+    """The same of transformers."""
+
+    def __init__(self, shape: dict[str, int]):
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        super().__init__()
+        config = GPT2Config(**shape, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, use_cache=False)
+        config._attn_implementation = "sdpa"
+        self.model = GPT2LMHeadModel(config)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        logits = self.model(tokens).logits
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
+
+    @property
+    def frozen_first(self) -> list[nn.Module]:
+        """What `firstN` freezes: embeddings, with a tied head, and then the blocks."""
+        return [self.model.transformer.wte, self.model.transformer.wpe, *self.model.transformer.h]
 
 
 def main() -> None:
@@ -80,8 +101,11 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")  # TF32 for matrix products that autocast leaves in float32
     device = torch.device("cuda" if on_gpu else "cpu")
-    model = Model(case["shape"], case["padding"]).to(device)
-    model.freeze(case["freeze"])
+    model = HF(case["shape"]) if case["program"] == "hf" else Model(case["shape"], case["padding"])
+    model = model.to(device)
+    if case["freeze"] != "full":
+        for module in model.frozen_first[: 2 + int(case["freeze"].removeprefix("first"))]:
+            module.requires_grad_(False)
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": 0.1},
