@@ -196,16 +196,17 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, rates: Rates) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if has_dropout else None
         (loss, measured), grads = objective.loss_and_grads(model, state, batch, key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        weights, sizes = with_norms(state.trainable)
+        updates, opt_state = tx.update(grads, state.opt_state, weights)
         updates = {name: update * (rates.peak * rates.factors[name]) for name, update in updates.items()}
-        trainable = optax.apply_updates(state.trainable, updates)
+        trainable = optax.apply_updates(weights, updates)
         moves = norms(by_module(updates))
         metrics = {
             "loss": loss,
             "lr": rates.peak * schedule(state.step),
             "grad_norm": norm(grads),
             "update_norm": jnp.sqrt(sum(jnp.square(move) for move in moves.values())),
-            "updates": update_ratios(moves, state.trainable),  # unlike a lax.cond, it fuses, and costs nothing
+            "updates": {module: moves[module] / size for module, size in sizes.items()},
             **measured,
         }
         ema = {} if ema_decay is None else move_average(state.ema, trainable, ema_decay)
@@ -229,11 +230,11 @@ def move_average(ema: dict[str, Array], trainable: dict[str, Array], decay: floa
     return {name: average + (1 - decay) * (trainable[name] - average) for name, average in ema.items()}
 
 
-def update_ratios(moves: dict[str, Array], trainable: dict[str, Array]) -> dict[str, Array]:
-    """Return, by module, the norm of an update over the norm of the weights that it changes."""
-    if platform() == "gpu":  # or the kernel that updates a weight can't do so in place, because it sums it too
-        trainable = jax.lax.optimization_barrier(trainable)
-    return {module: moves[module] / of for module, of in norms(by_module(trainable)).items()}
+def with_norms(trainable: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return the weights, and the norm of those of each module, which costs nothing: unlike a lax.cond, it fuses."""
+    sizes = norms(by_module(trainable))
+    # on a GPU before the weights are updated, or that can't happen in place
+    return jax.lax.optimization_barrier((trainable, sizes)) if platform() == "gpu" else (trainable, sizes)
 
 
 def make_eval_step(model: GPT, objective: Objective = Objective()) -> jax.stages.Wrapped:
