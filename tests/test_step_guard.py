@@ -138,10 +138,11 @@ def test_a_run_compiles_one_program_for_each_thing_that_it_does(small, tmp_path)
         call("train", f"--model={small}", f"--out={tmp_path}/run", "--freeze=gradual:last1@0,full@3", *QUICK)
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
-    ours = ("train_step", "thaw", "eval_step", "prefill", "decode")
-    assert {name: compiled[f"jit({name})"] for name in ours} == {
+    times = {name: compiled[f"jit({name})"] for name in ("train_step", "thaw", "eval_step", "prefill", "decode")}
+    assert times | {"prefill": 1, "decode": 1} == {
         "train_step": 2, "thaw": 1, "eval_step": 1, "prefill": 1, "decode": 1,
     }  # fmt: skip
+    assert max(times["prefill"], times["decode"]) <= 1  # or none, where a run before it wrote with such a model
 
 
 def test_the_table_is_written_if_asked(request, monkeypatch):
