@@ -115,9 +115,9 @@ def test_thirds_and_percents_need_the_number_of_steps_and_enough_of_them():
 def test_a_gradual_plan_is_described_phase_by_phase():
     params = named_params(abstract(TIED))
     lines = freeze.parse("gradual:head@0,last3@200", TIED).describe(params, TIED).split("\n")
-    assert lines[0] == "phase 1     head, after 0 steps"
+    assert lines[0] == "phase 1     head, from step 1 on"
     assert lines[1].endswith("tok_emb (also the head: tied)")
-    assert lines[3] == "phase 2     last3, after 200 steps"
+    assert lines[3] == "phase 2     last3, from step 201 on"
     assert lines[4].endswith("tok_emb (also the head: tied), blocks.9-11, ln_f")
     assert lines[5].endswith("pos_emb, blocks.0-8")
 

@@ -320,8 +320,8 @@ def test_the_title_of_the_loss_says_how_far_apart_training_and_held_out_text_are
         return plots.loss_curves(metrics, []).title
 
     assert title(3.0, 3.01) == "Training and held-out text end alike, at 3.00 and 3.01"
-    assert title(2.0, 3.5) == "Held-out text ends at 3.50, 1.50 above training text"
-    assert title(3.5, 2.0) == "Held-out text ends at 2.00, 1.50 below training text"
+    assert title(2.0, 3.5) == "Losses at the end: held-out text 3.50, 1.50 above that of training"
+    assert title(3.5, 2.0) == "Losses at the end: held-out text 2.00, 1.50 below that of training"
 
 
 @pytest.mark.parametrize("line", [{"step": 0, "eval_loss": 4.2}, {"step": 7}, {"step": 3, "loss": float("nan")}])

@@ -62,7 +62,7 @@ class Plan:
         total, lines = count_params(params), []
         for i, phase in enumerate(self.phases):
             if len(self.phases) > 1:
-                lines.append(f"phase {i + 1}     {phase.name}, after {phase.start:,} steps")
+                lines.append(f"phase {i + 1}     {phase.name}, from step {phase.start + 1:,} on")
             for word, part in zip(("trains", "frozen"), self.partition(params, phase.start), strict=True):
                 count = count_params(part)
                 lines.append(f"{word}  {count:>13,}  {count / total:6.1%}  {list_modules(part, params, config)}")

@@ -50,7 +50,7 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
     ]
     if inputs.added:
         is_frozen = not {"tok_emb.embedding", "tok_emb.new"} & spec.plan.partition(params, spec.steps)[0].keys()
-        stays = "; the token embedding is frozen, so they STAY there" if is_frozen else ""
+        stays = "; they do not change, because the token embedding is frozen" if is_frozen else ""
         says = f"new; their embeddings start at the mean of the others{stays}"
         lines.append(f"tokens      {escaped(', '.join(inputs.added))}: {says}")
     asked = (settings.add_tokens or "").split(",")

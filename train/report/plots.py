@@ -119,7 +119,7 @@ def _loss_title(
     if abs(held - train) < max(0.02 * abs(held), 0.01):
         return f"Training and held-out text end alike, at {train:.2f} and {held:.2f}"
     side = "above" if held > train else "below"
-    return f"Held-out text ends at {held:.2f}, {abs(held - train):.2f} {side} training text"
+    return f"Losses at the end: held-out text {held:.2f}, {abs(held - train):.2f} {side} that of training"
 
 
 def draw_evaluations(
