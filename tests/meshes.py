@@ -20,12 +20,12 @@ from jaxgpt.training.step.phases import PhaseCompiler
 from jaxgpt.training.step.spec import make_step_spec
 
 MESHES = ("one", "data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2")
-GRADUAL = "gradual:last1@0,full@5"
+GRADUAL = r"gradual:regex:(blocks\.0\.mlp|ln_f)\..*@0,full@5"
 ADAPTERS = "gradual:lora:r=2,on=all@0,new-tokens@2,full@4"
 RUNS = [*((GRADUAL, mesh) for mesh in MESHES), (ADAPTERS, "one"), (ADAPTERS, MESHES[-1])]
 STEPS, B = 10, 8
 CONFIG = jaxgpt.GPTConfig(
-    n_layer=2, vocab_size=104, n_padding=8, n_positions=24, n_embd=64, n_head=8, n_inner=128,
+    n_layer=1, vocab_size=104, n_padding=8, n_positions=24, n_embd=64, n_head=8, n_inner=128,
     embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1,
 )  # fmt: skip
 

@@ -8,13 +8,12 @@ import importlib.util
 import json
 import re
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import ModuleType
 
-import forked
 import pytest
 from conftest import ROOT, TINY, call
-from test_house import FILES, random_model
+from test_house import FILES, execute, random_model, with_two_blocks
 
 import jaxgpt
 from jaxgpt.__main__ import COMMANDS
@@ -81,11 +80,11 @@ NOT_HERE = re.compile(r"--model=(gpt2|HuggingFaceTB)")
 def test_every_command_of_the_readme_and_the_pages_runs(tmp_path, monkeypatch):
     """Each line of a block of shell, once, in one folder: the reference's first, which makes what others read.
 
-    Training has fewer steps, less text and smaller models, and only `check` sees the bundled one. Blocks with a prompt
-    need the hub, other machines or a file of the reader's; they are parsed above.
+    Training has fewer steps, less text and a smaller model with as many blocks fewer in the strategies, and only
+    `check` sees the bundled one. Blocks with a prompt need the hub, other machines or a file of the
+    reader's; they are parsed above.
     """
-    three, seven = random_model(tmp_path / "three", 3), random_model(tmp_path / "seven", 7)
-    tiny = {"check": TINY, "first6": seven, "runs/demo": seven}
+    two, twelve = random_model(tmp_path / "two", 2), replace(jaxgpt.convert.read("tiny").config, n_new_tokens=1)
     for name in ("my.txt", "notes.txt"):
         (tmp_path / name).write_text((DOCS / "howto" / "own-text.md").read_text() * 4)
     exchange = {"instruction": "Who was king?", "output": "Saul."}
@@ -98,8 +97,11 @@ def test_every_command_of_the_readme_and_the_pages_runs(tmp_path, monkeypatch):
     assert len(lines) > 35
     monkeypatch.chdir(tmp_path)
     for line in lines:
-        monkeypatch.setitem(BUNDLED, "tiny", next((tiny[word] for word in tiny if word in line), three))
+        monkeypatch.setitem(BUNDLED, "tiny", TINY if "check" in line else two)
         words = shlex.split(line)
+        for strategy in (word.removeprefix("--freeze=") for word in words if word.startswith("--freeze=")):
+            assert jaxgpt.freeze.parse(strategy, twelve, steps=30), line
+        words = [with_two_blocks(word) for word in words]
         if words[1] == "train" and not {"--help", "--resume", "--compile-only"} & {*words}:
             words += ["--steps=3", "--epochs=None", "--batch-size=8", "--context=32", "--force"]
             if "--data=" not in line and "--config=" not in line:
@@ -117,18 +119,15 @@ RUNNABLE = {name: found for name, found in RUNNABLE.items() if any("import jaxgp
 @pytest.mark.parametrize("page", RUNNABLE)
 def test_python_on_the_pages_runs(page, tmp_path, monkeypatch):
     """A smaller model stands for the bundled one."""
+    code, model = "\n".join(RUNNABLE[page]), random_model(tmp_path / "two", 2)
     monkeypatch.chdir(tmp_path)
-    smaller = "import sys; from pathlib import Path; from jaxgpt.convert.source import BUNDLED\n"
-    smaller += "BUNDLED['tiny'] = Path(sys.argv[1])\n"
-    code = "\n".join(RUNNABLE[page])
-    model = random_model(tmp_path / "seven", 7)
     if 'Run("runs/chat")' in code:
         exchange = json.dumps({"instruction": "Who was king?", "output": "Saul."}) + "\n"
         (tmp_path / "chat.jsonl").write_text(exchange * 200)
         flags = ("--steps=2", "--context=32", "--batch-size=4", "--data=chat.jsonl", "--out=runs/chat")
         call("train", f"--model={model}", *flags)
-    done = forked.run(smaller + code, model)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setitem(BUNDLED, "tiny", model)
+    execute(with_two_blocks(code))
 
 
 @pytest.mark.parametrize("page", NAMES)

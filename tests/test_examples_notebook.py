@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from test_house import random_model
 
 from jaxgpt.convert.source import BUNDLED
 
@@ -75,9 +76,9 @@ def test_the_logit_lens_runs_and_says_what_it_shows(pictures, capsys):
 
 @pytest.mark.parametrize("name", SHORTER)
 def test_a_notebook_runs(name, cut, pictures, tmp_path, monkeypatch):
-    """With fewer steps, on some blocks of the bundled model, which compile faster than all."""
+    """With fewer steps, on some blocks of the bundled model or small random ones, which compile faster than all."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(BUNDLED, "tiny", cut)
+    monkeypatch.setitem(BUNDLED, "tiny", random_model(tmp_path / "one", 1) if name == "chat" else cut)
     space = {}
     with (
         mock.patch("jaxgpt.training.finetune._write_report"),

@@ -5,10 +5,11 @@ import os
 import shutil
 from types import SimpleNamespace
 
+import forked
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, call, run, torch_logits
+from conftest import TINY, call, torch_logits
 from families import FIRST, TWO_BLOCKS, random_rows, write_model
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -72,13 +73,17 @@ def test_an_adapter_of_pefts_is_read_and_comes_back(name, kind, tmp_path):
     assert np.abs(torch_logits(from_folder(tmp_path / "hf"), tokens) - expected).max() <= limit
 
 
+BLOCKS = {name: TWO_BLOCKS[name] for name in ("gpt_neo", "opt")}
+"""What makes models of two blocks: one looks at all tokens and one at those nearby, or one is frozen."""
+
+
 @pytest.fixture
 def readable(tmp_path):
-    """Write a model of a family with the bundled tokenizer."""
+    """Write a model of a family with the bundled tokenizer, and as few blocks as are of different kinds."""
 
     def write(name, **changes):
         ids = {"vocab_size": 4096, "bos_token_id": 4095, "eos_token_id": 4095} | changes
-        write_model(tmp_path / "base", name, **ids, **TWO_BLOCKS[name])
+        write_model(tmp_path / "base", name, **ids, **BLOCKS.get(name, {"num_hidden_layers": 1}))
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(TINY / file, tmp_path / "base" / file)
         return tmp_path / "base"
@@ -87,7 +92,7 @@ def readable(tmp_path):
 
 
 STRATEGIES = {
-    "gpt_neox": "gradual:lora:r=2,on=all@0,last1@3,full@6", "gpt_neo": "full", "opt": "first1", "llama": "lora:r=2",
+    "gpt_neox": "gradual:lora:r=2,on=all@0,full@6", "gpt_neo": "full", "opt": "first1", "llama": "lora:r=2",
     "mistral": "head", "qwen2": "biases", "qwen3": "norms",
 }  # fmt: skip
 
@@ -102,7 +107,7 @@ def test_a_run_learns_is_resumed_and_is_taken_out(name, readable, tmp_path):
     assert losses[-1] < losses[0]
     assert (out / "report.html").exists() == (name == "qwen3")
     call("train", "--resume", unfinished(out, tmp_path / "again"))
-    assert_same_run(out, tmp_path / "again", 9, at_least=20)
+    assert_same_run(out, tmp_path / "again", 9, at_least=10)
     model = jaxgpt.from_pretrained(out)
     assert model.config.model_type == name
     call("convert", out, tmp_path / "hf", "--to=hf")
@@ -146,7 +151,8 @@ def test_the_harness_has_transformers_scores(name, readable):
 def test_eight_devices_compute_what_one_does(tmp_path):
     """In one process for all families; `family_meshes.py` says on which meshes."""
     eight = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    run("family_meshes", tmp_path / "found.json", PYTHONPATH="tests", XLA_FLAGS=eight)
+    done = forked.run("from family_meshes import main; main()", tmp_path / "found.json", XLA_FLAGS=eight)
+    assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert {name for name, _ in (key.split(" on ") for key in found)} == {*FIRST}
     for key, differences in found.items():

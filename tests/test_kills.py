@@ -79,9 +79,9 @@ def saves(run: Path) -> set[tuple[str, int]]:
 class Life:
     """A process of the run, and what it says."""
 
-    def __init__(self, flags: list[str], report: bool = False):
+    def __init__(self, flags: list[str]):
         self.text = ""
-        self.process = forked.Forked(forked.RUN, *flags, stderr=subprocess.STDOUT, report=report)
+        self.process = forked.Forked(forked.RUN, *flags, stderr=subprocess.STDOUT)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -102,9 +102,8 @@ class Life:
 
 def test_kills_at_any_moment_change_nothing(small, chat, tmp_path):
     flags = [f"--model={small}", f"--data={chat}", f"--cache={tmp_path}/cache", *FLAGS]
-    whole = Life([*flags, f"--out={tmp_path}/whole"], report=True)
-    assert whole.wait() == 0, whole.text
-    first_step = re.search(r"^step +1/", whole.text, re.M).start()
+    said = call("train", *flags, f"--out={tmp_path}/whole", report=True).stdout
+    first_step = re.search(r"^step +1/", said, re.M).start()
 
     out, chance, codes, saving = tmp_path / "killed", random.Random(SEED), [], 0
     for moment, number in KILLS:
@@ -127,8 +126,7 @@ def test_kills_at_any_moment_change_nothing(small, chat, tmp_path):
     print(f"exit codes {codes}, step {max(complete_steps(out), default=0)}")
     assert saving == 2
     assert codes.count(0) <= 1  # else it was finished too early to be killed
-    last = Life([*flags, f"--out={out}"], report=True)
-    assert last.wait() == 0, last.text
+    call("train", *flags, f"--out={out}", report=True)
     assert_same_run(out, tmp_path / "whole", STEPS)
     for name in ("samples.md", "plots/updates.svg"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

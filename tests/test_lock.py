@@ -71,8 +71,7 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
 
 @pytest.mark.parametrize("flag", ["--resume", "--force", "--resume-anyway"])
 def test_a_run_that_goes_on_is_left_alone(small, whole_run, tmp_path, flag):
-    out = tmp_path / "r"
-    call("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK)
+    out = Path(shutil.copytree(whole_run, tmp_path / "r"))
     holder = forked.Forked(HOLD, out)
     assert holder.stdout.readline() == "held\n"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}

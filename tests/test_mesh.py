@@ -107,7 +107,7 @@ def test_what_is_frozen_keeps_its_bits_on_every_mesh(trained, mesh):
     found = json.loads((trained / "losses.json").read_text())
     changed = found[str(RUNS.index((GRADUAL, mesh)))]["changed"]
     assert changed
-    assert all(name.startswith(("blocks.1.", "ln_f.")) for name in changed)
+    assert all(name.startswith(("blocks.0.mlp.", "ln_f.")) for name in changed)
 
 
 PADDED = """
@@ -123,7 +123,7 @@ assert {shard.data.shape for shard in table.addressable_shards} == {(128, 18)}
 tokens = np.arange(24, dtype=np.int32).reshape(4, 6)
 with jax.set_mesh(mesh):
     loss = jax.jit(jaxgpt.next_token_loss)(split, tokens)
-np.testing.assert_allclose(loss, jaxgpt.next_token_loss(one, tokens), atol=1e-5)
+np.testing.assert_allclose(loss, jax.jit(jaxgpt.next_token_loss)(one, tokens), atol=1e-5)
 print("padded")
 """
 
@@ -162,27 +162,31 @@ def test_rules_that_collide_or_leave_something_out_are_refused(rules, message):
         shardings(params, make_mesh(), rules)
 
 
-@pytest.mark.parametrize(("n_head", "n_kv_head", "window"), [(2, 2, 0), (4, 2, 0), (2, 1, 100)])
-def test_the_splash_kernel_gives_what_plain_attention_gives(n_head, n_kv_head, window):
+@pytest.mark.parametrize(
+    ("n_head", "n_kv_head", "window", "packed"),
+    [(2, 2, 0, False), (4, 2, 0, True), (2, 1, 100, False), (2, 1, 100, True)],
+)
+def test_the_splash_kernel_gives_what_plain_attention_gives(n_head, n_kv_head, window, packed):
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (
         jax.random.normal(key, (2, 256, n, 64)) for key, n in zip(keys, (n_head, n_kv_head, n_kv_head), strict=True)
     )
-    segments = jnp.repeat(jnp.asarray([[1, 2], [3, 3]]), 128, axis=1)
+    segments = jnp.repeat(jnp.asarray([[1, 2], [3, 3]]), 128, axis=1) if packed else None
     mesh = make_mesh(devices=jax.devices()[:1])
-    for of in (None, segments):
 
-        def loss(attention, q, k, v, of=of):
-            out = attention(q, k, v, scale=0.125, segments=of, window=window)
-            return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=out.dtype).reshape(out.shape))), out
+    def loss(attention, q, k, v):
+        out = attention(q, k, v, scale=0.125, segments=segments, window=window)
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=out.dtype).reshape(out.shape))), out
 
-        plain = jax.value_and_grad(partial(loss, einsum_attention), (0, 1, 2), has_aux=True)(q, k, v)
-        with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            assert fits_splash(q, k)
-            kernel = partial(loss, partial(splash_attention, interpret=True))
-            splash = jax.jit(jax.value_and_grad(kernel, (0, 1, 2), has_aux=True))(q, k, v)
-        for ours, theirs in zip(jax.tree.leaves(splash), jax.tree.leaves(plain), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    def jitted(attention):
+        return jax.jit(jax.value_and_grad(partial(loss, attention), (0, 1, 2), has_aux=True))
+
+    plain = jitted(einsum_attention)(q, k, v)
+    with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert fits_splash(q, k)
+        splash = jitted(partial(splash_attention, interpret=True))(q, k, v)
+    for ours, theirs in zip(jax.tree.leaves(splash), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tied", [True, False])

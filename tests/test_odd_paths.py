@@ -15,7 +15,7 @@ from jaxgpt.convert.formats import orbax
 from jaxgpt.convert.mapping import same
 
 FLAGS = (f"--data={WORDS}", "--batch-size=4", "--steps=4", "--checkpoint-every=2", "--eval-every=4", "--context=16")
-NAMES = ("lr=[1e-3]", "[!a]*?", "a b %20 ü€", "x\ny\t'\"$(id)", "ü" * 60, "runs[0]/deep [1]/{a,b}")
+NAMES = ("[!a]*?", "a b %20 ü€" + "ü" * 56, "x\ny\t'\"$(id)", "runs[0]/deep [1]/{a,b}/lr=[1e-3]")
 
 
 @pytest.fixture(scope="module")

@@ -79,9 +79,10 @@ main()
 """
 
 
-@pytest.mark.parametrize("fate", ["renamed", "replaced"])
-@pytest.mark.parametrize("when", ["before a save", "during a save", "between saves"])
-def test_a_run_whose_folder_is(small, tmp_path, fate, when):
+@pytest.mark.parametrize(
+    ("when", "fate"), [("before a save", "renamed"), ("during a save", "replaced"), ("between saves", "replaced")]
+)
+def test_a_run_whose_folder_is(small, tmp_path, when, fate):
     out, new = tmp_path / "r", tmp_path / "new"
     flags = (f"--model={small}", f"--out={out}", "--freeze=head", *QUICK, "--eval-every=9")
     done = forked.run(SCRIPT, out, new, when, fate, *flags)

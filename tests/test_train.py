@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import forked
 import numpy as np
 import pytest
-from conftest import call, run, torch_logits
+from conftest import call, torch_logits
 from forked import RUN, Forked
 from runs import QUICK, arrays, assert_same_run, metrics, without_digests
 from transformers import GPT2LMHeadModel
@@ -32,7 +32,9 @@ def test_first6_learns_the_reference_and_says_what_it_does(tmp_path):
     """A fifth of the demo: evaluation loss falls by at least 1 nat, frozen leaves are the file's own bits."""
     out = tmp_path / "demo"
     shorter = ("--steps=50", "--batch-size=16", "--context=64", "--lr=3e-3")
-    text = run("train", "--freeze=first6", f"--out={out}", *shorter, XLA_FLAGS="").stdout
+    done = forked.run(RUN, "--freeze=first6", f"--out={out}", *shorter, XLA_FLAGS="")  # as users have it
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
     assert "2,936,576, as its config implies" in text
     assert "a uniform guess has ln(V) = 8.318: ok" in text
     assert "trains      1,189,888   40.5%  blocks.6-11, ln_f" in text
