@@ -141,7 +141,8 @@ def test_merged_is_what_peft_merges(kind, tmp_path):
     jaxgpt.save(ours, tmp_path / "orbax")
     again = jaxgpt.load(tmp_path / "orbax")
     assert again.config.lora == ours.config.lora
-    assert all(same(np.asarray(p), np.asarray(named_params(again)[name])) for name, p in named_params(ours).items())
+    params = named_params(again)
+    assert all(same(np.asarray(p), np.asarray(params[name])) for name, p in named_params(ours).items())
     half = jaxgpt.load(tmp_path / "orbax", param_dtype=jnp.bfloat16)
     kinds = {name: p.dtype for name, p in named_params(half).items()}
     assert {str(kind) for name, kind in kinds.items() if "lora" in name} == {"float32"}
