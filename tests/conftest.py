@@ -131,10 +131,13 @@ def run(*args: str | Path, check: bool = True, **env: str) -> subprocess.Complet
     return done
 
 
-def call(*args: str | Path, check: bool = True, report: bool = False) -> subprocess.CompletedProcess:
+def call(
+    *args: str | Path, check: bool = True, report: bool = False, samples: bool = True
+) -> subprocess.CompletedProcess:
     """`python -m ARGS` in this process, which saves the seconds of its imports.
 
-    A run draws its report only if asked: that takes as long as the rest of a short one.
+    A run draws its report only if asked: that takes as long as the rest of a short one. Without `samples` it writes no
+    texts either, for which two programs are compiled that no training step needs.
     """
     package = {"train": "jaxgpt.training", "convert": "jaxgpt.convert"}.get(str(args[0]), str(args[0]))
     main = importlib.import_module(f"{package}.__main__").main
@@ -145,6 +148,7 @@ def call(*args: str | Path, check: bool = True, report: bool = False) -> subproc
     try:
         with (
             mock.patch("jaxgpt.training.finetune._write_report") if undrawn else contextlib.nullcontext(),
+            contextlib.nullcontext() if samples else mock.patch("jaxgpt.training.finetune.sample", return_value="none"),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(error),
             jax.numpy_dtype_promotion("standard"),  # as it is for users: Optax is not strict

@@ -31,7 +31,8 @@ def made(small, tmp_path_factory) -> Path:
     shutil.copytree(small, folder / "model")
     for name in ("run", "standalone"):
         more = ["--standalone"] if name == "standalone" else []
-        call("train", f"--model={folder}/model", "--freeze=last1", f"--out={folder}/{name}", *FLAGS, *more)
+        flags = (f"--model={folder}/model", "--freeze=last1", *FLAGS, *more)
+        call("train", *flags, f"--out={folder}/{name}", samples=False)
     return folder
 
 
@@ -147,13 +148,13 @@ def test_a_base_that_is_gone_is_refused_and_found_again_at_three_places(folder):
         assert len(done.stderr.splitlines()) == 1
     (folder / "run" / "base").symlink_to(folder / "elsewhere")
     shutil.rmtree(folder / "run" / "checkpoints" / "4")
-    call("train", "--resume", folder / "run")
+    call("train", "--resume", folder / "run", samples=False)
     assert all(same(array, whole[name]) for name, array in arrays(folder / "run", 4).items())
     (folder / "run" / "base").unlink()
     (folder / "elsewhere").rename(folder / "model")
     folder.rename(folder.with_name("moved"))  # both of them
     shutil.rmtree(folder.with_name("moved") / "run" / "checkpoints" / "4")
-    call("train", "--resume", folder.with_name("moved") / "run")
+    call("train", "--resume", folder.with_name("moved") / "run", samples=False)
     moved = arrays(folder.with_name("moved") / "run", 4)
     assert all(same(array, whole[name]) for name, array in moved.items())
 
@@ -161,9 +162,9 @@ def test_a_base_that_is_gone_is_refused_and_found_again_at_three_places(folder):
 def test_a_run_is_resumed_with_and_without_its_base(folder):
     for name in ("run", "standalone"):
         shutil.rmtree(folder / name / "checkpoints" / "4")
-    call("train", "--resume", folder / "run", "--standalone")
+    call("train", "--resume", folder / "run", "--standalone", samples=False)
     assert len(held(folder / "run", 4, "params")) == len(held(folder / "standalone", 2, "params"))
-    call("train", "--resume", folder / "standalone")  # what it holds it goes on to hold
+    call("train", "--resume", folder / "standalone", samples=False)  # what it holds it goes on to hold
     assert_same_run(folder / "run", folder / "standalone", 4)
 
 
@@ -186,7 +187,7 @@ def kinds(folder: Path) -> dict[str, list[str]]:
 def test_a_base_of_any_kind_is_read_as_it_was(folder):
     for name, flags in kinds(folder).items():
         out = folder / f"run of {name}"
-        call("train", *flags, "--freeze=last1", f"--out={out}", *FLAGS)
+        call("train", *flags, "--freeze=last1", f"--out={out}", *FLAGS, samples=False)
         base = convert.read(out).base
         assert base.model == str(folder / name)
         assert base.told.get("n_head") == (4 if name == "plain.pt" else None)
@@ -200,13 +201,14 @@ def test_a_base_of_any_kind_is_read_as_it_was(folder):
 def test_a_run_that_began_as_a_run_leans_on_the_first_base_alone(folder):
     """Checkpoints of a run are deleted as it goes on, or with it, and others must not need them."""
     out = folder / "second"
-    call("train", f"--model={folder}/run", r"--freeze=regex:blocks\.0\.mlp.*", f"--out={out}", *FLAGS)
+    call("train", f"--model={folder}/run", r"--freeze=regex:blocks\.0\.mlp.*", f"--out={out}", *FLAGS, samples=False)
     base = convert.read(out).base
     assert base.model == str(folder / "model")
     assert "blocks.0.attn.c_attn.kernel" in base.digests
     assert not [name for name in base.digests if name.startswith((*LAST1, "blocks.0.mlp"))]
     third = folder / "third"
-    call("train", f"--model={folder}/run", "--freeze=head", f"--out={third}", *FLAGS)  # the last block is the run's own
+    # the last block is the run's own
+    call("train", f"--model={folder}/run", "--freeze=head", f"--out={third}", *FLAGS, samples=False)
     assert not [name for name in convert.read(third).base.digests if name.startswith(LAST1)]
     before = [arrays(run, 4) for run in (out, third)]
     shutil.rmtree(folder / "run")
@@ -214,14 +216,14 @@ def test_a_run_that_began_as_a_run_leans_on_the_first_base_alone(folder):
         assert all(same(array, then[name]) for name, array in arrays(run, 4).items())
     shutil.copytree(folder / "standalone", folder / "run")  # the whole run has no base at all
     fourth = folder / "fourth"
-    call("train", f"--model={folder}/run", "--freeze=last1", f"--out={fourth}", *FLAGS)
+    call("train", f"--model={folder}/run", "--freeze=last1", f"--out={fourth}", *FLAGS, samples=False)
     assert convert.read(fourth).base is None
 
 
 def test_parameters_that_are_changed_before_training_are_held(folder):
     call(
         "train", f"--model={folder}/model", "--freeze=last1", "--untie-head", "--add-tokens=<a>,<b>",
-        f"--out={folder}/new", *FLAGS,
+        f"--out={folder}/new", *FLAGS, samples=False,
     )  # fmt: skip
     own = held(folder / "new", 4, "params")
     assert {name for name in own if not name.startswith(LAST1)} == {"tok_emb.embedding", "lm_head.kernel"}

@@ -92,11 +92,11 @@ def test_a_model_without_a_template_can_not_be_asked():
     assert "has no chat template; train the model on conversations" in done.stderr
 
 
-def test_samples_begin_somehow_where_the_assistant_begins(cut, tmp_path):
+def test_samples_begin_somehow_where_the_assistant_begins(small, tmp_path):
     """Of a template that writes nothing before what the assistant says first."""
-    tokenizer = jaxgpt.load_tokenizer(cut)
+    tokenizer = jaxgpt.load_tokenizer(small)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
-    jaxgpt.save_pretrained(jaxgpt.from_pretrained(cut), tmp_path / "m", tokenizer=tokenizer)
+    jaxgpt.save_pretrained(jaxgpt.from_pretrained(small), tmp_path / "m", tokenizer=tokenizer)
     turns = [{"role": "assistant", "content": "Ask me."}, {"role": "user", "content": "Who was king?"}]
     chat = {"messages": [*turns, {"role": "assistant", "content": "Saul."}]}
     (tmp_path / "chat.jsonl").write_text("\n".join([json.dumps(chat)] * 30))

@@ -24,7 +24,7 @@ def extended(small, tmp_path_factory):
         "--freeze=head",
     ]  # fmt: skip
     out = folder / "run"
-    return out, flags, call("train", *flags, f"--out={out}", report=True).stdout
+    return out, flags, call("train", *flags, f"--out={out}", report=True, samples=False).stdout
 
 
 def test_new_tokens_are_said_trained_and_masked(small, extended):
@@ -62,11 +62,11 @@ def test_an_extended_run_resumes_bitwise_and_goes_on_elsewhere(extended, tmp_pat
     shutil.copytree(whole, out)
     for step in (6, 9):
         shutil.rmtree(out / "checkpoints" / str(step))
-    call("train", *flags, f"--out={out}", "--resume")
+    call("train", *flags, f"--out={out}", "--resume", samples=False)
     assert_same_run(out, whole, 9)
     # its tokens are the model's now: nothing is added to a run that starts from it
     flags = [f"--model={whole}", *flags[1:], f"--out={tmp_path / 'next'}", "--steps=1"]
-    again = call("train", *flags).stdout
+    again = call("train", *flags, samples=False).stdout
     assert "<|user|>, <|assistant|>: in the vocabulary already" in again
     assert ": new; their embeddings" not in again
     assert jaxgpt.from_pretrained(tmp_path / "next").config == jaxgpt.from_pretrained(whole).config

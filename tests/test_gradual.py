@@ -308,7 +308,7 @@ def gradual_run(small, tmp_path_factory):
     """Nine steps in three phases that nothing interrupted, with a checkpoint after each step."""
     out = tmp_path_factory.mktemp("gradual") / "whole"
     flags = [f"--model={small}", f"--freeze={PHASES}", *QUICK, "--checkpoint-every=1", "--keep=9"]
-    return out, flags, call("train", *flags, f"--out={out}").stdout
+    return out, flags, call("train", *flags, f"--out={out}", samples=False).stdout
 
 
 def test_a_gradual_run_thaws_when_it_should_and_zeros_are_where_nothing_trains(small, gradual_run):
@@ -331,12 +331,12 @@ def test_a_gradual_run_thaws_when_it_should_and_zeros_are_where_nothing_trains(s
     assert counts == [[3, 3], [3, 3, 6, 6], [3, 3, 6, 6, 9, 9]]  # of Adam and of the schedule
 
 
-@pytest.mark.parametrize("step", [2, 3, 4, 6])
+@pytest.mark.parametrize("step", [3, 4, 6])
 def test_a_gradual_run_resumes_bitwise_before_at_and_after_a_boundary(gradual_run, tmp_path, step):
     whole, flags, _ = gradual_run
     out = tmp_path / "resumed"
     shutil.copytree(whole, out)
     for later in range(step + 1, 10):
         shutil.rmtree(out / "checkpoints" / str(later))
-    call("train", *flags, f"--out={out}", "--resume")
+    call("train", *flags, f"--out={out}", "--resume", "--checkpoint-every=9", samples=False)
     assert_same_run(out, whole, 9)

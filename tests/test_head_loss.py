@@ -16,7 +16,7 @@ from jaxgpt.convert.adapter import LoRA
 from jaxgpt.model.gpt import GPT
 from jaxgpt.params import named_params, with_params
 
-CONFIG = jaxgpt.GPTConfig(n_embd=24, n_inner=40, vocab_size=97, n_positions=32, n_head=3, n_layer=2)
+CONFIG = jaxgpt.GPTConfig(n_embd=24, n_inner=40, vocab_size=97, n_positions=32, n_head=3, n_layer=1)
 B, T = 3, 16
 
 

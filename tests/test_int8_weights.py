@@ -25,6 +25,12 @@ def tiny():
     return jaxgpt.from_pretrained("tiny"), jaxgpt.from_pretrained("tiny", weights="int8")
 
 
+@pytest.fixture(scope="module")
+def short(cut):
+    """Three blocks of it in 8 bits, which compile fast."""
+    return jaxgpt.from_pretrained(cut, weights="int8")
+
+
 @pytest.mark.parametrize(
     ("shape", "n_in"), [((2 * BLOCK_INPUTS, 3, 2, 5), 1), ((4, 3 * BLOCK_INPUTS, 7), 2), ((9, 7), 1)]
 )
@@ -52,23 +58,28 @@ def test_perplexity_is_within_half_a_percent(tiny):
     assert int8.perplexity == pytest.approx(floats.perplexity, rel=0.005)
 
 
-def test_no_kernel_is_converted_to_floats_for_a_token(tiny):
+def test_no_kernel_is_converted_to_floats_for_a_token(short):
     """XLA moves a conversion out of the loop over tokens where it can; each token then reads four times the bytes."""
-    _, model = tiny
     start = jax.eval_shape(
         lambda: prefill(
-            model, jnp.ones((1, 8), jnp.int32), jnp.zeros(1, jnp.int32), jax.random.key(0), (Greedy(),),
+            short, jnp.ones((1, 8), jnp.int32), jnp.zeros(1, jnp.int32), jax.random.key(0), (Greedy(),),
             jnp.full(1, -1), room=8, num_samples=1, remember=False,
         )
     )  # fmt: skip
-    compiled = decode.lower(model, start, (Greedy(),), jnp.full(1, -1), jnp.int32(8)).compile()
-    kernels = [param for param in named_params(model).values() if isinstance(param, Int8Kernel)]
+    compiled = decode.lower(short, start, (Greedy(),), jnp.full(1, -1), jnp.int32(8)).compile()
+    kernels = [param for param in named_params(short).values() if isinstance(param, Int8Kernel)]
     assert compiled.memory_analysis().temp_size_in_bytes < sum(kernel.size for kernel in kernels)
+
+
+FEW_BLOCKS = {family: {"num_hidden_layers": 1} for family in FIRST} | {
+    family: TWO_BLOCKS[family]
+    for family in ("gpt_neo", "qwen2")  # whose blocks differ
+}
 
 
 @pytest.mark.parametrize("family", FIRST)
 def test_every_family_has_near_logits_and_writes_the_same_alone_and_in_a_batch(family, tmp_path):
-    write_model(tmp_path, family, **TWO_BLOCKS[family])
+    write_model(tmp_path, family, **FEW_BLOCKS[family])
     floats, model = (jaxgpt.from_pretrained(tmp_path, weights=weights) for weights in ("float", "int8"))
     rows = random_rows(3, 9)
     expected, found = floats(rows), model(rows)
@@ -81,7 +92,7 @@ def test_every_family_has_near_logits_and_writes_the_same_alone_and_in_a_batch(f
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_adapters_and_rows_of_new_tokens_are_merged_first(family, tmp_path):
-    write_model(tmp_path, family, **TWO_BLOCKS[family])
+    write_model(tmp_path, family, **FEW_BLOCKS[family])
     model = jaxgpt.add_lora(separate_new_tokens(jaxgpt.from_pretrained(tmp_path), 2), "lora:r=2")
     params = named_params(model)
     params |= {name: param + 0.1 for name, param in params.items() if ".lora_" in name or name.endswith(".new")}
@@ -105,8 +116,8 @@ def test_what_it_is_not_for_is_refused(tiny, tmp_path):
         jaxgpt.from_pretrained("tiny", weights="int4")
 
 
-def test_the_command_line_writes_what_complete_does(tiny, capsys):
+def test_the_command_line_writes_what_complete_does(short, cut, capsys):
     flags = ("--prompt=In the beginning", "--max-new-tokens=8", "--no-compile-cache")
-    assert main(("tiny", "--weights=int8", *flags)) == 0
-    text = jaxgpt.complete(tiny[1], jaxgpt.load_tokenizer("tiny"), "In the beginning", max_new_tokens=8)
+    assert main((str(cut), "--weights=int8", *flags)) == 0
+    text = jaxgpt.complete(short, jaxgpt.load_tokenizer("tiny"), "In the beginning", max_new_tokens=8)
     assert capsys.readouterr().out == f"In the beginning{text}\n"

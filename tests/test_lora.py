@@ -95,7 +95,7 @@ def loss_and_grads(model: GPT, strategy: str):
     def loss(trainable):
         return jaxgpt.next_token_loss(with_params(model, trainable | frozen), jnp.asarray(TOKENS)).mean()
 
-    return trainable, jax.value_and_grad(loss)(trainable)
+    return trainable, jax.jit(jax.value_and_grad(loss))(trainable)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,7 +119,7 @@ def test_logits_gradients_and_a_step_are_pefts(kind):
     torch.optim.AdamW(by_name.values(), **told).step()
     tx = optax.adamw(1e-3, 0.9, 0.95, 1e-8, weight_decay=0.1)
     with jax.numpy_dtype_promotion("standard"):
-        updates, _ = tx.update(grads, tx.init(trainable), trainable)
+        updates, _ = jax.jit(tx.update)(grads, tx.init(trainable), trainable)
     for name, p in optax.apply_updates(trainable, updates).items():
         assert np.abs(np.asarray(p) - as_ours(name, by_name[to_theirs(name)], p.shape)).max() <= 1e-6, name
     with torch.no_grad():
@@ -141,7 +141,8 @@ def test_merged_is_what_peft_merges(kind, tmp_path):
     jaxgpt.save(ours, tmp_path / "orbax")
     again = jaxgpt.load(tmp_path / "orbax")
     assert again.config.lora == ours.config.lora
-    assert all(same(np.asarray(p), np.asarray(named_params(again)[name])) for name, p in named_params(ours).items())
+    params = named_params(again)
+    assert all(same(np.asarray(p), np.asarray(params[name])) for name, p in named_params(ours).items())
     half = jaxgpt.load(tmp_path / "orbax", param_dtype=jnp.bfloat16)
     kinds = {name: p.dtype for name, p in named_params(half).items()}
     assert {str(kind) for name, kind in kinds.items() if "lora" in name} == {"float32"}

@@ -25,7 +25,7 @@ def whole(small, tmp_path_factory):
     """Nine steps in three phases that nothing interrupted, with a checkpoint after each step."""
     out = tmp_path_factory.mktemp("lora") / "whole"
     flags = [f"--model={small}", f"--freeze={PHASES}", *QUICK, "--checkpoint-every=1", "--keep=9", "--weight-decay=0.1"]
-    return out, flags, call("train", *flags, f"--out={out}").stdout
+    return out, flags, call("train", *flags, f"--out={out}", samples=False).stdout
 
 
 def test_the_base_keeps_its_bits_until_it_thaws(small, whole):
@@ -42,13 +42,12 @@ def test_the_base_keeps_its_bits_until_it_thaws(small, whole):
     assert moments == {name.removeprefix("params/") for name in adapters}
 
 
-@pytest.mark.parametrize("step", [3, 4, 7])
-def test_it_resumes_bitwise_before_at_and_after_a_boundary(whole, tmp_path, step):
+def test_it_resumes_bitwise_at_a_boundary(whole, tmp_path):
     out = tmp_path / "resumed"
     shutil.copytree(whole[0], out)
-    for later in range(step + 1, 10):
+    for later in range(5, 10):
         shutil.rmtree(out / "checkpoints" / str(later))
-    call("train", "--resume", out)
+    call("train", "--resume", out, "--checkpoint-every=9", samples=False)
     assert_same_run(out, whole[0], 9)
 
 
@@ -59,15 +58,15 @@ from conftest import call
 import jax
 assert jax.device_count() == 4
 folder, *flags = sys.argv[1:]
-call("train", *flags, f"--out={folder}/whole")
-for step in (3, 4, 5, 7):
+call("train", *flags, f"--out={folder}/whole", samples=False)
+for step in (4, 5, 7):
     copy = Path(folder, str(step))
     shutil.copytree(Path(folder, "whole"), copy)
     for later in range(step + 1, 10):
         shutil.rmtree(copy / "checkpoints" / str(later))
-    call("train", "--resume", copy)
+    call("train", "--resume", copy, "--checkpoint-every=9", samples=False)
 """
-"""The same run on four devices, resumed at both boundaries, before and between them, all in one process."""
+"""The same run on four devices, resumed at both boundaries and between them, all in one process."""
 
 
 def test_it_resumes_bitwise_around_each_boundary_on_four_devices(whole, tmp_path):
@@ -76,7 +75,7 @@ def test_it_resumes_bitwise_around_each_boundary_on_four_devices(whole, tmp_path
     assert done.returncode == 0, done.stderr
     average = held(tmp_path / "whole", 9, "ema")
     assert len(average) > 20
-    for step in (3, 4, 5, 7):
+    for step in (4, 5, 7):
         assert_same_run(tmp_path / str(step), tmp_path / "whole", 9)
         found = held(tmp_path / str(step), 9, "ema")
         assert all(same(found[name], p) for name, p in average.items()), step
@@ -87,7 +86,9 @@ def logits_of(model) -> np.ndarray:
 
 
 def test_a_run_is_taken_out_as_an_adapter_and_merged(small, tmp_path):
-    said = call("train", f"--model={small}", "--freeze=lora:r=2,on=attn", *QUICK, f"--out={tmp_path}/run").stdout
+    said = call(
+        "train", f"--model={small}", "--freeze=lora:r=2,on=attn", *QUICK, f"--out={tmp_path}/run", samples=False
+    ).stdout
     assert re.search(r"parameters +[\d,]+, as its config implies", said)
     assert "--to=peft    # for PEFT" in said
     assert "times that" not in said  # as a rate was given
@@ -112,10 +113,11 @@ def test_a_run_is_taken_out_as_an_adapter_and_merged(small, tmp_path):
     # another run goes on from it: with its adapter, or, where that is not named, with merged weights
     flags = (f"--model={small}", f"--adapter={tmp_path}/peft", *QUICK, "--steps=1")
     said = call(
-        "train", *(flag for flag in flags if "--lr" not in flag), "--freeze=lora", f"--out={tmp_path}/on"
+        "train", *(flag for flag in flags if "--lr" not in flag), "--freeze=lora", f"--out={tmp_path}/on", samples=False
     ).stdout
     assert re.search(r"lr +0\.004 at its peak, after 1 step of warm-up, adapters at 10 times that", said)
-    call("train", f"--model={tmp_path}/run", *QUICK, "--steps=1", "--freeze=last1", f"--out={tmp_path}/other")
+    flags = (f"--model={tmp_path}/run", *QUICK, "--steps=1", "--freeze=last1")
+    call("train", *flags, f"--out={tmp_path}/other", samples=False)
     assert jaxgpt.from_pretrained(tmp_path / "on").config.lora.r == 2
     other = jaxgpt.from_pretrained(tmp_path / "other")
     assert other.config.lora is None
@@ -127,13 +129,16 @@ def test_new_rows_train_and_nothing_else(small, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("<|a|> The quick brown fox <|b|> jumps over the lazy dog. " * 200)
     flags = (*QUICK, f"--data={text}", "--add-tokens=<|a|>,<|b|>", "--weight-decay=0.1")
-    said = call("train", f"--model={small}", "--freeze=new-tokens", *flags, f"--out={tmp_path}/run").stdout
+    said = call(
+        "train", f"--model={small}", "--freeze=new-tokens", *flags, f"--out={tmp_path}/run", samples=False
+    ).stdout
     assert re.search(r"parameters +[\d,]+, as its config implies", said)
     assert re.search(r"new; their embeddings start at the mean of the others$", said, re.M)
     merged = jaxgpt.merge_lora(jaxgpt.from_pretrained(tmp_path / "run"))
     begin = jaxgpt.resize_vocab(jaxgpt.from_pretrained(small), 4098, pad_multiple=128)
+    params = named_params(merged)
     for name, p in named_params(begin).items():
-        changed = np.argwhere(np.asarray(p) != np.asarray(named_params(merged)[name]))
+        changed = np.argwhere(np.asarray(p) != np.asarray(params[name]))
         assert {int(index[0]) for index in changed} == ({4096, 4097} if name == "tok_emb.embedding" else set()), name
     done = call("train", f"--model={small}", "--freeze=new-tokens", *QUICK, f"--out={tmp_path}/none", check=False)
     assert (done.returncode, "give --add-tokens" in done.stderr) == (2, True)

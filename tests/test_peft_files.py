@@ -306,15 +306,13 @@ def test_a_model_given_as_an_adapter_is_named(tmp_path):
         jaxgpt.from_pretrained("tiny", adapter=tmp_path)
 
 
-def test_the_card_of_an_adapter_has_the_lines_that_load_it(tmp_path):
+def test_the_card_of_an_adapter_has_the_lines_that_load_it(cut, tmp_path):
     """Rows that chat's tokens and padding added are those that PEFT's base needs, and the command says so."""
     exchange = json.dumps({"instruction": "Who?", "output": "He."}) + "\n"
     (tmp_path / "chat.jsonl").write_text(exchange * 40)
     flags = ("--steps=1", "--batch-size=2", "--context=32", f"--data={tmp_path}/chat.jsonl", "--freeze=lora:r=2")
-    small = jaxgpt.from_pretrained("tiny")
-    base, run = tmp_path / "base", tmp_path / "run"
-    jaxgpt.save_pretrained(small, base, tokenizer=jaxgpt.load_tokenizer("tiny"))
-    call("train", f"--model={base}", f"--out={run}", *flags)
+    run = tmp_path / "run"
+    call("train", f"--model={cut}", f"--out={run}", *flags, samples=False)
     said = call("convert", run, tmp_path / "adapter", "--to=peft").stdout
     assert "PEFT needs as many rows in its base first: resize_token_embeddings(4224)" in said
     lines = (tmp_path / "adapter" / "README.md").read_text().split("```python\n")[1].split("```")[0]

@@ -84,7 +84,7 @@ def test_a_run_keeps_a_tokenizer_of_another_kind(tmp_path):
     folder = bert_in(tmp_path / "bert", "config")
     (tmp_path / "some.txt").write_text("我是中国人 他在这 hello world " * 100)
     flags = ("--steps=2", "--batch-size=4", "--eval-every=2", f"--cache={tmp_path}/cache")
-    call("train", f"--model={folder}", f"--data={tmp_path}/some.txt", f"--out={tmp_path}/run", *flags)
+    call("train", f"--model={folder}", f"--data={tmp_path}/some.txt", f"--out={tmp_path}/run", *flags, samples=False)
     text = "中国人 hello"
     assert (
         jaxgpt.load_tokenizer(tmp_path / "run")(text)["input_ids"] == jaxgpt.load_tokenizer(folder)(text)["input_ids"]
@@ -218,7 +218,9 @@ def test_nanogpt_s_characters_are_a_tokenizer_and_come_back(tmp_path):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     (tmp_path / "some.txt").write_text("a bad cab\n" * 200)
     flags = ("--steps=2", "--batch-size=4", "--eval-every=2", f"--cache={tmp_path}/cache", "--prompt=a")
-    call("train", f"--model={tmp_path}/m", f"--data={tmp_path}/some.txt", f"--out={tmp_path}/run", *flags)
+    call(
+        "train", f"--model={tmp_path}/m", f"--data={tmp_path}/some.txt", f"--out={tmp_path}/run", *flags, samples=False
+    )
     call("convert", tmp_path / "run", tmp_path / "hf", "--to=hf")
     assert AutoTokenizer.from_pretrained(tmp_path / "hf")(text)["input_ids"] == [letters.index(c) for c in text]
     refused = call("jaxgpt", "generate", tmp_path / "hf", "--prompt=xyz", check=False)
