@@ -83,8 +83,8 @@ def next_token_gradients(
             return with_params(model, params | of_head).logits(x, ctx, dtype=model.dtype, multiple=_multiple(model))
 
         logits, back = jax.vjp(logits_of, of_head, x)
-        losses, slope = cross_entropy(logits, targets, model.config, label_smoothing)
-        return jnp.sum(losses * weights), *back((slope * weights[..., None]).astype(logits.dtype))
+        loss, slope = cross_entropy(logits, targets, weights, model.config, label_smoothing)
+        return loss, *back(slope.astype(logits.dtype))
 
     x, back = jax.vjp(stream, trainable)
     parts = []
@@ -98,18 +98,35 @@ def next_token_gradients(
 
 
 def cross_entropy(
-    logits: Float[Array, "B T V"], targets: Int[Array, "B T"], config: GPTConfig, label_smoothing: float
-) -> tuple[Float[Array, "B T"], Float[Array, "B T V"]]:
-    """Return the loss of each row, and its slope by the row's logits. No array is made whose slope is a scatter."""
+    logits: Float[Array, "B T V"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    config: GPTConfig,
+    label_smoothing: float,
+) -> tuple[Float[Array, ""], Float[Array, "B T V"]]:
+    """Return the sum of the losses times their weights, and its slope by the logits."""
     logits, tokens = mask_padding(logits.astype(jnp.float32), config), columns(logits)
-    log_sum, is_target = jax.nn.logsumexp(logits, axis=-1, keepdims=True), tokens == targets[..., None]
-    losses, goal = log_sum[..., 0] - jnp.sum(logits, axis=-1, where=is_target), is_target.astype(jnp.float32)
+    w, n = weights[..., None], config.n_tokens
+    if platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
+        # one target of a row is read and changed where it is: to look for it among all takes a pass over the logits
+        most = jnp.max(logits, axis=-1, keepdims=True)
+        powers = jnp.exp(logits - most)
+        total = jnp.sum(powers, axis=-1, keepdims=True)
+        log_sum = most + jnp.log(total)
+        of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+        B, T = (jnp.arange(n, dtype=jnp.int32) for n in targets.shape)
+        slope = (powers * (w / total)).at[B[:, None], T[None], targets].add((label_smoothing - 1) * weights)
+    else:
+        log_sum, is_target = jax.nn.logsumexp(logits, axis=-1, keepdims=True), tokens == targets[..., None]
+        of_target = jnp.sum(logits, axis=-1, where=is_target, keepdims=True)
+        slope = w * (jnp.exp(logits - log_sum) - (1 - label_smoothing) * is_target.astype(jnp.float32))
+    losses = log_sum - of_target
     if label_smoothing:
-        is_token, n = tokens < config.n_tokens, config.n_tokens
-        of_all = log_sum[..., 0] - jnp.sum(logits, axis=-1, where=is_token) / n
+        is_token = tokens < n
+        of_all = log_sum - jnp.sum(logits, axis=-1, where=is_token, keepdims=True) / n
         losses = (1 - label_smoothing) * losses + label_smoothing * of_all
-        goal = (1 - label_smoothing) * goal + jnp.where(is_token, label_smoothing / n, 0)
-    return losses, jnp.exp(logits - log_sum) - goal
+        slope = slope - w * jnp.where(is_token, label_smoothing / n, 0)
+    return jnp.sum(losses * w), slope
 
 
 def _n_parts(T: int, B: int) -> int:

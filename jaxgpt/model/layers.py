@@ -140,9 +140,26 @@ class Linear(nnx.LinearGeneral):
     def __call__(self, inputs, keys: Keys | None = None):
         """Return the outputs of (B, T, …) inputs; `keys` turn on the adapter's dropout."""
         x = inputs.reshape(-1, *inputs.shape[2:])
-        rows = super().__call__(x) if not isinstance(self.kernel.get_value(), Int8Kernel) else self._int8(x)
+        if isinstance(self.kernel.get_value(), Int8Kernel):
+            rows = self._int8(x)
+        elif platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
+            rows = self._flat(x)
+        else:
+            rows = super().__call__(x)
         rows = self.adapted(x, rows, keys)
         return rows.reshape(*inputs.shape[:2], *rows.shape[1:])
+
+    def _flat(self, x: Array) -> Array:
+        """Return the outputs of rows by a product of matrices.
+
+        Where they have more axes, XLA's CPU backend leaves the kernel's gradient transposed, for the optimizer to read.
+        """
+        given = x, self.kernel[...], None if self.bias is None else self.bias[...]
+        x, kernel, bias = self.promote_dtype(given, dtype=self.dtype)
+        outputs = kernel.shape[len(self.in_features) :]
+        n_inputs = math.prod(self.in_features)
+        rows = (x.reshape(-1, n_inputs) @ kernel.reshape(n_inputs, -1)).reshape(-1, *outputs)
+        return rows if bias is None else rows + bias[None]
 
     def _int8(self, x: Array) -> Array:
         rows = self.product(x.astype(self.dtype))
