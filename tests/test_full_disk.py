@@ -109,7 +109,7 @@ def assert_full(done, file: Path, kept: str, said: str) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(small, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "r"
-    call("train", f"--model={small}", f"--out={out}", *SHORT, report=True)
+    call("train", f"--model={small}", f"--out={out}", *SHORT, report=True, samples=False)
     return out
 
 
@@ -120,23 +120,23 @@ def test_a_disk_that_is_full_at_any_write_of_a_run(small, undisturbed, tmp_path,
     disk = Disk(out, monkeypatch)
     monkeypatch.setattr("jaxgpt.convert.digests.SECONDS_TO_WAIT", 1)  # for a file that Orbax could not write
     disk.full = "run.lock"
-    done = call(*flags, check=False)  # nothing is begun
+    done = call(*flags, check=False, samples=False)  # nothing is begun
     assert (done.returncode, done.stderr) == (2, f"train: {out}/run.lock: No space left on device\n")
     assert [*out.iterdir()] == []
     for name in ("run.tmp", "metrics.jsonl", "samples.tmp", "tokenizer/tokenizer_config.json"):
         disk.full, disk.written = name, []
-        done = call(*flags, *["--resume"] * out.exists(), check=False)
+        done = call(*flags, *["--resume"] * out.exists(), check=False, samples=False)
         assert name in disk.written
         assert_full(done, out / re.split(r"[./]", name)[0], "there is no checkpoint there", capfd.readouterr().err)
     disk.full = "checkpoints/4/digests.json"
-    done = call(*flags, "--resume", check=False)
+    done = call(*flags, "--resume", check=False, samples=False)
     assert_full(done, out / "checkpoints" / "4", "the newest checkpoint is that of step 2", capfd.readouterr().err)
 
     # what is written from then on
     disk.full, disk.written = "", []
     whole = Path(shutil.copytree(out, tmp_path / "whole"))
     disk._folder = whole
-    call("train", "--resume", whole, report=True)
+    call("train", "--resume", whole, report=True, samples=False)
     disk._folder = out
     names = list(dict.fromkeys(disk.written))
     handlers = {name: re.sub(rf"checkpoints/4/({'|'.join(ITEMS)})/|plots/\w+", "ANY/", name) for name in names}
@@ -146,13 +146,13 @@ def test_a_disk_that_is_full_at_any_write_of_a_run(small, undisturbed, tmp_path,
             continue
         shutil.rmtree(out / "checkpoints" / "4", ignore_errors=True)
         disk.full = name
-        done = call("train", "--resume", out, check=False, report="svg" in name or "html" in name)
+        done = call("train", "--resume", out, check=False, report="svg" in name or "html" in name, samples=False)
         step = 4 if name.startswith(("samples", "plots", "report")) else 2
         kept = f"the newest checkpoint is that of step {step}"
         assert_full(done, out / re.split(r"[./]", name)[0], kept, capfd.readouterr().err)
         assert find_damage(out / "checkpoints" / str(step), step=step) == ""
     disk.full = ""
-    call("train", "--resume", out, report=True)
+    call("train", "--resume", out, report=True, samples=False)
     assert_same_run(out, undisturbed, 4)
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in undisturbed.iterdir())
 
@@ -167,7 +167,7 @@ def test_leftovers_are_removed_and_other_files_are_not(small, whole_run, tmp_pat
         (out / name).write_text("half")
     (out / ".tokenizer.89abcdef.tmp").mkdir()
     (out / ".tokenizer.89abcdef.tmp" / "tokenizer.json").write_text("{")
-    call("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume", report=True)
+    call("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume", report=True, samples=False)
     assert {path.name for path in out.iterdir()} == {path.name for path in whole_run.iterdir()} | set(mine)
 
 
@@ -196,7 +196,9 @@ def test_what_the_files_of_a_run_have_lost_is_said(small, whole_run, tmp_path, d
             (out / name).write_bytes(b"".join(lines[1:3]))
         else:
             (out / name).write_bytes(b"\xff\x00{[" * 99)
-    done = call("train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume", report=True)
+    done = call(
+        "train", f"--model={small}", f"--out={out}", "--freeze=first1", *QUICK, "--resume", report=True, samples=False
+    )
     lost = {"lost": ("6 of 6", 0, "6 of 6", 1), "cut": ("4 of 6", 0, "4 of 6", 1), "binary": ("6 of 6", 0, "6 of 6", 1)}
     metrics, first, updates, second = lost[damage]
     goes_on = "; plots and report go on without it"

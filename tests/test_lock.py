@@ -35,7 +35,7 @@ time.sleep(60)
 
 
 def train(*flags: object) -> forked.Forked:
-    return forked.Forked(forked.RUN, *flags, stderr=subprocess.STDOUT)
+    return forked.Forked(forked.RUN, *flags, stderr=subprocess.STDOUT, samples=False)
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
@@ -97,7 +97,7 @@ def test_a_run_that_came_meanwhile_is_not_deleted(small, tmp_path):
         pytest.fail(f"it has ended: {said}")
     late.send_signal(signal.SIGSTOP)
     assert not out.exists()
-    call("train", *flags)
+    call("train", *flags, samples=False)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     late.send_signal(signal.SIGCONT)
     said += late.communicate()[0]
@@ -134,7 +134,7 @@ def test_two_starts_at_once_lose_no_checkpoint_and_write_no_line_twice(small, tm
 
 def test_two_resumptions_at_once_go_on_once(small, whole_run, tmp_path):
     out = unfinished(whole_run, tmp_path / "r")
-    both = [forked.Forked(forked.RUN, "--resume", out) for _ in range(2)]
+    both = [forked.Forked(forked.RUN, "--resume", out, samples=False) for _ in range(2)]
     said = [process.communicate() for process in both]
     assert sorted(process.returncode for process in both) in ([0, 2], [0, 0]), said
     for process, (_, error) in zip(both, said, strict=True):

@@ -25,7 +25,7 @@ def flags(small, out) -> list[str]:
 @pytest.mark.parametrize("n_lines", [1, 12])
 def test_a_reader_that_has_seen_enough_ends_no_run(small, whole_run, tmp_path, n_lines):
     out = tmp_path / "r"
-    run = forked.Forked(forked.RUN, *flags(small, out))
+    run = forked.Forked(forked.RUN, *flags(small, out), samples=False)
     assert all(run.stdout.readline() for _ in range(n_lines))
     run.stdout.close()
     assert run.wait() == 0, run.stderr.read()
@@ -40,7 +40,7 @@ def test_a_reader_that_has_seen_enough_ends_no_run(small, whole_run, tmp_path, n
 @pytest.mark.parametrize("streams", [FULL, CLOSED])
 def test_an_output_that_is_full_or_closed_ends_no_run(small, tmp_path, streams):
     out = tmp_path / "r"
-    run = forked.Forked(streams + forked.RUN, *flags(small, out), "--steps=3")
+    run = forked.Forked(streams + forked.RUN, *flags(small, out), "--steps=3", samples=False)
     said = run.communicate()
     assert run.returncode == 0, said
     assert complete_steps(out)[-1] == 3
@@ -72,7 +72,7 @@ def test_a_fault_of_ours_keeps_what_was_saved(small, whole_run, tmp_path, monkey
                 return None if int(state.step) < 6 else {}["no such key"]
 
             patch.setattr(Checkpoints, "save", save_and_fail)
-        done = call("train", *flags(small, out), check=False)
+        done = call("train", *flags(small, out), check=False, samples=False)
     what = "train: a fault of jaxgpt, and not of your input (KeyError: 'no such key'): what was saved stays; "
     assert (done.returncode, done.stderr) == (70, f"{what}please report it with {out}/run.log\n")
     assert "Traceback" not in done.stdout
@@ -80,7 +80,7 @@ def test_a_fault_of_ours_keeps_what_was_saved(small, whole_run, tmp_path, monkey
     steps = complete_steps(out)
     assert steps[-1] == (4 if moment == "between steps" else 6)
     assert [find_damage(out / "checkpoints" / str(step), step=step) for step in steps] == [""] * len(steps)
-    call("train", "--resume", out)
+    call("train", "--resume", out, samples=False)
     assert_same_run(out, whole_run, 9)
 
 
@@ -89,7 +89,7 @@ def test_a_terminal_that_hangs_up_stops_the_run_after_a_step_and_saves_it(small,
     slow = "import time, jaxgpt.training.loop as loop\nmake = loop.device_train_batches\n"
     slow += "def slowly(*a, **k):\n    for b in make(*a, **k):\n        time.sleep(0.3)\n        yield b\n"
     slow += "loop.device_train_batches = slowly\n"
-    run = forked.Forked(slow + forked.RUN, *flags(small, out), stderr=subprocess.STDOUT)
+    run = forked.Forked(slow + forked.RUN, *flags(small, out), stderr=subprocess.STDOUT, samples=False)
     for line in run.stdout:
         if line.startswith("step 2/9"):
             break
@@ -97,7 +97,7 @@ def test_a_terminal_that_hangs_up_stops_the_run_after_a_step_and_saves_it(small,
     run.send_signal(signal.SIGHUP)
     assert run.wait() == 75
     assert 2 <= complete_steps(out)[-1] < 9
-    call("train", *flags(small, out), "--resume")
+    call("train", *flags(small, out), "--resume", samples=False)
     assert_same_run(out, whole_run, 9)
     assert (out / "run.log").read_text().count(" process ") == 2
 
@@ -105,7 +105,7 @@ def test_a_terminal_that_hangs_up_stops_the_run_after_a_step_and_saves_it(small,
 def test_nohup_is_heeded(small, tmp_path):
     out = tmp_path / "r"
     ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-    run = forked.Forked(ignored + forked.RUN, *flags(small, out), stderr=subprocess.STDOUT)
+    run = forked.Forked(ignored + forked.RUN, *flags(small, out), stderr=subprocess.STDOUT, samples=False)
     for line in run.stdout:
         if line.startswith("model "):
             run.send_signal(signal.SIGHUP)

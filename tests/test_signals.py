@@ -26,7 +26,9 @@ main()
 
 
 def slow(patch: str, flags: list[str]) -> Forked:
-    return Forked(PATCHED.format(patch=patch, flags=[str(flag) for flag in flags]), stderr=subprocess.STDOUT)
+    return Forked(
+        PATCHED.format(patch=patch, flags=[str(flag) for flag in flags]), stderr=subprocess.STDOUT, samples=False
+    )
 
 
 def signal_at(process: Forked, pattern: str, number: int) -> str:
@@ -115,7 +117,7 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(flags, whole
     assert "stopped after step 4, which is saved" in text
     assert complete_steps(tmp_path / "r")[-1] == 4
     assert all(line["eval_loss"] is None or line["step"] == 0 for line in metrics(tmp_path / "r"))
-    call("train", *flags, "--resume")
+    call("train", *flags, "--resume", samples=False)
     assert_same_run(tmp_path / "r", whole_run, 9)
     eval_state = [
         json.loads((run / "checkpoints" / "9" / "eval_state" / "metadata").read_text())
@@ -140,13 +142,13 @@ jaxgpt.training.step.phases.PhaseCompiler._compile = compile
 
 def test_a_signal_while_the_next_phase_compiles_saves_and_does_not_wait_for_it(flags, small, tmp_path):
     gradual = [flag for flag in flags if "freeze" not in flag] + ["--freeze=gradual:head@0,full@5"]
-    call("train", *(flag.replace(f"{tmp_path}/r", f"{tmp_path}/whole") for flag in gradual))
+    call("train", *(flag.replace(f"{tmp_path}/r", f"{tmp_path}/whole") for flag in gradual), samples=False)
     process = slow(SLOW_THAW, gradual)
     text = signal_at(process, "^step 4/9", signal.SIGUSR1)
     assert process.returncode == 75, text
     assert "stopped after step 5, which is saved" in text
     assert complete_steps(tmp_path / "r")[-1] == 5
-    call("train", *gradual, "--resume")
+    call("train", *gradual, "--resume", samples=False)
     assert_same_run(tmp_path / "r", tmp_path / "whole", 9)
 
 
