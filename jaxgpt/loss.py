@@ -114,7 +114,7 @@ def cross_entropy(
         total = jnp.sum(powers, axis=-1, keepdims=True)
         log_sum = most + jnp.log(total)
         of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-        B, T = (jnp.arange(n, dtype=jnp.int32) for n in targets.shape)
+        B, T = (jnp.arange(size, dtype=jnp.int32) for size in targets.shape)
         slope = (powers * (w / total)).at[B[:, None], T[None], targets].add((label_smoothing - 1) * weights)
     else:
         log_sum, is_target = jax.nn.logsumexp(logits, axis=-1, keepdims=True), tokens == targets[..., None]
