@@ -121,20 +121,20 @@ def test_gradients_and_a_step_of_adamw_equal_torch(name, tmp_path):
 
 @pytest.mark.capability("generation")
 @every_family
-def test_greedy_text_of_120_tokens_equals_transformers_single_and_batched(name, tmp_path):
-    theirs = write_model(tmp_path, name, max_position_embeddings=140, **TWO_BLOCKS[name])
+def test_greedy_text_of_200_tokens_equals_transformers_single_and_batched(name, tmp_path):
+    theirs = write_model(tmp_path, name, max_position_embeddings=256, **TWO_BLOCKS[name])
     model = jaxgpt.from_pretrained(tmp_path)
     prompts = [random_rows(1, length, seed=length)[0] for length in (3, 17, 11)]
     theirs.generation_config.eos_token_id = None
-    wanted = {"max_new_tokens": 120, "do_sample": False, "pad_token_id": 1}
+    wanted = {"max_new_tokens": 200, "do_sample": False, "pad_token_id": 1}
     alone = theirs.generate(torch.tensor(prompts[1][None], dtype=torch.long), **wanted)[0, 17:].numpy()
     padded, mask = np.full((3, 17), 1), np.zeros((3, 17), np.int64)
     for row, prompt in enumerate(prompts):
         padded[row, 17 - len(prompt) :], mask[row, 17 - len(prompt) :] = prompt, 1
     batched = theirs.generate(torch.tensor(padded), attention_mask=torch.tensor(mask), **wanted)[:, 17:].numpy()
-    rows = jaxgpt.generate(model, prompts, max_new_tokens=120, eos_id=())
+    rows = jaxgpt.generate(model, prompts, max_new_tokens=200, eos_id=())
     ours = np.stack([np.asarray(row)[len(p) :] for row, p in zip(rows, prompts, strict=True)])
-    single = np.asarray(jaxgpt.generate(model, prompts[1][None], max_new_tokens=120, eos_id=()))[0, 17:]
+    single = np.asarray(jaxgpt.generate(model, prompts[1][None], max_new_tokens=200, eos_id=()))[0, 17:]
     assert (ours == batched).all()
     assert (ours[1] == alone).all()
     assert (single == alone).all()

@@ -35,17 +35,17 @@ def test_greedy_text_equals_transformers_up_to_the_end_of_the_context(tiny):
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_greedy_text_of_unequal_prompts_equals_transformers_for_60_tokens(tiny, penalty):
+def test_greedy_text_of_unequal_prompts_equals_transformers_for_100_tokens(tiny, penalty):
     """One batch against one prompt at a time, and with the repetition penalty, which must not see padding."""
     ours, theirs = tiny
     prompts = jaxgpt.load_tokenizer("tiny")(PROMPTS)["input_ids"]
     assert len({len(prompt) for prompt in prompts}) == 4
-    rows = jaxgpt.generate(ours, prompts, max_new_tokens=60, repetition_penalty=penalty)
+    rows = jaxgpt.generate(ours, prompts, max_new_tokens=100, repetition_penalty=penalty)
     for prompt, row in zip(prompts, rows, strict=True):
-        assert (row == greedy(theirs, [prompt], max_new_tokens=60, repetition_penalty=penalty)[0]).all()
+        assert (row == greedy(theirs, [prompt], max_new_tokens=100, repetition_penalty=penalty)[0]).all()
     if penalty == 1:
-        batched = greedy(theirs, prompts, max_new_tokens=60)  # as transformers pads it: on the left, with a mask
-        assert all((row[-60:] == expected[-60:]).all() for row, expected in zip(rows, batched, strict=True))
+        batched = greedy(theirs, prompts, max_new_tokens=100)  # as transformers pads it: on the left, with a mask
+        assert all((row[-100:] == expected[-100:]).all() for row, expected in zip(rows, batched, strict=True))
 
 
 def greedy(model, prompts, **settings):
