@@ -39,15 +39,15 @@ class Forked:
 
     def __init__(
         self, code: str, *args: object, imports: tuple[str, ...] = TRAINING, stderr: int | None = None,
-        report: bool = False, samples: bool = True, **env: str,
+        samples: bool = True, **env: str,
     ):  # fmt: skip
         """Start it; `stderr=subprocess.STDOUT` merges both streams.
 
-        A run draws its report only with `report`, and writes texts only with `samples`.
+        A run draws no report, and writes texts only with `samples`.
         """
         out, err, (self._status, told) = os.pipe(), os.pipe(), os.pipe()
         request = {"code": code, "argv": ["-c", *map(str, args)], "env": os.environ | env, "cwd": os.getcwd()}
-        request |= {"report": report, "samples": samples}
+        request["samples"] = samples
         theirs = [out[1], out[1] if stderr == subprocess.STDOUT else err[1], told]
         socket.send_fds(_server(imports), [json.dumps(request).encode()], theirs)
         for descriptor in (out[1], err[1], told):
@@ -173,8 +173,7 @@ def _become(request: dict, out: int, err: int) -> NoReturn:
     os.chdir(request["cwd"])
     sys.argv, code = request["argv"], 0
     if training := sys.modules.get("jaxgpt.training.finetune"):
-        if not request["report"]:
-            training._write_report = lambda run: None
+        training._write_report = lambda run: None
         if not request["samples"]:
             training.sample = lambda inputs, state: "none"
     try:

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
@@ -102,6 +101,7 @@ def norm_gradients(
     Args:
         interpret: compute what the kernel would on whatever device there is.
     """
+    from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
     shape, width = x.shape, x.shape[-1]
@@ -130,6 +130,7 @@ def _kernel(
     *, n_programs: int, tile: tuple[int, int], epsilon: float, is_centred: bool,
 ):  # fmt: skip
     """Take every `n_programs`-th tile of rows, from that of this program's number on."""
+    from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
     (n_rows, width), (at_once, padded) = x_ref.shape, tile

@@ -99,7 +99,7 @@ class PhaseCompiler:
 
     @property
     def is_next_ready(self) -> bool:
-        """True if the next phase needs no waiting for."""
+        """True if the next phase needs no waiting for, whatever is compiled after it."""
         return self._programs[min(self._programs)].done()
 
     @property
