@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -45,6 +46,9 @@ WHOLE_VOCABULARY: Rules[P] = (
 SHARED_HEADS = re.compile(r".*\.attn\.[kv]_proj\.(kernel|bias)")
 """Names of the layers of heads that are for several heads of queries each. Where `tensor` does not divide their number,
 each of its devices has all of them."""
+
+NARROW = 256
+"""Below this width D a CPU computes in float32: with AMX a step in bfloat16 takes 0.7 of its time at 256, 0.9 at 64."""
 
 ROWS = ("data", "fsdp")
 """The axes over which the rows of a batch are split."""
@@ -174,17 +178,30 @@ def to_host(array: jax.Array) -> np.ndarray:
     return np.array(array)
 
 
-def usual_dtype(device: Any) -> Literal["float32", "bfloat16"]:
+def usual_dtype(device: Any, width: int) -> Literal["float32", "bfloat16"]:
     """Return the format in which products are computed on such a device unless told otherwise: bfloat16 if it is fast.
 
-    That is on TPUs, on NVIDIA's GPUs from Ampere on, and on AMD's that JAX knows.
+    That is on TPUs, on NVIDIA's GPUs from Ampere on, on AMD's that JAX knows, and on CPUs with AMX.
+
+    Args:
+        width: D of the model. On a CPU, narrow ones gain little.
     """
     if device.platform == "tpu":
         return "bfloat16"
+    if device.platform == "cpu":
+        return "bfloat16" if width >= NARROW and has_amx() else "float32"
     if device.platform not in ("gpu", "cuda", "rocm"):
         return "float32"
     found = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
     return "bfloat16" if found is None or int(found[1]) >= 8 else "float32"
+
+
+def has_amx(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Return whether this machine's CPU has matrix instructions for bfloat16, as far as Linux says so."""
+    try:
+        return "amx_bf16" in Path(cpuinfo).read_text(errors="replace").split()
+    except OSError:
+        return False
 
 
 def platform() -> str:

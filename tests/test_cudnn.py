@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jaxgpt.model.attention
+import jaxgpt.model.bfloat16
 import jaxgpt.model.cudnn
 from jaxgpt import GPTConfig
 from jaxgpt.mesh import make_mesh
@@ -33,7 +34,8 @@ def gpu(monkeypatch):
 
     def pretend(capability: tuple[int, int] = (9, 0)) -> None:
         monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
-        monkeypatch.setattr(jaxgpt.model.attention, "platform", lambda: "gpu")
+        for module in (jaxgpt.model.attention, jaxgpt.model.bfloat16):
+            monkeypatch.setattr(module, "platform", lambda: "gpu")
         monkeypatch.setattr(jaxgpt.model.cudnn, "compute_capability", lambda: capability)
 
     return pretend

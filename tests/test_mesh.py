@@ -213,4 +213,4 @@ def test_what_is_no_mesh(text):
     ],
 )  # fmt: skip
 def test_products_are_in_bfloat16_where_it_is_fast(platform, capability, expected):
-    assert usual_dtype(SimpleNamespace(platform=platform, compute_capability=capability)) == expected
+    assert usual_dtype(SimpleNamespace(platform=platform, compute_capability=capability), 128) == expected

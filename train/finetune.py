@@ -5,14 +5,11 @@ import math
 import time
 from dataclasses import asdict, replace
 
-import jax
-
 from jaxgpt.compile_cache import use_compile_cache
 from jaxgpt.convert.command_line.console import busy, show
 from jaxgpt.convert.disk import target_path
 from jaxgpt.convert.errors import InputError, escaped, what_failed
 from jaxgpt.convert.exit_codes import ExitCode
-from jaxgpt.mesh import usual_dtype
 from jaxgpt.params import count_params
 from jaxgpt.training.command import command_of, resume_command
 from jaxgpt.training.data.reference import add_reference
@@ -43,7 +40,6 @@ def train(settings: Settings, stop: Stop, callbacks: Callbacks = NO_CALLBACKS) -
         TrainingError: the loss is non-finite, or the run's folder can't be written any more.
     """
     connect(settings)
-    settings = replace(settings, dtype=settings.dtype or usual_dtype(jax.devices()[0]))
     use_compile_cache(settings.compile_cache)
     run = RunFolder(target_path(settings.out))
     try:
@@ -59,6 +55,7 @@ def train(settings: Settings, stop: Stop, callbacks: Callbacks = NO_CALLBACKS) -
 def train_in(run: RunFolder, settings: Settings, stop: Stop, callbacks: Callbacks) -> int:
     """Train in a folder, which `prepare` and `start` lock."""
     inputs, params = prepare(settings, run)
+    settings = inputs.settings
     compiler, info = PhaseCompiler(inputs.spec), describe_run(inputs)
 
     # go on from the newest checkpoint that is not damaged, or begin

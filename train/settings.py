@@ -266,7 +266,8 @@ class Settings(ModelFlags):
     )  # fmt: skip
     dtype: Literal["float32", "bfloat16"] | None = setting(
         None, "The format in which matrix products are computed. Weights are kept in float32 either way.",
-        group="devices", default_text="bfloat16 on a GPU or TPU that has it, else float32",
+        group="devices", default_text="bfloat16 on a GPU or TPU that has it, and on a CPU with AMX for models at least "
+        "256 wide; else float32",
     )  # fmt: skip
     frozen_dtype: Literal["float32", "bfloat16", "int8"] = setting(
         "float32", "The format in which kernels that never train are kept on the devices. bfloat16 takes half the "

@@ -23,7 +23,7 @@ from jaxgpt.data.documents import Source
 from jaxgpt.data.sources import peek
 from jaxgpt.freeze.strategies import check_strategy, lora_of, names_new_tokens
 from jaxgpt.int8 import Int8Kernel, quantise
-from jaxgpt.mesh import make_mesh, shardings
+from jaxgpt.mesh import make_mesh, shardings, usual_dtype
 from jaxgpt.params import count_params, module_shares, named_params, with_params
 from jaxgpt.tokenizer import add_tokens, begin_ids, check_vocabulary, encode_prompt, encode_text
 from jaxgpt.training.command import check_settings
@@ -135,6 +135,7 @@ def prepare(settings: Settings, run: RunFolder) -> tuple[TrainingInputs, dict[st
     with busy(f"looking for {settings.model}"), about("--model"):
         checkpoint = convert.read(resolve(find_model(settings, run)), **settings.how_to_read)
     config = checkpoint.config
+    settings = replace(settings, dtype=settings.dtype or usual_dtype(jax.devices()[0], config.n_embd))
     mesh = make_mesh_of_run(settings, run, config.n_embd)
     batch_shapes(settings, mesh, config, packed=False)  # before the model is read, as is the strategy
     with about("--freeze"):

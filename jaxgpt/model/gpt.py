@@ -22,6 +22,7 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.int8 import Int8Kernel
 from jaxgpt.mesh import constrain, platform
 from jaxgpt.model.attention import attend, attention
+from jaxgpt.model.bfloat16 import bfloat16_product, fits_bfloat16_product
 from jaxgpt.model.cache import Cache
 from jaxgpt.model.capture import NO_CONTEXT, Capture, Edit, ForwardContext, make_capture
 from jaxgpt.model.dropout import Keys, dropout
@@ -90,7 +91,7 @@ class Attention(nnx.Module):
         if self.split_qkv:
             q, k, v = self.q_proj(x, ctx.keys), self.k_proj(x, ctx.keys), self.v_proj(x, ctx.keys)
         else:
-            q, k, v = jnp.moveaxis(self.c_attn(x, ctx.keys), 2, 0)
+            q, k, v = (part[:, :, 0] for part in jnp.split(self.c_attn(x, ctx.keys), 3, axis=2))
         if self.qk_norm:
             q, k = self.q_norm(q).astype(q.dtype), self.k_norm(k).astype(k.dtype)
         if ctx.rotations is not None:
@@ -326,8 +327,12 @@ class GPT(nnx.Module, metaclass=_NamesFunctions):
         head = self.tok_emb.embedding[...].T if is_tied else self.lm_head.kernel.get_value()
         if is_tied or not (self.lm_head.lora or isinstance(head, Int8Kernel)):
             n_more = -head.shape[1] % multiple
-            head = jnp.pad(head.astype(rows.dtype), ((0, 0), (0, n_more)))
-            logits = jnp.matmul(rows, head, preferred_element_type=dtype)
+            if fits_bfloat16_product(self.dtype):
+                kernel, axis = (self.tok_emb.embedding[...], 1) if is_tied else (head, 0)
+                logits = bfloat16_product(rows, kernel, axis).astype(dtype)
+            else:
+                head = jnp.pad(head.astype(rows.dtype), ((0, 0), (0, n_more)))
+                logits = jnp.matmul(rows, head, preferred_element_type=dtype)
         else:
             n_more, logits = 0, self.lm_head.product(rows, dtype)
         if not is_tied:

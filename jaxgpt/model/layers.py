@@ -12,6 +12,7 @@ from jaxgpt.convert.adapter import LoRA, column_lengths
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.int8 import Int8Kernel
 from jaxgpt.mesh import constrain, exchange_columns, platform
+from jaxgpt.model.bfloat16 import bfloat16_product, fits_bfloat16_product
 from jaxgpt.model.dropout import Keys, dropout
 
 BLOCK_INPUTS = 16
@@ -153,13 +154,15 @@ class Linear(nnx.LinearGeneral):
         """Return the outputs of rows by a product of matrices.
 
         Where they have more axes, XLA's CPU backend leaves the kernel's gradient transposed, for the optimizer to read.
+        With products in bfloat16 they are float32, which saves their conversions.
         """
         given = x, self.kernel[...], None if self.bias is None else self.bias[...]
-        x, kernel, bias = self.promote_dtype(given, dtype=self.dtype)
-        outputs = kernel.shape[len(self.in_features) :]
-        n_inputs = math.prod(self.in_features)
-        rows = (x.reshape(-1, n_inputs) @ kernel.reshape(n_inputs, -1)).reshape(-1, *outputs)
-        return rows if bias is None else rows + bias[None]
+        n_inputs, is_half = math.prod(self.in_features), fits_bfloat16_product(self.dtype)
+        x, kernel, bias = given if is_half else self.promote_dtype(given, dtype=self.dtype)
+        x, matrix = x.reshape(-1, n_inputs), kernel.reshape(n_inputs, -1)
+        rows = bfloat16_product(x, matrix, 0) if is_half else x @ matrix
+        rows = rows.reshape(-1, *kernel.shape[len(self.in_features) :])
+        return rows if bias is None else rows + bias[None].astype(rows.dtype)
 
     def _int8(self, x: Array) -> Array:
         rows = self.product(x.astype(self.dtype))

@@ -36,7 +36,6 @@ def compile_only(settings: Settings) -> int:
     """Compile the step of the last phase, in which most trains, print its summary, and return the exit code."""
     check_settings(settings)
     topology = find_topology(settings.topology)
-    settings = replace(settings, dtype=settings.dtype or usual_dtype(topology.devices[0]))
     spec = make_spec_of_shapes(settings, topology)
     with ThreadPoolExecutor(2) as pool:  # one thread compiles the step, the other the shallow models
         fitted = None
@@ -54,6 +53,7 @@ def compile_only(settings: Settings) -> int:
 def make_spec_of_shapes(settings: Settings, topology: Topology) -> StepSpec:
     """Make the specification of the run that the settings describe, as far as it is known without the data."""
     config = config_of(settings)
+    settings = replace(settings, dtype=settings.dtype or usual_dtype(topology.devices[0], config.n_embd))
     with about("--mesh"):
         mesh = make_mesh(settings.mesh, devices=topology.devices, width=config.n_embd)
     model = abstract(as_trained(config, settings, mesh), dtype=jnp.dtype(settings.dtype or "float32"))
