@@ -52,7 +52,8 @@ def our_step(model: jaxgpt.GPT, text: str, tokens: np.ndarray) -> Any:
     tx = make_optimizer(plan, trainable, rate, weight_decay=0.1, clip=1.0)
     state = init_state(trainable, frozen, tx, make_mesh(devices=jax.devices()[:1]))
     rates = Rates(jnp.float32(1e-4), {name: jnp.float32(1) for name in trainable})
-    step = make_train_step(model, tx, rate, 0, jax.tree.map(lambda leaf: leaf.sharding, state))
+    # most steps of a long run measure no updates
+    step = make_train_step(model, tx, rate, 0, jax.tree.map(lambda leaf: leaf.sharding, state), measures=False)
     compiled = step.lower(state, Batch(jax.ShapeDtypeStruct(tokens.shape, np.int32)), rates).compile()
     kept = [state]
 
@@ -63,8 +64,8 @@ def our_step(model: jaxgpt.GPT, text: str, tokens: np.ndarray) -> Any:
     return run
 
 
-def their_step(model: Any, text: str, config: jaxgpt.GPTConfig, tokens: np.ndarray) -> Any:
-    """Return a function that makes one step in PyTorch, with the same parameters frozen."""
+def their_step(model: Any, text: str, config: jaxgpt.GPTConfig, tokens: np.ndarray, dtype: str) -> Any:
+    """Return a function that makes one step in PyTorch, with the same parameters frozen; half precision is autocast."""
     dialect = FAMILIES[config.model_type].dialect
     ours = {name: row.ours for row in dialect.expand(config) for name in row.names}
     plan = freeze.parse(text, config, 3000)
@@ -80,8 +81,10 @@ def their_step(model: Any, text: str, config: jaxgpt.GPTConfig, tokens: np.ndarr
     def run() -> None:
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        logits = model(ids[:, :-1], use_cache=False).logits
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            logits = model(ids[:, :-1], use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
 
@@ -127,26 +130,28 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="in bfloat16 only steps")
     parser.add_argument("--only", nargs="+", metavar="SHAPE", default=SHAPES)
     arguments = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "torch", "transformers"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; {packages}")
     print(
-        f"{arguments.batch_size} x {arguments.context} tokens a step, float32; medians of {arguments.repeats} turns\n"
+        f"{arguments.batch_size} x {arguments.context} tokens a step, {arguments.dtype}; "
+        f"medians of {arguments.repeats} turns\n"
     )
     print("| shape | what | transformers | jaxgpt | ratio |\n|---|---|---:|---:|---:|")
     for name in arguments.only:
         theirs = reference(name)
         with tempfile.TemporaryDirectory() as folder:
             theirs.save_pretrained(folder)
-            model = jaxgpt.from_pretrained(folder)
+            model = jaxgpt.from_pretrained(folder, dtype=arguments.dtype)
         draw = np.random.default_rng(0)
         tokens = draw.integers(0, model.config.n_tokens, (arguments.batch_size, arguments.context + 1)).astype(np.int32)
         for text in STRATEGIES:
-            pair = our_step(model, text, tokens), their_step(theirs, text, model.config, tokens)
+            pair = our_step(model, text, tokens), their_step(theirs, text, model.config, tokens, arguments.dtype)
             mine, others, ratio = in_turn(*pair, arguments.repeats)
             print(f"| {name} | step of `{text}` | {others:.2f} s | {mine:.2f} s | {ratio:.2f} |", flush=True)
-        for batch in BATCHES:
+        for batch in BATCHES if arguments.dtype == "float32" else ():
             prompts = draw.integers(0, model.config.n_tokens, (batch, PROMPT)).astype(np.int32)
             mine, others, ratio = in_turn(our_text(model, prompts), their_text(theirs, prompts), arguments.repeats)
             speed = [f"{batch * NEW / seconds:.1f} tokens/s" for seconds in (others, mine)]

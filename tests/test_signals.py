@@ -152,6 +152,26 @@ def test_a_signal_while_the_next_phase_compiles_saves_and_does_not_wait_for_it(f
     assert_same_run(tmp_path / "r", tmp_path / "whole", 9)
 
 
+SLOW_MEASURING = """
+from jaxgpt.training.step import spec
+spec.MEASUREMENTS, spec.WORTH_A_PROGRAM, real = 2, 0, spec.StepSpec.lower
+def lower(self, phase, measures=True):
+    if measures:
+        import ctypes
+        ctypes.CDLL(None).sleep(600)
+    return real(self, phase, measures)
+spec.StepSpec.lower = lower
+"""
+
+
+def test_a_signal_while_the_step_that_measures_compiles_saves_and_does_not_wait_for_it(flags, tmp_path):
+    process = slow(SLOW_MEASURING, flags)  # of nine steps the fifth and, as there is no tenth, no other one measures
+    text = signal_at(process, "^step 5: waiting for the step that measures updates", signal.SIGUSR1)
+    assert process.returncode == 75, text
+    assert "stopped after step 4, which is saved" in text
+    assert complete_steps(tmp_path / "r")[-1] == 4
+
+
 def test_a_second_signal_ends_at_once(flags, tmp_path):
     saving = "lambda *a: (print('saving', flush=True), time.sleep(600))"
     patch = f"import jaxgpt.training.loop; jaxgpt.training.loop.Checkpoints.save = {saving}"

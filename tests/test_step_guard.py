@@ -84,7 +84,9 @@ def planned(case: str, monkeypatch) -> dict[str, int]:
     """Count what the step of a case asks of a GPU: kernels of attention, products by dtype, and its largest floats."""
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(jaxgpt.model.attention, "platform", lambda: "gpu")
-    for module in ("loss", "model.norm", "model.gpt", "training.step.step", "training.step.optimizer"):
+    for module in (
+        "loss", "model.norm", "model.gpt", "model.bfloat16", "training.step.step", "training.step.optimizer",
+    ):  # fmt: skip
         monkeypatch.setattr(f"jaxgpt.{module}.platform", lambda: "gpu")
     for module in ("cudnn", "norm"):
         monkeypatch.setattr(f"jaxgpt.model.{module}.compute_capability", lambda: (9, 0))

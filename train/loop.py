@@ -16,7 +16,8 @@ from jaxgpt.training.run.eval_state import EvalState
 from jaxgpt.training.run.logs import RunLog
 from jaxgpt.training.setup import TrainingInputs
 from jaxgpt.training.signals import Stop
-from jaxgpt.training.step.phases import CompiledPhase, PhaseCompiler
+from jaxgpt.training.step.optimizer import norm
+from jaxgpt.training.step.phases import CompiledPhase, PhaseCompiler, wait
 from jaxgpt.training.step.step import TrainState
 
 
@@ -31,6 +32,8 @@ class Callbacks:
 
 
 NO_CALLBACKS = Callbacks()
+
+norm_of = jax.jit(norm)
 
 UnderWay = tuple[int, int, dict[str, Any]]
 """A step, its number of trainable parameters, and its metrics, which may still be computed."""
@@ -62,6 +65,8 @@ class TrainLoop:
         self._progress = ProgressBar(first, spec.steps, spec.tokens_per_step, (first, eval_loss))
         self._under_way: UnderWay | None = None
         """The last step, until it is settled."""
+        self._is_measured = True
+        """True if the updates of the last step are known, and so to be finite."""
         self._is_told = False
         """True when all processes know that one of them was asked to stop."""
 
@@ -80,7 +85,7 @@ class TrainLoop:
         Raises:
             NonFiniteLoss: nothing that came of the step is saved.
         """
-        spec, settings, config = self._inputs.spec, self._inputs.settings, self._inputs.spec.model.config
+        spec, settings = self._inputs.spec, self._inputs.settings
         batches = device_train_batches(
             self._inputs.data.train.rows, settings.batch_size, settings.seed, spec.mesh,
             first=self.step, last=spec.steps, workers=settings.workers,
@@ -89,9 +94,11 @@ class TrainLoop:
         while batch is not None:
             if spec.plan.at(self.step) > spec.plan.phases.index(self._phase.phase) and not self._enter_phase():
                 break
+            if (step := self._next_step()) is None:
+                break
             # step k + 1 is under way, and the batch of step k + 2, before anything waits for the metrics of step k
             before = self._under_way
-            self.state, metrics = self._phase.step(self.state, batch, self._phase.rates)
+            self.state, metrics = step(self.state, batch, self._phase.rates)
             batch = next(batches, None)
             self.step += 1
             self._settle(before)
@@ -102,7 +109,7 @@ class TrainLoop:
             is_last = self.is_done or self._is_stopping
             if is_last or self.step % settings.checkpoint_every == 0 or self.eval_state.best_step == self.step:
                 self._settle(self._under_way)
-                self._checkpoints.save(self.state, config, self.eval_state)
+                self._save()
             if is_last:
                 break
         self._checkpoints.wait()
@@ -129,12 +136,34 @@ class TrainLoop:
         entered = self._compiler.enter_next(self.state, self._stop)
         self._progress.go_on()
         if entered is None:
-            self._checkpoints.save(self.state, self._inputs.spec.model.config, self.eval_state)
+            self._save()
             return False
         self.state, self._phase = entered
         name, n_trainable = self._phase.phase.name, self._phase.n_trainable
         self._progress.say(f"step {self.step + 1}: {name} thaws, {n_trainable:,} parameters train")
         return True
+
+    def _next_step(self) -> jax.stages.Compiled | None:
+        """Return the program of the next step; None if a signal came while it was still being compiled."""
+        measuring = self._phase.measuring
+        if measuring is None or (self.step + 1) % self._inputs.spec.measure_every:
+            return self._phase.step
+        if measuring.done():
+            return measuring.result()
+        self._settle(self._under_way)
+        self._progress.say(f"step {self.step + 1}: waiting for the step that measures updates, which is being compiled")
+        self._progress.pause()
+        step = wait(measuring, self._stop)
+        self._progress.go_on()
+        if step is None:
+            self._save()
+        return step
+
+    def _save(self) -> None:
+        """Save the state; a step that measured no updates may have left weights that are not finite."""
+        if not self._is_measured:
+            check_finite(self.step, {"the weights' norm": float(norm_of(self.state.trainable))})
+        self._checkpoints.save(self.state, self._inputs.spec.model.config, self.eval_state)
 
     def _evaluate(self) -> None:
         """Compute the loss on the held-out part; if a signal interrupts it, the resumed run repeats it."""
@@ -163,13 +192,15 @@ class TrainLoop:
     def _fetch(self, step: int, metrics: dict[str, Any]) -> dict[str, float]:
         """Return the numbers of a step, which must be finite before anything that came of it is kept."""
         found = jax.tree.map(float, jax.device_get(metrics))
-        updates = found.pop("updates")
+        updates = found.pop("updates", None)
+        self._is_measured = updates is not None
         self._is_told = bool(found.pop("stop")) or self._is_told
         numbers = {"the loss": "loss", "the gradient's norm": "grad_norm", "the update's norm": "update_norm"}
-        check_finite(step, {says: found[name] for says, name in numbers.items()})
-        del found["update_norm"]  # the next loss is of the updated parameters, and this one is of those before
+        check_finite(step, {says: found[name] for says, name in numbers.items() if name in found})
+        found.pop("update_norm", None)  # the next loss is of the updated parameters, and this one is of those before
         self._progress.advance(found["loss"])
-        self._log.updates(step, self._inputs.spec.steps, updates, self._modules)
+        if updates is not None:
+            self._log.updates(step, self._inputs.spec.steps, updates, self._modules)
         return found
 
     def _write(self, step: int, n_trainable: int, metrics: dict[str, float], eval_loss: float | None = None) -> None:

@@ -15,11 +15,9 @@ import jax
 from jaxgpt.convert.errors import InputError, writing
 from jaxgpt.convert.json_input import field, open_file, parse_json
 from jaxgpt.training.run.folder import RunFolder
+from jaxgpt.training.step.spec import measure_every
 from jaxgpt.training.step.step import REWARDS
 from jaxgpt.training.tracking.trackers import Trackers
-
-COLUMNS = 150
-"""Most lines of updates.jsonl, which are the columns of a picture."""
 
 LONGEST = 10**6
 """Bytes of a line of a log, at most; what is longer is cut off, and no line."""
@@ -56,7 +54,7 @@ class RunLog:
         """Return what the files of a run that goes on after `step` have lost: a sentence for each of them."""
         if not self._run.is_writer:
             return []
-        every = _spacing(n_steps)
+        every = measure_every(n_steps)
         expected = {self._run.metrics: range(step), self._run.updates: range(every, step + 1, every)}
         lost = []
         for path, steps in expected.items():
@@ -121,7 +119,7 @@ class RunLog:
 
     def updates(self, step: int, n_steps: int, updates: dict[str, float], modules: list[str]) -> None:
         """Append a line to updates.jsonl, if it is this step's turn; a frozen module's update is 0."""
-        if step % _spacing(n_steps) == 0:
+        if step % measure_every(n_steps) == 0:
             ratios = {module: ratio if math.isfinite(ratio) else None for module, ratio in updates.items()}
             self._append(self._run.updates, {"step": step, "updates": dict.fromkeys(modules, 0.0) | ratios})
 
@@ -148,11 +146,6 @@ def read_updates(path: Path) -> list[dict[str, Any]]:
         {"step": line["step"], "updates": {name: _number(line["updates"], name, math.nan) for name in line["updates"]}}
         for line in lines
     ]
-
-
-def _spacing(n_steps: int) -> int:
-    """Return how many steps there are between two lines of updates.jsonl."""
-    return -(-n_steps // COLUMNS)
 
 
 def _replace(path: Path, content: bytes) -> None:

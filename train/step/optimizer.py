@@ -158,10 +158,11 @@ def norm(tree: Any) -> Float[Array, ""]:
 def norms(groups: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
     """Compute the norm of each tree.
 
-    On a GPU one kernel adds the sums of all groups: each array would need two of its own. Over several GPUs it would
-    gather each array's.
+    One sum over a table adds up what there is of all groups: else each array would need one or two of its own, that is
+    more kernels on a GPU, and on a CPU a program that takes longer to compile. Over several devices it would gather
+    each array's.
     """
-    if platform() == "gpu" and jax.sharding.get_abstract_mesh().size <= 1:
+    if platform() != "tpu" and jax.sharding.get_abstract_mesh().size <= 1:
         parts = [jnp.concatenate([_squares(leaf) for leaf in jax.tree.leaves(tree)]) for tree in groups.values()]
         longest = max(map(len, parts))
         # held together: XLA takes the sum of joined arrays apart

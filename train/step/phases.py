@@ -4,6 +4,7 @@ import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from jaxgpt.training.signals import Stop
 from jaxgpt.training.step.spec import StepSpec
 from jaxgpt.training.step.step import Rates, TrainState, begin_average, init_state
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class CompiledPhase:
@@ -27,6 +30,8 @@ class CompiledPhase:
     """Number of parameters that train."""
     step: jax.stages.Compiled
     """The training step: from state, batch and rates to state and metrics."""
+    measuring: Future[jax.stages.Compiled] | None
+    """That of the steps whose updates are kept, where it is another program; see `StepSpec.measures_apart`."""
     rates: Rates
     enter: jax.stages.Compiled | None
     """From the optimizer state of the phase before to that of this one; None in the first phase."""
@@ -48,6 +53,7 @@ class PhaseCompiler:
         self._programs: dict[int, Future[CompiledPhase]] = {}
         """Those that were asked for and not yet entered, by the index of the phase."""
         self._lowered: dict[int, Future[jax.stages.Lowered]] = {}
+        self._measuring: list[Future[jax.stages.Compiled]] = []
 
     def init(self, params: dict[str, jax.Array]) -> TrainState:
         """Return the state before the first step."""
@@ -79,15 +85,9 @@ class PhaseCompiler:
     def enter_next(self, state: TrainState, stop: Stop) -> tuple[TrainState, CompiledPhase] | None:
         """Wait for the next phase's program, and return it with the thawed state; None after a signal."""
         index = min(self._programs)
-        program = self._programs[index]
-        is_alone = jax.process_count() == 1  # several processes must decide together, below
-        while not program.done():
-            if is_alone and stop.requested.is_set():
-                return None
-            time.sleep(0.05)
-        if any_process(stop.requested.is_set()):
+        if (compiled := wait(self._programs[index], stop)) is None:
             return None
-        compiled = self._programs.pop(index).result()
+        del self._programs[index]
         self._compile_ahead(index + 1, self._n_ahead)
         return self._enter(state, compiled), compiled
 
@@ -105,7 +105,8 @@ class PhaseCompiler:
     @property
     def is_compiling(self) -> bool:
         """True while a program is being compiled, which can't be interrupted."""
-        return any(program.running() for program in self._programs.values())
+        programs: list[Future[Any]] = [*self._programs.values(), *self._measuring]
+        return any(program.running() for program in programs)
 
     def close(self) -> None:
         """Cancel programs that nobody will run."""
@@ -120,8 +121,12 @@ class PhaseCompiler:
     def _compile(self, index: int) -> CompiledPhase:
         spec, phase = self._spec, self._spec.plan.phases[index]
         state, began = spec.state(phase.start), time.perf_counter()
-        lowered = self._lowered.pop(index).result() if index in self._lowered else spec.lower(phase)
+        is_apart, measuring = spec.measures_apart(phase), None
+        lowered = self._lowered.pop(index).result() if index in self._lowered else spec.lower(phase, not is_apart)
         compiled = lowered.compile()
+        if is_apart:
+            measuring = self._pool.submit(lambda: spec.lower(phase).compile())
+            self._measuring.append(measuring)
         enter = None
         factors = {name: replicated(np.float32(spec.rate_factors[name]), spec.mesh) for name in state.trainable}
         rates = Rates(replicated(np.float32(spec.peak_lr), spec.mesh), factors)
@@ -135,4 +140,15 @@ class PhaseCompiler:
             before = spec.state(spec.plan.phases[index - 1].start).opt_state
             # donated: what trained stays where it is
             enter = jax.jit(thaw, donate_argnums=0, out_shardings=opt_shardings).lower(before).compile()
-        return CompiledPhase(phase, count_params(state.trainable), compiled, rates, enter, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return CompiledPhase(phase, count_params(state.trainable), compiled, measuring, rates, enter, seconds)
+
+
+def wait(program: Future[T], stop: Stop) -> T | None:
+    """Wait for a program; return None after a signal."""
+    is_alone = jax.process_count() == 1  # several processes must decide together, below
+    while not program.done():
+        if is_alone and stop.requested.is_set():
+            return None
+        time.sleep(0.05)
+    return None if any_process(stop.requested.is_set()) else program.result()

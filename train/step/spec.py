@@ -17,8 +17,8 @@ from jaxgpt.convert.adapter import input_axes
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError, about
 from jaxgpt.int8 import int8_shapes
-from jaxgpt.mesh import batch_sharding, batch_shards, shardings
-from jaxgpt.params import by_module, named_params, with_params
+from jaxgpt.mesh import batch_sharding, batch_shards, platform, shardings
+from jaxgpt.params import by_module, count_params, named_params, with_params
 from jaxgpt.training.settings import Settings
 from jaxgpt.training.step.batch import Batch
 from jaxgpt.training.step.optimizer import (
@@ -33,6 +33,12 @@ from jaxgpt.training.step.step import Objective, Preference, Rates, TrainState, 
 
 OBJECTIVE_RATE = {"next-token": 1.0, "dpo": 0.05, "simpo": 0.05}
 """Factors of the default learning rate. Preferences are learned at small ones; TRL's defaults differ by as much."""
+
+MEASUREMENTS = 150
+"""Most steps of which the updates are kept."""
+
+WORTH_A_PROGRAM = 4e9
+"""Parameters times steps from which on it takes a CPU less time to compile a second step than to measure them all."""
 
 STEPS = 150
 """The default length of a run: minutes on two cores for the bundled model."""
@@ -74,6 +80,22 @@ class StepSpec:
         return list(by_module(self.params))
 
     @property
+    def measure_every(self) -> int:
+        """One of so many steps has its updates kept."""
+        return measure_every(self.steps)
+
+    def measures_apart(self, phase: freeze.Phase) -> bool:
+        """Return whether the steps whose updates are kept are another program than those between.
+
+        They are on a CPU, for which a norm is a pass over memory; on accelerators it costs nothing.
+        """
+        later = [other.start for other in self.plan.phases if other.start > phase.start]
+        n_steps = min(later, default=self.steps) - phase.start
+        n_trainable = count_params(self.plan.partition(self.params, phase.start)[0])
+        is_alone = self.mesh.size == 1 and platform() == "cpu"
+        return is_alone and self.measure_every > 1 and n_trainable * n_steps > WORTH_A_PROGRAM
+
+    @property
     def warmup_steps(self) -> int:
         """Steps in which the learning rate rises to its peak."""
         return warmup_steps(self.steps, self.settings.warmup)
@@ -106,15 +128,16 @@ class StepSpec:
     def _states(self) -> dict[int, TrainState]:
         return {}
 
-    def lower(self, phase: freeze.Phase) -> jax.stages.Lowered:
+    def lower(self, phase: freeze.Phase, measures: bool = True) -> jax.stages.Lowered:
         """Lower the step of a phase for the devices of the mesh, which need not be there."""
         state = self.state(phase.start)
         state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         tx = self.optimizer(state.trainable, phase.start)
         number: Any = jax.ShapeDtypeStruct((), np.float32, sharding=state_shardings.step)
         step = make_train_step(
-            self.model, tx, self.schedule, self.settings.seed, state_shardings, self.objective, self.settings.ema
-        )
+            self.model, tx, self.schedule, self.settings.seed, state_shardings, self.objective, self.settings.ema,
+            measures,
+        )  # fmt: skip
         with jax.set_mesh(self.mesh):
             return step.lower(state, self.batch, Rates(number, dict.fromkeys(state.trainable, number)))
 
@@ -166,6 +189,11 @@ def make_step_spec(
         peak_lr=settings.lr or PEAK_LR[settings.optimizer] / config.n_embd * OBJECTIVE_RATE[settings.objective],
         rate_factors=factors,
     )
+
+
+def measure_every(n_steps: int) -> int:
+    """Return of how many steps one has its updates kept."""
+    return -(-n_steps // MEASUREMENTS)
 
 
 def _shape(name: str, param: Any, dtype: Any, sharding: NamedSharding) -> Any:

@@ -181,6 +181,7 @@ def make_train_step(
     state_shardings: TrainState | None = None,
     objective: Objective = Objective(),
     ema_decay: float | None = None,
+    measures: bool = True,
 ) -> jax.stages.Wrapped:
     """Return the step, which differentiates the trainable parameters only: XLA drops the rest of the backward pass.
 
@@ -188,6 +189,7 @@ def make_train_step(
         tx: updates at a peak learning rate of 1, which the step's `Rates` multiply.
         state_shardings: the shardings of the state, which it keeps.
         ema_decay: what remains of the moving average in a step, if the state has one; see `move_average`.
+        measures: whether the metrics say how far each module moved.
     """
     config = model.config
     adapter_pdrop = config.lora.dropout if config.lora else 0.0
@@ -196,19 +198,20 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, rates: Rates) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if has_dropout else None
         (loss, measured), grads = objective.loss_and_grads(model, state, batch, key)
-        weights, sizes = with_norms(state.trainable)
+        weights, sizes = with_norms(state.trainable) if measures else (state.trainable, {})
         updates, opt_state = tx.update(grads, state.opt_state, weights)
         updates = {name: update * (rates.peak * rates.factors[name]) for name, update in updates.items()}
         trainable = optax.apply_updates(weights, updates)
-        moves = norms(by_module(updates))
         metrics = {
             "loss": loss,
             "lr": rates.peak * schedule(state.step),
             "grad_norm": norm(grads),
-            "update_norm": jnp.sqrt(sum(jnp.square(move) for move in moves.values())),
-            "updates": {module: moves[module] / size for module, size in sizes.items()},
             **measured,
         }
+        if measures:
+            moves = norms(by_module(updates))
+            metrics["update_norm"] = jnp.sqrt(sum(jnp.square(move) for move in moves.values()))
+            metrics["updates"] = {module: moves[module] / size for module, size in sizes.items()}
         ema = {} if ema_decay is None else move_average(state.ema, trainable, ema_decay)
         return TrainState(state.step + 1, trainable, state.frozen, opt_state, ema), metrics
 
@@ -231,7 +234,7 @@ def move_average(ema: dict[str, Array], trainable: dict[str, Array], decay: floa
 
 
 def with_norms(trainable: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return the weights, and the norm of those of each module, which costs nothing: unlike a lax.cond, it fuses."""
+    """Return the weights, and the norm of those of each module, which costs an accelerator nothing: it fuses."""
     sizes = norms(by_module(trainable))
     # on a GPU before the weights are updated, or that can't happen in place
     return jax.lax.optimization_barrier((trainable, sizes)) if platform() == "gpu" else (trainable, sizes)
