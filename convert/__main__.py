@@ -48,7 +48,7 @@ class ConvertCommand(ModelFlags):
         None, "The type of the numbers in DST.", default_text="that of SRC"
     )
     shard_size: str = flag(
-        "5GB", "The largest safetensors file in DST, in powers of ten; more is split into shards.", metavar="SIZE",
+        "5GB", "The largest safetensors file in DST (1GB is 10^9 bytes). A larger model is split.", metavar="SIZE",
     )  # fmt: skip
     base: str | None = flag(
         None, "With --to=peft: the model that SRC began as.", metavar="MODEL", default_text="the run's --model"
@@ -108,7 +108,8 @@ def run(command: ConvertCommand) -> None:
     if command.to == "peft":
         say(f"{checkpoint.path} -> {command.dst}: an adapter for {base_name}, written, read back, bitwise equal")
         if base is not None and (n_rows := rows_to_add(checkpoint.config, base.params)):
-            say(f"PEFT needs as many rows in its base first: resize_token_embeddings({n_rows}), as in README.md there")
+            resize = f"base.resize_token_embeddings({n_rows})"
+            say(f"before PEFT loads it, resize its base: {resize}, as README.md in {command.dst} shows")
         return
     how = f"compared as {command.dtype}" if command.dtype else "bitwise equal"
     say(f"{checkpoint.path} -> {command.dst}: {len(checkpoint.params)} tensors written, read back, {how}")

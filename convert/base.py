@@ -103,8 +103,8 @@ class Base:
 def changed(place: str, name: str) -> str:
     """Return what is said of a base that is not what it was."""
     return (
-        f"{place} has changed since the run began: {name} has other numbers, and the run's checkpoints leave there "
-        "what never trained; put the model back, also as RUN/base"
+        f"{place} has changed since the run began: {name} has other numbers, and the run's checkpoints need the old "
+        "ones, as they hold only what trained; put back the model that was there, or copy it to RUN/base"
     )
 
 

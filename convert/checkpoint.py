@@ -103,7 +103,10 @@ def _open(path: Path, *, is_base: bool = False, averaged: bool = False, **told: 
     contents = open_contents(path, averaged=averaged)
     if contents.base is not None:
         if is_base:
-            raise InputError(f"{path} leaves parameters in another model, and no base does")
+            raise InputError(
+                f"{path} can't be that model: it is a checkpoint that itself lacks what its run never trained; put a "
+                "model there that holds all parameters"
+            )
         contents = replace(contents, tensors=_left_in(contents.base, path) | dict(contents.tensors))
     with about(str(path)):
         found = recognise(contents, **told)
@@ -122,8 +125,8 @@ def _left_in(base: Base, path: Path) -> dict[str, Any]:
         InputError: the base is gone, or is another model.
     """
     place = base.place(path)
-    with about(f"{path}: what never trained in this run is in the model that it began as, and that can't be read"):
+    with about(f"{path}: holds only what trained; the rest is in the model that the run began as, which can't be read"):
         found = _open(resolve(place), is_base=True, **base.told)
         if missing := base.digests.keys() - found.own.keys():
-            raise InputError(f"{place} has no {min(missing)}; put the model back, also as RUN/base")
+            raise InputError(f"{place} has no {min(missing)}; put back what was there, or copy it to RUN/base")
     return {name: base.checked(name, found.own[name], place) for name in base.digests}

@@ -156,8 +156,10 @@ class GPTConfig:
         self._require("norm", lambda v: v in NORMS, f"one of {', '.join(NORMS)}")
         self._require("positions", lambda v: v in POSITIONS, f"one of {', '.join(POSITIONS)}")
         self._require("model_type", lambda v: isinstance(v, str) and v.isidentifier(), "the name of a family")
-        self._require("n_padding", _is_int, "an integer from 0 to below vocab_size", lambda v: 0 <= v < self.vocab_size)
-        self._require("n_new_tokens", _is_int, "an integer from 0 to the tokens", lambda v: 0 <= v < self.n_tokens)
+        self._require("n_padding", _is_int, "an integer from 0 to vocab_size - 1", lambda v: 0 <= v < self.vocab_size)
+        self._require(
+            "n_new_tokens", _is_int, "an integer from 0 to vocab_size - n_padding - 1", lambda v: 0 <= v < self.n_tokens
+        )
         self._require("layer_norm_epsilon", _is_number, "a number in [0, 1)", lambda v: 0 <= v < 1)
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
             self._require(name, _is_number, "a probability in [0, 1)", lambda v: 0 <= v < 1)

@@ -56,7 +56,8 @@ def base_of(folder: Path) -> str:
         return name
     where = f"it was made for {name!r}" if isinstance(name, str) and name else "it does not say for which model"
     raise InputError(
-        f"{folder} is an adapter, and {where[:200]}: give that model, and the adapter beside it (model=…, adapter=…)"
+        f"{folder} is an adapter, and {where[:200]}: give the model that it belongs to, and this folder as its adapter "
+        "(model=…, adapter=…)"
     )
 
 
@@ -92,7 +93,8 @@ def with_adapter(params: Tensors, config: GPTConfig, folder: Path) -> tuple[dict
         found[bare] = array
     if twice := saved & adapted:
         raise InputError(
-            f"{folder}: {min(twice)[:100]!r} is saved whole, and PEFT leaves out the adapter that it has too"
+            f"{folder}: {min(twice)[:100]!r} is saved whole (as by modules_to_save) and has an adapter too, which PEFT "
+            "leaves out: remove one of the two"
         )
     if not found:
         raise InputError(f"{folder}: the adapter holds no tensors")
@@ -165,8 +167,8 @@ def write_peft_folder(folder: Path, params: Tensors, config: GPTConfig, base: Te
         raise InputError(f"nothing differs from {base_name}: there is no adapter to write")
     if config.lora is None and not rows:
         raise InputError(
-            "the model has no adapter, or only on layers that have changed themselves, and PEFT loads no folder "
-            "without one: write the whole model, as --to=hf does"
+            "there is no adapter to write (PEFT loads no folder without one): the model has none, or the layers "
+            "that it adapts were trained too; write the whole model, as --to=hf does"
         )
     lora = config.lora or LoRA(modules=("lm_head",))
     fields = {

@@ -94,7 +94,7 @@ def recognise(
     if given is not None and given.needs_config and family is None:
         raise InputError(
             f"the weights of {given.title} are read with the config.json that lies beside them, and there is none: "
-            "their shapes do not tell what the model computes"
+            "put it there, since their shapes do not tell what the model computes"
         )
     unwrapped = Unwrapped(dict(contents.tensors)) if contents.config is not None else unwrap(contents.tensors, given)
     tensors, notes = unwrapped.tensors, []
@@ -113,8 +113,8 @@ def recognise(
         config = config_from_hf(contents.config_json, contents.generation_json)
         if unread := unread_fields(contents.config_json):
             notes.append(
-                f"ignored in config.json, which {family_of(contents.config_json).title.partition(' (')[0]} does not "
-                f"read, and kept for an export: {_listed(unread)}"
+                f"fields of config.json that {family_of(contents.config_json).title.partition(' (')[0]} does not have, "
+                f"ignored and kept for an export: {_listed(unread)}"
             )
     else:
         model_args = _plain(contents.model_args or {})
@@ -170,7 +170,7 @@ def _refuse_other_architectures(names: Iterable[str]) -> None:
         if hit := next((name for name in names if re.search(pattern, name)), None):
             raise InputError(
                 f"{hit} is a tensor of {what}, whose weights are read with the config.json that lies beside them: "
-                "their shapes do not tell what the model computes"
+                "put it there, since their shapes do not tell what the model computes"
             )
     for pattern, what in OTHER_ARCHITECTURES:
         if hit := next((name for name in names if re.search(pattern, name)), None):

@@ -109,7 +109,7 @@ def save_pretrained(
         raise InputError("the model's weights are int8 and can't be saved: save the one that it was made from")
     if push_to_hub is not None:
         if dialect != "hf" or license is None:
-            raise InputError("push_to_hub= uploads the form dialect='hf', and needs license=, such as license='mit'")
+            raise InputError("push_to_hub= works only with dialect='hf', and needs license=, such as license='mit'")
         check_upload(push_to_hub, license)
     with tempfile.TemporaryDirectory() as folder:
         config = model.config

@@ -125,7 +125,9 @@ def untie_head(model: GPT) -> GPT:
     if not model.config.tie_word_embeddings:
         return model
     if model.config.n_new_tokens:
-        raise InputError("rows of new tokens are apart from the head: jaxgpt.merge_lora(model) puts them into it")
+        raise InputError(
+            "the rows of new tokens are still apart from the embedding: merge them first, with jaxgpt.merge_lora(model)"
+        )
     params = named_params(model)
     params[HEAD] = params[EMBEDDING].T  # in JAX a copy, not a view
     return rebuilt(model, replace(model.config, tie_word_embeddings=False), params)

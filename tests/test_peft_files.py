@@ -314,7 +314,7 @@ def test_the_card_of_an_adapter_has_the_lines_that_load_it(cut, tmp_path):
     run = tmp_path / "run"
     call("train", f"--model={cut}", f"--out={run}", *flags, samples=False)
     said = call("convert", run, tmp_path / "adapter", "--to=peft").stdout
-    assert "PEFT needs as many rows in its base first: resize_token_embeddings(4224)" in said
+    assert "before PEFT loads it, resize its base: base.resize_token_embeddings(4224), as README.md in " in said
     lines = (tmp_path / "adapter" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     space = {}
     exec(lines.replace("this folder", str(tmp_path / "adapter")), space)

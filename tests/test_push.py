@@ -124,7 +124,7 @@ def test_save_pretrained_uploads_too(hub, small, tmp_path, monkeypatch):
     model = jaxgpt.from_pretrained(small)
     with pytest.raises(jaxgpt.InputError, match="needs license="):
         jaxgpt.save_pretrained(model, tmp_path / "out", push_to_hub="me/words")
-    with pytest.raises(jaxgpt.InputError, match="uploads the form dialect='hf'"):
+    with pytest.raises(jaxgpt.InputError, match="works only with dialect='hf'"):
         jaxgpt.save_pretrained(model, tmp_path / "out.pt", dialect="nanogpt", push_to_hub="me/words", license="mit")
     assert not (tmp_path / "out").exists()
     code = (

@@ -403,9 +403,9 @@ CASES = {
     "before PyTorch 1.6, a text of 4 billion": (
         raw(LEGACY_MAGIC + b"\x80\x02X\xff\xff\xff\xffabc", "pytorch_model.bin"), "a damaged pickle"
     ),
-    "before PyTorch 1.6, a whole module": (old(lambda: torch.nn.Linear(2, 2)), "a module in whole: save its"),
+    "before PyTorch 1.6, a whole module": (old(lambda: torch.nn.Linear(2, 2)), "a whole nn.Module: save its"),
     "before PyTorch 1.6, a module's source": (
-        old_program(b"(X\6\0\0\0modulecmodel\nGPT\nNNtQ", []), "holds a module in whole"
+        old_program(b"(X\6\0\0\0modulecmodel\nGPT\nNNtQ", []), "holds a whole nn.Module"
     ),
     "a class of another package, called": (program(b"cmodel\nGPTConfig\n)R"), "calls model.GPTConfig, which no state"),
     "a class with arguments": (program(b"cmodel\nGPTConfig\nK\1\x85\x81"), "makes 'model.GPTConfig' by NEWOBJ"),

@@ -211,7 +211,7 @@ def test_what_is_split_over_devices_is_resized_there(small):
 
 @pytest.mark.parametrize("n_padding", [-1, 97, 10**30, True, None, 1.0, "1"])
 def test_no_n_padding(hf_folder, n_padding):
-    message = "n_padding must be an integer from 0 to below vocab_size"
+    message = "n_padding must be an integer from 0 to vocab_size - 1"
     with pytest.raises(jaxgpt.InputError, match=message):
         jaxgpt.GPTConfig(vocab_size=97, n_padding=n_padding)
     folder, _ = hf_folder()

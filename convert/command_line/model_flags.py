@@ -11,8 +11,8 @@ class ModelFlags:
     """Flags that say of a checkpoint what it does not say itself. They come last in the help of a command."""
 
     dialect: str | None = flag(
-        None, "How the checkpoint names and lays out its tensors, such as hf, nanogpt or llama (an unknown name lists "
-        "all), or a table of your own, my.toml.",
+        None, "How the checkpoint names and lays out its tensors, such as hf, nanogpt or llama, or a table of your "
+        "own, my.toml. --dialect=list names all.",
         metavar="NAME", default_text="detected", group="model",
     )  # fmt: skip
     n_head: int | None = flag(
@@ -28,9 +28,11 @@ class ModelFlags:
         metavar="PATH", group="model",
     )  # fmt: skip
     drop_heads: bool = flag(
-        False, "Ignore other heads in the checkpoint, such as a classifier or a value head.", group="model"
+        False, "Ignore heads that no language model has, such as a classifier's or a value head.", group="model"
     )
-    averaged: bool = flag(False, "Read the moving average of a run with --ema.", group="model")
+    averaged: bool = flag(
+        False, "Of a run with --ema, read the averaged weights instead of the plain ones.", group="model"
+    )
 
     @property
     def how_to_read(self) -> dict[str, Any]:

@@ -174,8 +174,8 @@ def _refuse_deleted(path: Path) -> None:
     """Refuse a checkpoint that is not there any more: it was not damaged."""
     if not path.exists():
         raise InputError(
-            f"{path} was deleted while it was read: a run that goes on keeps only its newest checkpoints (--keep); "
-            "read it again"
+            f"{path} was deleted while it was read: a run that is still running keeps only its newest checkpoints "
+            "(--keep); read it again"
         ) from None
 
 

@@ -100,7 +100,7 @@ def resolve(module: str, name: str) -> Name:
     if plain in CALLED | NAMED | PATHS or (module == "torch" and name in DTYPES) or Name(full).is_class:
         return Name(plain)
     if module.startswith("torch.nn."):
-        raise InputError(f"its pickle names {full}, a module in whole: save its state_dict() instead")
+        raise InputError(f"its pickle names {full}, a whole nn.Module: save its state_dict() in PyTorch instead")
     raise InputError(f"its pickle names {full}, which no state dict needs: refused, and nothing was called")
 
 

@@ -139,7 +139,9 @@ class PickleMachine:
 
     def _storage(self, persistent_id: tuple) -> np.ndarray:
         if len(persistent_id) < 5:  # PyTorch before 1.6 has one for each module, too
-            raise InputError("its pickle holds a module in whole, or an invalid storage: save a state_dict() instead")
+            raise InputError(
+                "its pickle holds a whole nn.Module, or an invalid storage: save its state_dict() in PyTorch instead"
+            )
         kind, storage_type, key, _, count, *view = persistent_id  # the device, such as cuda:0, does not matter
         dtype = STORAGES.get(storage_type.removeprefix("torch.")) if isinstance(storage_type, str) else None
         found = None
