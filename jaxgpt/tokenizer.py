@@ -202,7 +202,7 @@ def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | Non
         InputError: more tokens than rows for tokens, another end of text, or an id in `tokens` beyond them.
     """
     size = vocabulary_size(tokenizer)
-    padding = f" (and {config.n_padding:,} of padding, by its config)" if config.n_padding else ""
+    padding = f" (and {config.n_padding:,} of padding, according to its config)" if config.n_padding else ""
     extend = (
         "extend the model with jaxgpt.resize_vocab(model, tokenizer), save it and the tokenizer with "
         "jaxgpt.save_pretrained, and use that model"
@@ -257,15 +257,18 @@ def decide_ids(config: GPTConfig, tokenizer: Any) -> tuple[GPTConfig, str]:
         return decided, "no token ends a text: neither the tokenizer nor the config names one"
     named = " and ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in ends)
     if end is None:
-        return decided, f"a text ends with {named}, by the config; the tokenizer names none"
+        return decided, f"a text ends with {named}, according to the config; the tokenizer names none"
     dropped = [i for i in config.end_ids if i not in ends]
     if dropped:
         what = ", ".join(map(str, dropped))
-        return decided, f"a text ends with {named}, by the tokenizer; {what} in the config is no end token to it"
+        return (
+            decided,
+            f"a text ends with {named}, according to the tokenizer; {what} in the config is no end token to it",
+        )
     by = "the tokenizer and the config" if config.end_ids else "the tokenizer; the config names none"
     if config.end_ids and end not in config.end_ids:
         by = f"the tokenizer, whose {end} comes first, and the config"
-    return decided, f"a text ends with {named}, by {by}"
+    return decided, f"a text ends with {named}, according to {by}"
 
 
 def stop_ids(config: GPTConfig, tokenizer: Any) -> tuple[int, ...]:

@@ -508,7 +508,7 @@ def test_data_of_llm_c_is_mapped_without_its_header(how, tmp_path):
         (llm_c(range(9), version=2), "data of llm.c of version 2; only version 1 can be read"),
         (
             llm_c(range(9), magic=20240326, version=3),
-            "holds a model of llm.c, by its header, and no data to learn from",
+            "holds a model of llm.c, according to its header, and no data to learn from",
         ),
         (llm_c(range(9), magic=20240522), "holds an evaluation with several choices of llm.c"),
     ],

@@ -194,7 +194,8 @@ def test_records_that_are_read_as_one_text_are_said_to_be(tmp_path):
         for _ in range(2):  # written, and read back from the cache
             corpus = tokenise(tmp_path / name, tokenizer, cache=cache)
             assert corpus.remarks == [
-                f"{tmp_path / name} is read as ONE TEXT, though its first line is a JSON object: name records .jsonl"
+                f"{tmp_path / name} is read as ONE TEXT, though its first line is a JSON object: if it holds records, "
+                "let its name end in .jsonl"
             ]
     for content in ("{ a set }\n", "[1]\n", '{"a": ' + "[" * 99_999, "text\n" + '{"text": "a"}'):
         (tmp_path / "b.txt").write_text(content)

@@ -60,7 +60,7 @@ def test_in_float32_it_rounds_kernels_and_nothing_else(small, tmp_path):
     said = call("train", *flags, f"--out={tmp_path}/run", samples=False).stdout
     params = jaxgpt.named_params(jaxgpt.from_pretrained(small))
     n = sum(p.size for name, p in params.items() if name.startswith("blocks.0") and name.endswith("kernel"))
-    assert f"rounded     {n:,} of the frozen ones, to bfloat16: " in said
+    assert f"rounded     {n:,} frozen parameters, to bfloat16: " in said
     call("train", *(flag for flag in flags if "frozen" not in flag), f"--out={tmp_path}/plain", samples=False)
     losses = [[line["loss"] for line in metrics(tmp_path / name)[1:]] for name in ("run", "plain")]
     assert losses[0] != losses[1]
@@ -73,7 +73,7 @@ def test_in_float32_it_rounds_kernels_and_nothing_else(small, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--freeze=full"], "no kernel stays frozen"),
+        (["--freeze=full"], "there is nothing to round: no kernel stays frozen"),
         (["--freeze=last1", "--standalone"], "--standalone would write that"),
         (["--freeze=last1", "--frozen-dtype=int4"], "--frozen-dtype"),
     ],
@@ -202,7 +202,7 @@ def test_a_run_in_int8_learns_as_one_in_float32(in_int8):
     folder, said = in_int8
     assert "as its config implies" in said
     n = 32 * (3 * 32 + 32 + 2 * 64)
-    assert f"rounded     {n:,} of the frozen ones, to int8: 0.0 MB instead of 0.0" in said
+    assert f"rounded     {n:,} frozen parameters, to int8: 0.0 MB instead of 0.0" in said
     losses = [[line["loss"] for line in metrics(folder / name)[1:]] for name in ("run", "float32")]
     assert losses[0] != losses[1]
     np.testing.assert_allclose(*losses, atol=5e-3)

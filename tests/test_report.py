@@ -300,7 +300,7 @@ def test_numbers_that_are_none(tmp_path):
     )
     page = read(folder)
     assert "4.000 → inf" in page.text
-    assert "Training broke off at step 2: the evaluation loss is inf." in page.text
+    assert "Training broke off at step 2: the held-out loss is inf." in page.text
     assert {"loss.svg", "updates.svg"} <= {path.name for path in (folder / "plots").iterdir()}
 
 
@@ -430,7 +430,7 @@ VERDICTS = {
     ),
     "an evaluation that is not finite": (
         outcome({0: 4.5, 10: INF}, 100),
-        ("broke off", "bad"), "Training broke off at step 10: the evaluation loss is inf.",
+        ("broke off", "bad"), "Training broke off at step 10: the held-out loss is inf.",
         [
             "The held-out loss went from 4.500 to inf before.",
             "A smaller --lr or a longer --warmup may help; --resume goes on from the last good checkpoint.",

@@ -166,7 +166,7 @@ spec.StepSpec.lower = lower
 
 def test_a_signal_while_the_step_that_measures_compiles_saves_and_does_not_wait_for_it(flags, tmp_path):
     process = slow(SLOW_MEASURING, flags)  # of nine steps the fifth and, as there is no tenth, no other one measures
-    text = signal_at(process, "^step 5: waiting for the step that measures updates", signal.SIGUSR1)
+    text = signal_at(process, "^step 5: waiting while the program that measures updates is compiled", signal.SIGUSR1)
     assert process.returncode == 75, text
     assert "stopped after step 4, which is saved" in text
     assert complete_steps(tmp_path / "r")[-1] == 4

@@ -121,7 +121,7 @@ class TrainLoop:
         self._take(metrics, int(metrics.pop("trainable")), eval_loss)
 
     def _take(self, metrics: dict[str, float], n_trainable: int, eval_loss: float) -> None:
-        check_finite(self.step, {"the evaluation loss": eval_loss})
+        check_finite(self.step, {"the held-out loss": eval_loss})
         self.eval_state = self.eval_state.after(self.step, eval_loss)
         self._checkpoints.best = self.eval_state.best_step
         self._progress.evaluated(self.step, eval_loss)
@@ -131,7 +131,7 @@ class TrainLoop:
         """Enter the next phase; return False if a signal came while its program was still being compiled."""
         self._settle(self._under_way)
         if not self._compiler.is_next_ready:
-            self._progress.say(f"step {self.step + 1}: waiting for the next phase's step, which is being compiled")
+            self._progress.say(f"step {self.step + 1}: waiting while the next phase's program is compiled")
         self._progress.pause()
         entered = self._compiler.enter_next(self.state, self._stop)
         self._progress.go_on()
@@ -151,7 +151,7 @@ class TrainLoop:
         if measuring.done():
             return measuring.result()
         self._settle(self._under_way)
-        self._progress.say(f"step {self.step + 1}: waiting for the step that measures updates, which is being compiled")
+        self._progress.say(f"step {self.step + 1}: waiting while the program that measures updates is compiled")
         self._progress.pause()
         step = wait(measuring, self._stop)
         self._progress.go_on()

@@ -43,7 +43,7 @@ class ProgressBar:
     def _show(self) -> None:
         step, eval_loss = self._evaluated
         training = "" if self._loss != self._loss else f"loss {self._loss:.3f}, "
-        self._bar.set_postfix_str(f"{training}eval loss {eval_loss:.3f} at step {step}", refresh=False)
+        self._bar.set_postfix_str(f"{training}held-out loss {eval_loss:.3f} at step {step}", refresh=False)
 
     def pause(self) -> None:
         """Leave out of the speed what follows, which is no training."""
@@ -65,7 +65,7 @@ class ProgressBar:
         averaged, accuracy = metrics.get("ema_eval_loss"), metrics.get("eval_reward_accuracy")
         if not self._is_terminal or eval_loss is not None:
             seconds_left = (self._n_steps - step) * self._tokens_per_step / max(speed, 1e-9)
-            evaluated = "" if eval_loss is None else f"  eval loss {eval_loss:.4f}"
+            evaluated = "" if eval_loss is None else f"  held-out loss {eval_loss:.4f}"
             evaluated += "" if averaged is None else f", {averaged:.4f} of the average"
             evaluated += "" if accuracy is None else f", {accuracy:.0%} preferred"
             line = f"step {step:>{len(str(self._n_steps))}}/{self._n_steps}  loss {loss:.4f}{evaluated}"

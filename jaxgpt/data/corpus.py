@@ -193,7 +193,10 @@ def _describe_as_text(source: Source, file: int | None) -> str:
     """Return which file is read as a text though it seems to hold records."""
     if file is None:
         return ""
-    return f"{source.files[file].name} is read as ONE TEXT, though its first line is a JSON object: name records .jsonl"
+    return (
+        f"{source.files[file].name} is read as ONE TEXT, though its first line is a JSON object: if it holds records, "
+        "let its name end in .jsonl"
+    )
 
 
 def _token_ids(source: Source, digest: str, tokenizer_digest: str, held_out: Corpus | None) -> Corpus:

@@ -27,7 +27,7 @@ def token_format(name: str, path: Any, size: int) -> tuple[str, int]:
         head = file.read(HEADER)
     magic, version, n_tokens = np.frombuffer(head[:12].ljust(12, b"\0"), "<i4").tolist()
     if magic in OTHERS:
-        raise InputError(f"{name} holds {OTHERS[magic]} of llm.c, by its header, and no data to learn from")
+        raise InputError(f"{name} holds {OTHERS[magic]} of llm.c, according to its header, and no data to learn from")
     if magic not in FORMATS:
         if not size or size % 2:
             n_bytes = f"{size:,} bytes, an odd number" if size else "0 bytes"

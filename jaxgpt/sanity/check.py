@@ -172,8 +172,8 @@ def check_tokenizer(tokenizer: Any, config: GPTConfig) -> Check:
         "tokenizer",
         not problems,
         f"{size:,} tokens, ends with {'no id' if end is None else end}, "
-        f"{'same' if back == HARD_TEXT else 'another'} text back",
-        f"at most {config.n_tokens:,}, ends with {ends}, same text",
+        f"gives {'the same' if back == HARD_TEXT else 'another'} text back",
+        f"at most {config.n_tokens:,} tokens, ends with {ends}, the same text",
         "; ".join(problems) or (said if decided.end_ids != config.end_ids else ""),
         {"tokens": size, "rows": config.n_tokens, "end": end, "largest_id": max(ids, default=None)},
     )
@@ -189,7 +189,7 @@ def check_parity(parity: Parity) -> list[Check]:
         f"top-10 {parity.top10:.1%} on {parity.tokens} tokens"
     )
     ok = parity.first is None
-    expected = f"every module within {TOLERANCE:g} of its size"
+    expected = f"every module's output within {TOLERANCE:g} of PyTorch's, relative to its largest value"
     outputs = Check("parity", ok, measured, expected, "" if ok else parity.cause(), values)
     wrong = [fault for fault in parity.faults if not fault.name.startswith("config.")]
     equal = f"{parity.parameters - len(wrong)} of {parity.parameters} equal"

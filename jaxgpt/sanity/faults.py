@@ -139,7 +139,7 @@ def _variants(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         for order in list(permutations(range(3)))[1:]:
             swapped = [letter for letter, at, was in zip("qkv", order, range(3), strict=True) if at != was]
             yield f"has {', '.join(swapped[:-1])} and {swapped[-1]} swapped", array.take(order, triple)
-        yield "has the heads outside q, k and v (N C H, not C N H)", np.swapaxes(array, triple, triple + 1)
+        yield "holds q, k and v head by head, not all of q, then k, then v", np.swapaxes(array, triple, triple + 1)
     if name.endswith("attn.c_attn.kernel"):
         matrices = array.reshape(*array.shape[:2], -1)
         if matrices.shape[0] == matrices.shape[2]:
@@ -155,7 +155,7 @@ def _variants(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
             groups = array.reshape(*array.shape[:-2], n_outer, n_head // n_outer, array.shape[-1])
             yield "has its heads in another order", np.swapaxes(groups, -3, -2)
     if name.endswith("attn.c_proj.kernel"):
-        yield "is the reference's, with H outside N", np.swapaxes(array, 0, 1)
+        yield "is the reference's, with the axes of heads and head size swapped", np.swapaxes(array, 0, 1)
     if name.endswith("kernel"):
         rows = array.shape[0] * (array.shape[1] if name.endswith("attn.c_proj.kernel") else 1)
         yield "is the reference's, transposed", array.reshape(rows, -1).T

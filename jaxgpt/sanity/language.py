@@ -123,7 +123,7 @@ def check_text(
     new = min(NEW, model.config.n_positions - prompt.shape[1])
     if new < 20:
         return Check("text", None, "the context is too short", f"at least {prompt.shape[1] + 20} tokens"), None
-    expected = f"<= {REPEATED}, >= {SPREAD}, <= {CERTAIN}, >= {ORDER}"
+    expected = f"repeats <= {REPEATED}, spread >= {SPREAD}, entropy <= {CERTAIN}, shuffled >= {ORDER}"
     try:
         tokens = np.asarray(generate(model, prompt, num_samples=SAMPLES, max_new_tokens=new, temperature=0.8, top_k=40))
     except InputError:

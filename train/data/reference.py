@@ -31,7 +31,7 @@ def add_reference(spec: StepSpec, data: TrainingData, params: dict[str, jax.Arra
     order, size = row_order(rows, settings.seed), settings.batch_size
     seen = range(first * size, min(spec.steps * size, first * size + len(rows)))
     needed = np.unique([int(order[i]) for i in seen]) if len(seen) < len(rows) else np.arange(len(rows))
-    with busy(f"computing the reference of {len(needed) + len(held_out):,} preferences"):
+    with busy(f"computing log-likelihoods of {len(needed) + len(held_out):,} preferences before training"):
         for part, numbers in ((rows, needed), (held_out, np.arange(len(held_out)))):
             part.reference = _log_likelihoods(spec, params, part, numbers)
 

@@ -50,7 +50,9 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
     ]
     if inputs.added:
         is_frozen = not {"tok_emb.embedding", "tok_emb.new"} & spec.plan.partition(params, spec.steps)[0].keys()
-        stays = "; they do not change, because the token embedding is frozen" if is_frozen else ""
+        stays = ""
+        if is_frozen:
+            stays = ", and stay there: the token embedding is frozen (+new-tokens in --freeze trains them)"
         says = f"new; their embeddings start at the mean of the others{stays}"
         lines.append(f"tokens      {escaped(', '.join(inputs.added))}: {says}")
     asked = (settings.add_tokens or "").split(",")
@@ -81,7 +83,7 @@ def outcome(
     text = f"all {n_steps} steps are done" if step == n_steps else f"no better evaluation after step {step}"
     evaluations = [line for line in read_metrics(run.metrics) if line["eval_loss"] is not None]
     if before is not None and evaluations:
-        text = f"evaluation loss {before:.3f} -> {evaluations[-1]['eval_loss']:.3f}"
+        text = f"held-out loss {before:.3f} -> {evaluations[-1]['eval_loss']:.3f}"
         if step < n_steps:
             text += f"; stopped early, after {eval_state.evals_since_best} evaluations without a better one"
     if eval_state.best_step == 0 and step:
@@ -148,9 +150,10 @@ def _checkpoints(inputs: TrainingInputs) -> str:
     first, last = (inputs.checkpoint_bytes(step) for step in (0, inputs.spec.steps))
     size = f"{first / 1e6:,.1f} MB" + (f" at first, {last / 1e6:,.1f} MB at last" if last > first else "")
     if not inputs.left_out(0):
-        return f"checkpoint  {size}: all parameters, and the moments of those that train"
+        return f"checkpoint  {size}: all parameters, and the optimizer state of those that train"
     model = escaped(inputs.base.model)
-    return f"checkpoint  {size}: what trains, and its moments; what never trained stays in {model} (--standalone: all)"
+    what = "what trains, and its optimizer state; what never trained stays in"
+    return f"checkpoint  {size}: {what} {model} (--standalone: all)"
 
 
 def _rounded(inputs: TrainingInputs) -> list[str]:
@@ -160,7 +163,7 @@ def _rounded(inputs: TrainingInputs) -> list[str]:
         return []
     n_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(of))
     n = count_params(of)
-    return [f"rounded     {n:,} of the frozen ones, to {dtype}: {n_bytes / 1e6:,.1f} MB instead of {4 * n / 1e6:,.1f}"]
+    return [f"rounded     {n:,} frozen parameters, to {dtype}: {n_bytes / 1e6:,.1f} MB instead of {4 * n / 1e6:,.1f}"]
 
 
 def _compared(loss: float, step: int, inputs: TrainingInputs) -> str:

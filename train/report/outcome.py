@@ -268,7 +268,7 @@ def _failure(info: RunInfo, metrics: Sequence[dict[str, Any]]) -> tuple[int, str
     last = metrics[-1]["step"] if metrics else 0
     if type(step) is int and isinstance(why, str) and last <= step:
         return step, why
-    names = {"loss": "the loss", "eval_loss": "the evaluation loss", "grad_norm": "the gradient's norm"}
+    names = {"loss": "the loss", "eval_loss": "the held-out loss", "grad_norm": "the gradient's norm"}
     for name, words in names.items() if metrics else ():
         value = metrics[-1].get(name)
         if value is not None and not math.isfinite(value):

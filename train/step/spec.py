@@ -168,8 +168,8 @@ def make_step_spec(
         rounded = {name for name in frozen if name.endswith(".kernel") and (unchanged is None or name in unchanged)}
     if settings.frozen_dtype != "float32" and not rounded:
         raise InputError(
-            f"--frozen-dtype={settings.frozen_dtype}: no kernel stays frozen that is as --model has it, and that is no "
-            "checkpoint of a run that holds all parameters"
+            f"--frozen-dtype={settings.frozen_dtype}: there is nothing to round: no kernel stays frozen that can be "
+            "read again from --model (what a run's checkpoint holds may be deleted); leave the flag out"
         )
     shapes = {
         name: _shape(name, p, settings.frozen_dtype if name in rounded else p.dtype, param_shardings[name])
