@@ -408,5 +408,5 @@ def test_what_does_not_fit_is_an_answer_and_exit_code_1(slices):
     said = slices[1]
     assert said.endswith("exit code 1")
     assert re.search(r"memory +does not fit: .*exceed", said, re.I), said
-    assert re.search(r"largest +batch: about [1-9][\d,]+ sequences", said), said
+    assert re.search(r"batch +about [1-9][\d,]+ sequences at most", said), said
     assert GIB == 2**30

@@ -77,9 +77,9 @@ def test_phases_begin_at_steps_percents_or_epochs(text, starts):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gradual:", "phases are written STRATEGY@START"),
-        ("gradual:head", "phases are written STRATEGY@START"),
-        ("gradual:head@0,", "phases are written STRATEGY@START"),
+        ("gradual:", "phases are written gradual:STRATEGY@START"),
+        ("gradual:head", "phases are written gradual:STRATEGY@START"),
+        ("gradual:head@0,", "phases are written gradual:STRATEGY@START"),
         ("gradual:head@0;full@9", "unknown strategy"),
         ("gradual:head@0,,full@9", "',full': unknown strategy"),
         ("gradual:gradual@0", "unknown strategy"),
@@ -94,7 +94,7 @@ def test_phases_begin_at_steps_percents_or_epochs(text, starts):
         ("gradual:head@0,full@1.5", "1.5 is not an integer number of steps"),
         ("gradual:head@0,full@1ep", "needs epoch_steps"),
         ("gradual:head@0,last13@1", "the model has only 12 blocks"),
-        ("gradual:" + "head@0," * 100 + "x@", "phases are written STRATEGY@START"),  # at once, without backtracking
+        ("gradual:" + "head@0," * 100 + "x@", "phases are written gradual:STRATEGY"),  # at once, without backtracking
     ],
     ids=lambda text: text[:30],
 )

@@ -88,7 +88,7 @@ def test_a_run_whose_folder_is(small, tmp_path, when, fate):
     done = forked.run(SCRIPT, out, new, when, fate, *flags)
     assert done.returncode == 74, done.stderr
     said = " ".join(done.stderr.split())
-    assert f"train: {out}: this folder was renamed to {new} while the run went on: stopped after step " in said
+    assert f"train: {out}: this folder was renamed to {new} while the run was using it: stopped after step " in said
     assert "Traceback" not in said
     assert complete_steps(new)[0] == 3
     if fate == "renamed":

@@ -299,7 +299,7 @@ def test_of_many_losses_each_is_drawn_faintly_and_the_line_is_smooth():
         }
         numbers = [float(label.words) for label in drawing.labels if re.fullmatch(r"\d\.?\d*", label.words)]
         assert max(numbers) < 10  # the axis is that of the other losses
-    assert "1 losses are above the picture: triangles" in figure.caption
+    assert "A triangle marks 1 loss beyond the top of the picture." in figure.caption
     assert_legible(figure)
 
 

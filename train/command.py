@@ -102,7 +102,10 @@ def check_settings(settings: Settings) -> None:
     if given:
         raise InputError(f"{spelled(given[0])} has no meaning with --objective={settings.objective}")
     if settings.objective != "next-token" and settings.label_smoothing >= 0.5:
-        raise InputError("--label-smoothing: that a preference is wrong must be less probable than 0.5")
+        raise InputError(
+            f"--label-smoothing: must be below 0.5 with --objective={settings.objective}, where it is the probability "
+            "that a preference is labelled the wrong way round"
+        )
     if settings.frozen_dtype != "float32" and settings.standalone:
         raise InputError(
             f"--frozen-dtype={settings.frozen_dtype} rounds what never trains, and --standalone would write that: "

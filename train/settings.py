@@ -126,16 +126,17 @@ class Settings(ModelFlags):
         group="data", low=0, high=1000, default_text="half of --beta",
     )  # fmt: skip
     freeze: str = setting(
-        "full", "What trains; the rest is frozen. full: everything. firstN: all but the embeddings and the first N "
-        "blocks. lastN: the last N blocks, ln_f and an untied head. head, embeddings, biases, norms, regex:PATTERN: "
-        "only these. lora, or lora:r=8,alpha=16,on=attn+mlp,dropout=0,rslora,dora: low-rank adapters beside the frozen "
+        "full", "What trains; the rest is frozen. Only firstN names what is frozen: the embeddings and the first N "
+        "blocks. All others name what trains. full: everything. lastN: the last N blocks, ln_f and an untied head. "
+        "head, embeddings, biases, norms, regex:PATTERN: only these. "
+        "lora, or lora:r=8,alpha=16,on=attn+mlp,dropout=0,rslora,dora: low-rank adapters beside the frozen "
         "model. new-tokens: rows that --add-tokens adds. A+B: what either trains. "
         "gradual: three phases, each a third of the steps: the head; then also the last quarter of the blocks and "
-        "ln_f; then everything. Or phases as STRATEGY@START, with START in steps, percent or epochs, as in "
-        "gradual:head@0,last3@40%,full@2ep.",
+        "ln_f; then everything. Or phases of your own, gradual:STRATEGY@START,…, with START in steps, percent or "
+        "epochs, as in gradual:head@0,last3@40%,full@2ep.",
         metavar="STRATEGY", group="freeze", is_common=True,
-        brief="What trains, the rest is frozen: full, firstN (all but embeddings and the first N blocks), lastN, head, "
-        "embeddings, lora, regex:PATTERN, gradual",
+        brief="What to freeze. firstN freezes the embeddings and the first N blocks; lastN, head, embeddings, lora, "
+        "regex:PATTERN train only these; full trains everything; gradual thaws in phases",
     )  # fmt: skip
     layer_lr_decay: float = setting(
         1.0, "Multiply the learning rate by FACTOR for each block further from the output. Embeddings, and a head tied "
@@ -171,21 +172,21 @@ class Settings(ModelFlags):
     )  # fmt: skip
     optimizer: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = setting(
         "adamw", "The optimizer. adafactor: second moments by rows and columns, in a fraction of the memory; lion: the "
-        "sign of a momentum; muon: orthogonalised momentum for kernels inside blocks, AdamW for the rest, as for "
-        "adapters; sgd: with momentum 0.9.", group="optimizer",
+        "sign of a momentum; muon: orthogonalised momentum for kernels (weight matrices) inside blocks, AdamW for the "
+        "rest, as for adapters; sgd: with momentum 0.9.", group="optimizer",
     )  # fmt: skip
     schedule: Literal["cosine", "linear", "constant", "wsd"] = setting(
         "cosine", "How the learning rate goes on after its warm-up. cosine, linear: it falls to a tenth; constant: it "
         "stays; wsd: it stays, and falls to zero in the last fifth.", group="optimizer",
     )  # fmt: skip
     ema: float | None = setting(
-        None, "Keep an exponential moving average of what trains beside it, of which this much remains in each step, "
-        "as in 0.999. It is evaluated too, and --averaged reads it from the run.", metavar="FRACTION",
+        None, "Also keep an exponential moving average of what trains, with this decay in each step, as in 0.999. It "
+        "is evaluated too, and --averaged reads it from the run.", metavar="FRACTION",
         group="optimizer", low=0, is_above=True, high=0.999999, default_text="none",
     )  # fmt: skip
     lr: float | None = setting(
-        None, "The peak learning rate. By default Lion's is a fifth of AdamW's, SGD's 200 times it, adapters have "
-        "ten times that of the rest, and for --objective=dpo or simpo it is a twentieth.",
+        None, "The peak learning rate. The default is for adamw, adafactor and muon; lion has a fifth of it, sgd 200 "
+        "times it. Adapters have ten times the rate of the rest, and --objective=dpo or simpo a twentieth.",
         metavar="RATE", group="optimizer", is_common=True, brief="Peak learning rate",
         default_text="0.128 / n_embd: 1e-3 for tiny, 1.7e-4 for gpt2", low=0, is_above=True, high=10,
     )  # fmt: skip
@@ -224,7 +225,8 @@ class Settings(ModelFlags):
         is_repeated=False, may_stand_alone=True, brief="Resume a run where it stopped, with its own settings",
     )  # fmt: skip
     resume_anyway: bool = setting(
-        False, "Resume even if data, tokenizer or settings differ from those of the run. It stands for --resume.",
+        False, "Resume even if data, tokenizer or settings differ from those of the run. Use it instead of "
+        "--resume.",
         group="run", may_change=True, is_repeated=False,
     )  # fmt: skip
     force: bool = setting(
@@ -247,8 +249,8 @@ class Settings(ModelFlags):
         group="run", may_change=True, **COUNT,
     )  # fmt: skip
     standalone: bool = setting(
-        False, "Write all parameters into each checkpoint. Without it those that never trained stay in --model, and "
-        "its digest is kept: a checkpoint is small, and needs --model where it was, or beside the run.",
+        False, "Write all parameters into each checkpoint. Without it a checkpoint is small: it holds what trained, "
+        "and digests of the rest, which is read from --model: that must stay where it is, or be copied to RUN/base.",
         group="run", may_change=True,
     )  # fmt: skip
     log_every: int = setting(
@@ -260,8 +262,8 @@ class Settings(ModelFlags):
         group="run", default_text="The, or the first held-out question of conversations",
     )  # fmt: skip
     track: tuple[TRACKERS, ...] = setting(
-        (), "Experiment trackers that receive numbers and samples while the run goes on. A tracker that fails "
-        "never stops the run.",
+        (), "Experiment trackers that receive numbers and samples during the run. A tracker that fails never stops "
+        "the run.",
         group="run", may_change=True,
     )  # fmt: skip
     dtype: Literal["float32", "bfloat16"] | None = setting(
@@ -270,10 +272,10 @@ class Settings(ModelFlags):
         "256 wide; else float32",
     )  # fmt: skip
     frozen_dtype: Literal["float32", "bfloat16", "int8"] = setting(
-        "float32", "The format in which kernels that never train are kept on the devices. bfloat16 takes half the "
-        "memory, and with --dtype=bfloat16 changes no number, since they are rounded for each product anyway. int8 "
-        "takes a quarter, and rounds to 255 steps with a scale for each output; products are still computed in "
-        "--dtype. Checkpoints and exports have the bits of --model.", group="devices",
+        "float32", "The format in which kernels (weight matrices) that never train are kept on the devices. bfloat16 "
+        "takes half the memory, and with --dtype=bfloat16 changes no result, since kernels are rounded for each "
+        "product anyway. int8 takes a quarter, and rounds to 255 steps with a scale for each output; products are "
+        "still computed in --dtype. Checkpoints and exports keep the exact weights of --model.", group="devices",
     )  # fmt: skip
     remat: bool = setting(
         False, "Gradient checkpointing: keep only what lies between blocks, and recompute the rest in the backward "

@@ -117,7 +117,8 @@ def split_phases(text: str, config: GPTConfig) -> list[tuple[str, str]]:
     *pairs, end = re.split(r"@([0-9]{1,9}(?:\.[0-9]{1,9})?(?:%|ep)?)(?:,|$)", rest)
     if end or rest.endswith(",") or not all(pairs) or not pairs:
         raise InputError(
-            f"strategy {text!r}: phases are written STRATEGY@START and joined by commas", *GRAMMAR.split("\n")
+            f"strategy {text!r}: phases are written gradual:STRATEGY@START,…, as in gradual:head@0,last3@40%",
+            *GRAMMAR.split("\n"),
         )
     return [(name.strip(), after) for name, after in zip(pairs[::2], pairs[1::2], strict=True)]
 

@@ -38,7 +38,7 @@ def summarise(
     if step_time:
         parts.append(("time", time_lines(spec, topology, step_time)))
     if memory_model and topology.usable_bytes:
-        parts.append(("largest", batch_lines(topology.usable_bytes, memory_model)))
+        parts.append(("batch", batch_lines(topology.usable_bytes, memory_model)))
     lines = []
     for title, paragraph in parts:
         lines += [f"{title if i == 0 else '':<12}{line}" for i, line in enumerate(paragraph)]
@@ -147,11 +147,9 @@ def batch_lines(usable_bytes: float, memory_model: MemoryModel) -> list[str]:
     batch = memory_model.batch_limit(usable_bytes)
     if not batch:
         least = memory_model.unit_rows
-        return [
-            f"batch: none fits; the smallest, {least} sequences, needs about {gib(memory_model.bytes_needed(least))}"
-        ]
+        return [f"none fits; the smallest, {least} sequences, needs about {gib(memory_model.bytes_needed(least))}"]
     needed = gib(memory_model.bytes_needed(batch))
-    return [f"batch: about {batch:,} sequences, with {needed}: an estimate from models of 1 and 2 blocks"]
+    return [f"about {batch:,} sequences at most, with {needed}: an estimate from models of 1 and 2 blocks"]
 
 
 def gib(n_bytes: float | None) -> str:

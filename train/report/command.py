@@ -31,8 +31,8 @@ class ReportCommand:
 
 HELP = Help(
     program="jaxgpt report",
-    summary="Write the report of a run again, also of one that goes on or was killed; or compare several runs: their "
-    "losses, results, and the settings that differ.",
+    summary="Write the report of a run again, also of one that is still running or was killed; or compare several "
+    "runs: their losses, results, and the settings that differ.",
     examples=(("runs/demo", ""), ("runs/a runs/b --out=ab.html", "")),
 )
 

@@ -150,7 +150,7 @@ def overlaid(runs: Sequence[Run]) -> Figure:
 
     wide, narrow = draw_both(draw)
     alt = "Line chart of the held-out losses of the runs over the training steps."
-    caption = f"What is above the picture lies at its upper side: losses of {', '.join(over)}." if over else ""
+    caption = f"Losses beyond the top of the picture are drawn at its upper edge: {', '.join(over)}." if over else ""
     return Figure("comparison", _spread(runs), alt, caption, wide, narrow)
 
 

@@ -206,7 +206,7 @@ def _commands(folder: Path, info: RunInfo, metrics: list[dict[str, Any]]) -> lis
     lines = {
         "Generate text": f"jaxgpt generate {model} {chat}--prompt={shlex.quote(str(prompt))}",
         "Export it for transformers": f"jaxgpt convert {model} {export} --to=hf",
-        "Go on with it": f"jaxgpt train --resume {run}",
+        "Resume it": f"jaxgpt train --resume {run}",
         "Make this run again": info.command,
     }
     return [{"purpose": purpose, "line": line} for purpose, line in lines.items()]

@@ -100,7 +100,8 @@ def loss_curves(
     if len({phase.name for phase in phases}) > 1:
         caption += " Bands are the phases of the freezing strategy."
     if len(over):
-        caption += f" {len(over):,} losses are above the picture: triangles."
+        marks = "A triangle marks 1 loss" if len(over) == 1 else f"Triangles mark {len(over):,} losses"
+        caption += f" {marks} beyond the top of the picture."
     title = _loss_title(losses, smooth[1], held_out) or (outcome.finding if outcome else "Loss")
     return Figure("loss", title, "Line chart of the loss over the training steps.", caption, wide, narrow)
 

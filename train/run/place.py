@@ -47,7 +47,7 @@ class Place:
             if kept.st_nlink == 0:
                 raise FolderGone(error.errno, error.strerror, error.filename) from None
         gone, fate = self._fate()
-        raise gone(errno.ESTALE, f"this folder was {fate} while the run went on", str(self._folder))
+        raise gone(errno.ESTALE, f"this folder was {fate} while the run was using it", str(self._folder))
 
     def _fate(self) -> tuple[type[FolderGone], str]:
         """Return what became of the folder, as far as the system tells: Linux knows its new name."""
