@@ -22,8 +22,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-    # jax 0.12 has no older emitters, and a flag that XLA does not know ends the process
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jax") < "0.12" else ""),
+    # jax 0.11 has no older emitters, and a flag that XLA does not know ends the process
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jax") < "0.11" else ""),
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 # tracing takes most of the time, and a part of it is to note where each operation comes from, which nobody reads here;
