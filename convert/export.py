@@ -201,7 +201,7 @@ def _check_representable(dialect: Dialect, config: GPTConfig) -> None:
     for name, value in wanted.items():
         if getattr(config, name) != value:
             raise InputError(
-                f"{dialect.title} can't represent this model: its {name} is {value!r}, the model's is "
+                f"{dialect.title} can't represent this model: there, {name} is always {value!r}; the model's is "
                 f"{getattr(config, name)!r}"
             )
 

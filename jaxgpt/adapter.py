@@ -37,7 +37,7 @@ def add_lora(model: GPT, lora: str | LoRA = "lora", *, seed: int = 0) -> GPT:
         raise InputError("the model has LoRA adapters already: merge_lora(model) puts them into its weights")
     found = lora_of(lora, model.config) if isinstance(lora, str) else lora
     if found is None:
-        raise InputError(f"lora={lora!r} names no adapter, as lora:r=8 does")
+        raise InputError(f"lora={lora!r} does not describe an adapter; write, for example, lora:r=8")
     params = named_params(model)
     return rebuilt(model, replace(model.config, lora=found), params | initial_lora(params, found, seed))
 

@@ -55,7 +55,7 @@ class Encoded:
     """Fields of messages that the template does not write."""
 
 
-MARKED = "; {% generation %} and {% endgeneration %} around them in the template say where they are"
+MARKED = "; to mark them, put {% generation %} and {% endgeneration %} around them in the template"
 """Advice about a template whose assistant's tokens can't be found."""
 
 

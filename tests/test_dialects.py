@@ -275,8 +275,8 @@ def test_any_dialect_to_orbax_and_hugging_face_and_back_is_bitwise(tmp_path):
 
 def test_a_form_that_can_not_hold_the_model_is_refused(tmp_path, hf_folder):
     for flags, to, message in [
-        ({}, "nanogpt", r"nanoGPT can't represent this model: its n_inner is 144, the model's is 52"),
-        ({"n_inner": None}, "nanogpt", "its activation_function is 'gelu', the model's is 'gelu_new'"),
+        ({}, "nanogpt", r"nanoGPT can't represent this model: there, n_inner is always 144; the model's is 52"),
+        ({"n_inner": None}, "nanogpt", "activation_function is always 'gelu'; the model's is 'gelu_new'"),
         (
             {"n_inner": None, "activation_function": "gelu", "tie_word_embeddings": False},
             "nanogpt",

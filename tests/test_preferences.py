@@ -269,7 +269,7 @@ def test_a_run_learns_what_is_preferred(run):
     assert lines[-1]["reward_margin"] > lines[2]["reward_margin"] > 0
     assert (out / "plots" / "rewards.svg").exists()
     report = (out / "report.html").read_text()
-    assert "nats per preference; of the pairs the preferred answer is ahead in 50% → 100%" in report
+    assert "nats per preference; the preferred answer is ahead in 50% → 100% of the pairs" in report
     assert "Line charts of the rewards" in report
 
 

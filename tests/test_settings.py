@@ -297,7 +297,7 @@ def test_resume_anyway_goes_on_with_another_run_and_says_so(train, texts, tmp_pa
     assert "--data was " in refused
     assert "--resume-anyway" in refused
     _, text = train(*flags, "--resume-anyway")
-    assert re.search(r"resumed after step 4 although .*--lr was 0.01 and is 0.001; the contents of --data", text)
+    assert re.search(r"resumed after step 4 with changes: .*--lr was 0.01 and is 0.001; the contents of --data", text)
     assert [line["step"] for line in metrics(out)] == list(range(7))
     (change,) = json.loads((out / "run.json").read_text())["changed"]
     assert change["step"] == 4

@@ -185,8 +185,8 @@ class Settings(ModelFlags):
         group="optimizer", low=0, is_above=True, high=0.999999, default_text="none",
     )  # fmt: skip
     lr: float | None = setting(
-        None, "The peak learning rate. The default is for adamw, adafactor and muon; lion has a fifth of it, sgd 200 "
-        "times it. Adapters have ten times the rate of the rest, and --objective=dpo or simpo a twentieth.",
+        None, "The peak learning rate. The default below is for adamw, adafactor and muon; it is a fifth of that for "
+        "lion, 200 times for sgd, ten times for adapters, and a twentieth for --objective=dpo and simpo.",
         metavar="RATE", group="optimizer", is_common=True, brief="Peak learning rate",
         default_text="0.128 / n_embd: 1e-3 for tiny, 1.7e-4 for gpt2", low=0, is_above=True, high=10,
     )  # fmt: skip
@@ -250,7 +250,7 @@ class Settings(ModelFlags):
     )  # fmt: skip
     standalone: bool = setting(
         False, "Write all parameters into each checkpoint. Without it a checkpoint is small: it holds what trained, "
-        "and digests of the rest, which is read from --model: that must stay where it is, or be copied to RUN/base.",
+        "and digests of the rest. The rest is read from --model: keep that where it is, or copy it to RUN/base.",
         group="run", may_change=True,
     )  # fmt: skip
     log_every: int = setting(
@@ -286,8 +286,8 @@ class Settings(ModelFlags):
         None, "How all devices are arranged, as in data=2,fsdp=4. data splits the batch; fsdp the batch and the "
         "parameters; tensor the heads, the hidden layer of the MLP, and the vocabulary.", metavar="AXIS=N,…",
         group="devices", may_change=True,
-        default_text="the largest fsdp that divides the model's width and leaves 32 columns of it or more per "
-        "device; the other devices on data",
+        default_text="the largest fsdp that divides the model's width into parts of at least 32, and data for the "
+        "rest of the devices",
     )  # fmt: skip
     compile_cache: bool = setting(True, COMPILE_CACHE, group="devices", may_change=True, is_per_process=True)
     coordinator: str | None = setting(

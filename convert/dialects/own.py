@@ -70,7 +70,10 @@ def _dialect(name: str, table: dict[str, Any]) -> Dialect:
         raise InputError(f"no row for {', '.join(sorted(missing))}")
     biases = {row.ours for row in OF_GPT2 if row.ours.endswith(".bias") and row.ours != HEAD_BIAS}
     if biases & {*ours} and (missing := biases - {*ours}):
-        raise InputError(f'no row for {", ".join(sorted(missing))}; those that are zero are marked "may lack"')
+        raise InputError(
+            f'no row for {", ".join(sorted(missing))}: a table has rows for all biases or for none; mark as "may lack" '
+            "those that your files lack, which are zero then"
+        )
     theirs = [name for row in rows for name in row.names]
     for names in (ours, theirs):
         if twice := {name for name in names if names.count(name) > 1}:

@@ -194,8 +194,8 @@ def config_to_hf(config: GPTConfig) -> dict[str, Any]:
     for name in (field.name for field in dataclasses.fields(GPTConfig)):
         if name not in ADDED and getattr(read, name) != getattr(config, name):
             raise InputError(
-                f"{family.title} can't represent this model: its {name} is {getattr(read, name)!r}, the model's is "
-                f"{getattr(config, name)!r}"
+                f"{family.title} can't represent this model: there, {name} would be {getattr(read, name)!r}; the "
+                f"model's is {getattr(config, name)!r}"
             )
     return made
 

@@ -60,7 +60,9 @@ def _read_mistral(fields: Fields) -> dict[str, Any]:
     windows = (window,) * n_blocks(fields["num_hidden_layers"])
     kinds = fields.get("layer_types")  # with which transformers makes another class, that has them
     if kinds is not None and kinds != ["sliding_attention" if window else "full_attention"] * len(windows):
-        raise InputError("config.json: layer_types other than sliding_window says are not supported: a Ministral?")
+        raise InputError(
+            "config.json: layer_types disagrees with sliding_window, which is not supported: is it a Ministral?"
+        )
     return read_attention(fields) | {"windows": windows, "bias": False}
 
 

@@ -26,7 +26,7 @@ class GenerateCommand(ModelFlags):
         brief="tiny (bundled), a folder, a file, a training run, or a hub name",
     )
     prompt: tuple[str, ...] = flag(
-        ("The",), "Prompts to continue, as one batch. - reads standard input, without one trailing newline.",
+        ("The",), "Prompts to continue, as one batch. --prompt=- reads standard input, without one trailing newline.",
         metavar="TEXT", group="text", is_common=True, default_text="The",
     )  # fmt: skip
     chat: bool = flag(

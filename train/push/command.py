@@ -43,7 +43,7 @@ class PushCommand(ModelFlags):
     dtype: Literal["float32", "float16", "bfloat16"] | None = flag(
         None, "The type of the numbers.", default_text="that of SRC"
     )
-    public: bool = flag(False, "Let everybody see a repository that is made; without it it is private.", is_common=True)
+    public: bool = flag(False, "Make a new repository public. Without this flag it is private.", is_common=True)
     message: str = flag("", "The message of the commit.", metavar="TEXT", default_text="Upload a model with jaxgpt")
     force: bool = flag(False, "Replace the model that is in the repository, in a new commit.", is_common=True)
 

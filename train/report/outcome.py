@@ -189,7 +189,7 @@ def _loss_tile(outcome: Outcome) -> dict[str, str]:
     if outcome.is_preference and ends:
         right = " → ".join(f"{share:.0%}" for share in dict.fromkeys(outcome.accuracies[:1] + outcome.accuracies[-1:]))
         right = right or "unknown"
-        note = f"nats per preference; of the pairs the preferred answer is ahead in {right}"
+        note = f"nats per preference; the preferred answer is ahead in {right} of the pairs"
     elif ends:
         note = f"nats per token; perplexity {' → '.join(f'{_exp(loss):,.1f}' for loss in ends)}"
     if len(found) == 1:

@@ -176,7 +176,7 @@ def _settings(info: RunInfo) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 def _notes(info: RunInfo) -> list[str]:
     """Return from which step on the run was another."""
     return [
-        f"From step {words_of(change.get('step'))} on, the run went on although {words_of(change.get('what'))}."
+        f"Resumed after step {words_of(change.get('step'))} with changes: {words_of(change.get('what'))}."
         for change in info.changed
     ]
 

@@ -153,7 +153,7 @@ class RunFolder:
 
     def note_changes(self, info: RunInfo, step: int, changes: list[str]) -> None:
         """Write into run.json that from a step on the run was another."""
-        say(f"resumed after step {step} although {'; '.join(changes)}")
+        say(f"resumed after step {step} with changes: {'; '.join(changes)}")
         if not self.is_writer:
             return
         earlier = self.read().changed
