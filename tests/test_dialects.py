@@ -282,8 +282,8 @@ def test_a_form_that_can_not_hold_the_model_is_refused(tmp_path, hf_folder):
             "nanogpt",
             "tie_word_embeddings",
         ),
-        ({"n_inner": None, "scale_attn_weights": False}, "lesson", "its scale_attn_weights is True"),
-        ({"n_inner": None, "layer_norm_epsilon": 0.1}, "lesson", "its layer_norm_epsilon is 1e-05"),
+        ({"n_inner": None, "scale_attn_weights": False}, "lesson", "scale_attn_weights is always True"),
+        ({"n_inner": None, "layer_norm_epsilon": 0.1}, "lesson", "layer_norm_epsilon is always 1e-05"),
     ]:
         folder, _ = hf_folder(**flags)
         checkpoint = convert.read(folder)
