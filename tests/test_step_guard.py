@@ -147,6 +147,14 @@ def test_a_run_compiles_one_program_for_each_thing_that_it_does(small, tmp_path)
     assert max(times["prefill"], times["decode"]) <= 1  # or none, where a run before it wrote with such a model
 
 
+@pytest.mark.parametrize(("where", "is_shared"), [("cpu", True), ("gpu", True), ("tpu", False)])
+def test_blocks_are_one_function_only_where_xla_inlines_it(where, is_shared, monkeypatch):
+    monkeypatch.setattr("jaxgpt.model.gpt.platform", lambda: where)
+    model = abstract(GPTConfig(**SMALL))
+    text = jax.jit(lambda model, tokens: model(tokens)).lower(model, jnp.zeros((1, 8), jnp.int32)).as_text()
+    assert ("call @run_block" in text) == is_shared
+
+
 def test_the_table_is_written_if_asked(request, monkeypatch):
     if request.config.getoption("--step-guard"):
         found = {f"cpu, {case}": measured(case) for case in CASES}

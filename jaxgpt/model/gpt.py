@@ -156,7 +156,9 @@ def run_block(
 
 
 run_alike = jax.jit(run_block)
-"""The same, traced and lowered once for all blocks that are alike. XLA inlines it: the program stays what it was."""
+"""The same, traced and lowered once for all blocks that are alike. XLA inlines it on a CPU and a GPU: the program stays
+what it was. On a TPU it need not: GPT-2 XL on 16 chips then takes 12.1 GiB of each instead of 8.6, and compiles no
+faster."""
 
 
 ELSEWHERE = {
@@ -306,7 +308,7 @@ class GPT(nnx.Module, metaclass=_NamesFunctions):
         x = constrain(ctx.capture("embeddings", dropout(x, self.config.embd_pdrop, ctx.keys)))
         for layer, block in enumerate(self.blocks):
             own = ctx.of_block(layer)
-            run = run_alike if own.captures is None else run_block
+            run = run_alike if own.captures is None and platform() != "tpu" else run_block
             x, after = (jax.checkpoint(run) if ctx.remat else run)(block, x, own)
             ctx = ctx.after_block(layer, after)
             x = ctx.capture(f"blocks.{layer}", constrain(x))

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from functools import cache
 
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
 """Bits of the types whose names do not end with that number."""
@@ -60,19 +61,20 @@ class HloModule:
     entry: str
 
     def runs(self) -> dict[str, int]:
-        """Count how often one run executes each computation; one with several callers counts for the busiest."""
-        times: dict[str, int] = {}
-
-        def visit(name: str, factor: int) -> None:
-            if times.get(name, 0) >= factor:
-                return
-            times[name] = factor
-            for instruction in self.computations[name]:
+        """Count how often one run executes each computation: blocks that are alike may share one, and call it."""
+        callers: dict[str, list[tuple[str, int]]] = {}
+        for caller, instructions in self.computations.items():
+            for instruction in instructions:
                 for called in instruction.calls:
-                    visit(called, factor * self._trips(instruction))
+                    callers.setdefault(called, []).append((caller, self._trips(instruction)))
 
-        visit(self.entry, 1)
-        return times
+        @cache
+        def times(name: str) -> int:
+            if name == self.entry:
+                return 1
+            return sum(times(caller) * trips for caller, trips in callers.get(name, ()))
+
+        return {name: n for name in self.computations if (n := times(name))}
 
     def _trips(self, instruction: Instruction) -> int:
         """Return how often an instruction runs what it calls; a loop without a stated count counts from 0."""
