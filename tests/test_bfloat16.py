@@ -56,7 +56,7 @@ def test_it_is_the_product_of_rounded_numbers_summed_in_float32(rows, inputs, ou
 )
 def test_every_product_of_a_layer_has_the_form_that_xla_multiplies_in_bfloat16(fields, strategy, n_products):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # Optax is not strict
-        spec = spec_of(replace(CONFIG, **fields), strategy, "bfloat16")
+        spec = spec_of(replace(CONFIG, **fields), strategy)
         text = spec.lower(spec.plan.phases[0]).as_text()
     # products of attention have batching dimensions
     products = [line for line in text.splitlines() if "dot_general" in line and "batching_dims" not in line]
@@ -67,10 +67,10 @@ def test_every_product_of_a_layer_has_the_form_that_xla_multiplies_in_bfloat16(f
     assert len(products) <= n_products
 
 
-def spec_of(config, strategy, dtype, **settings):
+def spec_of(config, strategy):
     """Specify the steps of a run on one CPU."""
-    settings = Settings(freeze=strategy, dtype=dtype, batch_size=4, **settings)
-    model = abstract(config, dtype=jnp.dtype(dtype))
+    settings = Settings(freeze=strategy, dtype="bfloat16", batch_size=4)
+    model = abstract(config, dtype=jnp.bfloat16)
     return make_step_spec(settings, make_mesh(devices=jax.devices()[:1]), model, steps=10, packed=False)
 
 

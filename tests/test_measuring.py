@@ -34,9 +34,15 @@ def train(small, out, *flags, **how):
 
 def test_a_run_learns_the_same_and_has_the_same_updates(small, tmp_path, monkeypatch, apart):
     programs = []
-    listen = jax.monitoring.register_event_duration_secs_listener
-    listen(lambda event, seconds, fun_name="", **_: programs.append((event, fun_name)))
-    train(small, tmp_path / "apart")
+
+    def note(event, seconds, fun_name="", **_):
+        programs.append((event, fun_name))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        train(small, tmp_path / "apart")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
     n_apart = programs.count(("/jax/core/compile/jaxpr_to_mlir_module_duration", "jit(train_step)"))
     monkeypatch.setattr(spec, "WORTH_A_PROGRAM", 1e30)
     train(small, tmp_path / "whole")

@@ -18,6 +18,7 @@ from jaxgpt.training.setup import TrainingInputs
 from jaxgpt.training.signals import Stop
 from jaxgpt.training.step.optimizer import norm
 from jaxgpt.training.step.phases import CompiledPhase, PhaseCompiler, wait
+from jaxgpt.training.step.spec import measure_every
 from jaxgpt.training.step.step import TrainState
 
 
@@ -146,7 +147,7 @@ class TrainLoop:
     def _next_step(self) -> jax.stages.Compiled | None:
         """Return the program of the next step; None if a signal came while it was still being compiled."""
         measuring = self._phase.measuring
-        if measuring is None or (self.step + 1) % self._inputs.spec.measure_every:
+        if measuring is None or (self.step + 1) % measure_every(self._inputs.spec.steps):
             return self._phase.step
         if measuring.done():
             return measuring.result()

@@ -322,21 +322,21 @@ class GPT(nnx.Module, metaclass=_NamesFunctions):
         Args:
             dtype: that of the logits.
             multiple: columns without meaning follow until their number is a multiple of this, which some hardware
-                needs to be fast; not if the head has an adapter, or is in 8 bits.
+                needs to be fast; not if the head has an adapter, is in 8 bits, or computes in bfloat16 on a CPU.
         """
         x = ctx.capture("ln_f", self.ln_f(x))
         rows, is_tied = x.astype(self.dtype).reshape(-1, self.config.n_embd), self.config.tie_word_embeddings
         head = self.tok_emb.embedding[...].T if is_tied else self.lm_head.kernel.get_value()
-        if is_tied or not (self.lm_head.lora or isinstance(head, Int8Kernel)):
-            n_more = -head.shape[1] % multiple
-            if fits_bfloat16_product(self.dtype):
-                kernel, axis = (self.tok_emb.embedding[...], 1) if is_tied else (head, 0)
-                logits = bfloat16_product(rows, kernel, axis).astype(dtype)
-            else:
-                head = jnp.pad(head.astype(rows.dtype), ((0, 0), (0, n_more)))
-                logits = jnp.matmul(rows, head, preferred_element_type=dtype)
+        n_more = 0
+        if not is_tied and (self.lm_head.lora or isinstance(head, Int8Kernel)):
+            logits = self.lm_head.product(rows, dtype)
+        elif fits_bfloat16_product(self.dtype):
+            kernel, axis = (self.tok_emb.embedding[...], 1) if is_tied else (head, 0)
+            logits = bfloat16_product(rows, kernel, axis).astype(dtype)
         else:
-            n_more, logits = 0, self.lm_head.product(rows, dtype)
+            n_more = -head.shape[1] % multiple
+            head = jnp.pad(head.astype(rows.dtype), ((0, 0), (0, n_more)))
+            logits = jnp.matmul(rows, head, preferred_element_type=dtype)
         if not is_tied:
             if (bias := self.lm_head.bias) is not None:
                 logits = logits + jnp.pad(bias[...].astype(dtype), (0, n_more))[None]

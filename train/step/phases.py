@@ -53,7 +53,8 @@ class PhaseCompiler:
         self._programs: dict[int, Future[CompiledPhase]] = {}
         """Those that were asked for and not yet entered, by the index of the phase."""
         self._lowered: dict[int, Future[jax.stages.Lowered]] = {}
-        self._measuring: list[Future[jax.stages.Compiled]] = []
+        self._measuring: Future[jax.stages.Compiled] | None = None
+        """The newest; on a CPU the one before is compiled by then, since programs are compiled one after the other."""
 
     def init(self, params: dict[str, jax.Array]) -> TrainState:
         """Return the state before the first step."""
@@ -105,8 +106,8 @@ class PhaseCompiler:
     @property
     def is_compiling(self) -> bool:
         """True while a program is being compiled, which can't be interrupted."""
-        programs: list[Future[Any]] = [*self._programs.values(), *self._measuring]
-        return any(program.running() for program in programs)
+        programs: list[Future[Any] | None] = [*self._programs.values(), self._measuring]
+        return any(program is not None and program.running() for program in programs)
 
     def close(self) -> None:
         """Cancel programs that nobody will run."""
@@ -125,8 +126,7 @@ class PhaseCompiler:
         lowered = self._lowered.pop(index).result() if index in self._lowered else spec.lower(phase, not is_apart)
         compiled = lowered.compile()
         if is_apart:
-            measuring = self._pool.submit(lambda: spec.lower(phase).compile())
-            self._measuring.append(measuring)
+            self._measuring = measuring = self._pool.submit(lambda: spec.lower(phase).compile())
         enter = None
         factors = {name: replicated(np.float32(spec.rate_factors[name]), spec.mesh) for name in state.trainable}
         rates = Rates(replicated(np.float32(spec.peak_lr), spec.mesh), factors)

@@ -79,11 +79,6 @@ class StepSpec:
         """`tok_emb`, `blocks.0` and so on, in the order of the network."""
         return list(by_module(self.params))
 
-    @property
-    def measure_every(self) -> int:
-        """One of so many steps has its updates kept."""
-        return measure_every(self.steps)
-
     def measures_apart(self, phase: freeze.Phase) -> bool:
         """Return whether the steps whose updates are kept are another program than those between.
 
@@ -93,7 +88,7 @@ class StepSpec:
         n_steps = min(later, default=self.steps) - phase.start
         n_trainable = count_params(self.plan.partition(self.params, phase.start)[0])
         is_alone = self.mesh.size == 1 and platform() == "cpu"
-        return is_alone and self.measure_every > 1 and n_trainable * n_steps > WORTH_A_PROGRAM
+        return is_alone and measure_every(self.steps) > 1 and n_trainable * n_steps > WORTH_A_PROGRAM
 
     @property
     def warmup_steps(self) -> int:
