@@ -139,8 +139,8 @@ def draft(command: ConvertCommand) -> None:
         raise InputError(f"{command.propose} is there already: force=True replaces it")
     command.propose.write_text(text, "utf-8")
     say(
-        f"{command.propose}: a draft with {text.count('?')} open places; replace each ?, then read SRC with "
-        f"--dialect={command.propose}, and prove it: jaxgpt check SRC --dialect={command.propose} --against=…"
+        f"{command.propose}: a draft with {text.count('?')} gaps; replace each ?, then read SRC with "
+        f"--dialect={command.propose}, and check it: jaxgpt check SRC --dialect={command.propose} --against=…"
     )
 
 

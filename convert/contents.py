@@ -71,7 +71,7 @@ def open_contents(path: Path, *, averaged: bool = False) -> Contents:
         params, config, base = orbax.read(path, averaged=averaged)
         return Contents("Orbax", params, config=config, base=base)
     if averaged:
-        raise InputError(f"{path}: averaged=True reads checkpoints of runs that kept an average, and this is none")
+        raise InputError(f"{path}: averaged=True reads checkpoints of runs that kept an average; this is not one")
     weights = path if path.is_file() else next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if weights is None:
         raise InputError(f"{path}: no checkpoint found; looked for {', '.join(WEIGHT_FILES)} and Orbax's params")

@@ -143,7 +143,7 @@ def _write_adapter(
 ) -> None:
     """Write what differs from `base` as PEFT does, and read it back over `base`."""
     if base is None or dtype is not None:
-        raise InputError("to='peft' writes what differs from base=, which it needs, and takes no dtype=")
+        raise InputError("to='peft' writes what differs from another model: give base=, and no dtype=")
     if base.config.tie_word_embeddings != config.tie_word_embeddings or base.config.bias != config.bias:
         raise InputError("to='peft': the model's head or biases are not those of base=: write it as another form")
     check_free(path, TARGETS["peft"][1], force)

@@ -35,7 +35,7 @@ def to_ours(dialect: Dialect, tensors: Tensors, config: GPTConfig) -> tuple[dict
         and np.dtype(tensors[name].dtype).name not in FLOAT_DTYPES
     ]
     if problems:
-        said = "" if config.model_type == "gpt2" else f", which its config calls {config.model_type}"
+        said = "" if config.model_type == "gpt2" else f" (its config says {config.model_type})"
         raise problem_list(f"not a complete checkpoint of {dialect.title}{said}", problems)
     params = {row.ours: relayout(_gather(tensors, row.theirs), row.layout, dims) for row in rows}
     dtype = next(iter(params.values())).dtype

@@ -72,7 +72,7 @@ def with_adapter(params: Tensors, config: GPTConfig, folder: Path) -> tuple[dict
     """Return the parameters and the config of a model with an adapter on it.
 
     Raises:
-        InputError: the adapter is of a kind that is not computed here, or does not fit the model.
+        InputError: the adapter is of a kind that is not supported, or does not fit the model.
     """
     said = _settings(folder)
     _refuse_other_kinds(folder, said)
@@ -167,8 +167,8 @@ def write_peft_folder(folder: Path, params: Tensors, config: GPTConfig, base: Te
         raise InputError(f"nothing differs from {base_name}: there is no adapter to write")
     if config.lora is None and not rows:
         raise InputError(
-            "there is no adapter to write (PEFT loads no folder without one): the model has none, or the layers "
-            "that it adapts were trained too; write the whole model, as --to=hf does"
+            "there is no adapter to write (PEFT loads no folder without one): the model has none, or the adapted "
+            "layers were trained too; write the whole model, as --to=hf does"
         )
     lora = config.lora or LoRA(modules=("lm_head",))
     fields = {
@@ -233,11 +233,11 @@ def _layouts(config: GPTConfig) -> Iterator[tuple[str, str]]:
 
 def _refuse_other_kinds(folder: Path, said: Mapping[str, Any]) -> None:
     if (kind := said.get("peft_type")) != "LORA":
-        raise InputError(f"{folder}: an adapter of the kind {str(kind)[:50]!r}: only LORA is computed here")
+        raise InputError(f"{folder}: an adapter of the kind {str(kind)[:50]!r}: only LORA is supported")
     on = [name for name, value in said.items() if name not in SETTINGS and value not in (None, False, 0, "", [], {})]
     on += [name for name in ("rank_pattern", "alpha_pattern") if said.get(name)]
     if on:
-        raise InputError(f"{folder}: the adapter's setting {on[0][:100]!r} is on, which is not computed here")
+        raise InputError(f"{folder}: the adapter's setting {on[0][:100]!r} is on, which is not supported")
 
 
 def _dialect(config: GPTConfig) -> Dialect:

@@ -360,8 +360,8 @@ def _write_within(tokenizer: Any, given: _Input, asked: Sequence[Request]) -> li
     """
     if len(given.chat) > MANY and len(given.chat) * len(given.text) > MOST_WORK:
         raise InputError(
-            f"the conversation has {len(given.chat):,} messages, too many for this chat template, whose turns can't be "
-            "located one after the other: split the conversation"
+            f"the conversation has {len(given.chat):,} messages, too many for this chat template, which has to "
+            "write the whole conversation again for each: split it"
         )
     return write_chats(tokenizer, asked)
 

@@ -82,7 +82,7 @@ def match(rules: Rules[T], names: Iterable[str]) -> dict[str, T]:
         found |= dict.fromkeys(Pattern(pattern).matching(name for name in names if name not in found), value)
     for name in names:
         if name not in found:
-            raise InputError(f"no rule covers the parameter {name}")
+            raise InputError(f"no pattern of the rules matches the parameter {name}")
     return {name: found[name] for name in names}
 
 

@@ -36,7 +36,7 @@ class Pattern:
             if len(text) > LONGEST:
                 raise ValueError(f"it is longer than {LONGEST:,} letters")
             if found := OTHERWISE.search(text):
-                raise ValueError(f"{found[0]} has a meaning in other languages only")
+                raise ValueError(f"{found[0]} is not in Python's syntax of regular expressions")
             if math.prod(max(1, int(n)) for n in COUNT.findall(text)) * len(text) > MOST_WRITTEN_OUT:
                 raise ValueError(f"with its repetitions written out it has more than {MOST_WRITTEN_OUT:,} letters")
             re.compile(text)  # whose syntax counts

@@ -201,7 +201,7 @@ def _answer(kind: str, text: bytes, marks: Any) -> Written | InputError:
     try:
         return Written(text.decode(), tuple((int(begin), int(end)) for begin, end in marks or ()))
     except UnicodeDecodeError:
-        return InputError("the tokenizer's chat template writes half a character")
+        return InputError("the tokenizer's chat template writes an unpaired surrogate")
 
 
 def _pickled(asked: dict[str, Any], requests: Sequence[Request]) -> bytes | InputError:

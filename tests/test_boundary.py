@@ -194,7 +194,7 @@ def test_a_fault_of_ours_says_what_to_report(capsys, tmp_path):
     said = capsys.readouterr().err
     assert ended.value.code == 70
     assert said.count("\n") == 1
-    assert f"please report it with {tmp_path / 'run.log'}" in said
+    assert f"please report this with {tmp_path / 'run.log'}" in said
     assert "Traceback" in (tmp_path / "run.log").read_text()
 
 
@@ -467,10 +467,10 @@ def test_paths_in_a_run_json_steer_nothing_and_are_checked(tmp_path):
 
 def test_half_a_character_in_a_prompt_or_a_template_is_refused():
     tokenizer = jaxgpt.load_tokenizer("tiny")
-    with pytest.raises(InputError, match=r"half a character|can't encode|not valid"):
+    with pytest.raises(InputError, match=r"unpaired surrogate|can't encode|not valid"):
         jaxgpt.tokenizer.encode_prompt(tokenizer, "a\ud800")
     tokenizer.chat_template = "{{ '\\ud800' }}"
-    with pytest.raises(InputError, match="half a character"):
+    with pytest.raises(InputError, match="unpaired surrogate"):
         render(tokenizer, [{"role": "user", "content": "a"}])
     for command in (["jaxgpt", "generate", "tiny", "--prompt=a\udcff"], ["train", "--prompt=a\udcff", "--steps=1"]):
         done = call(*command, check=False)

@@ -314,7 +314,7 @@ def test_what_is_not_read_of_a_record_is_named(record, unread):
         ({"messages": [{"role": "user", "content": []}]}, "content must be a text, not list"),
         ({"messages": [{"role": "user", "content": None}]}, "content must be a text, not NoneType"),
         ({"messages": [{"role": "assistant", "tool_calls": "x"}]}, "tool_calls must be a list of objects"),
-        ({"messages": list(EXCHANGE), "tools": "{"}, "tools is a text, but not one of JSON"),
+        ({"messages": list(EXCHANGE), "tools": "{"}, "tools is a string, but not valid JSON"),
         ({"messages": list(EXCHANGE), "tools": [3]}, "tools must be a list of objects"),
         ({"conversations": [{"from": "observation", "value": "x"}]}, "the from of a message must be system, user"),
         ({"conversations": ["x"]}, "must be an object with from and value, not str"),

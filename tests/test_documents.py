@@ -332,7 +332,7 @@ BAD = {
     "depth of tools": (
         "a.jsonl",
         json.dumps({**CHAT, "tools": "[" * 100_000}).encode(),
-        "line 1: tools is a text, but not one of JSON",
+        "line 1: tools is a string, but not valid JSON",
     ),
     "half in a tool": (
         "a.jsonl",

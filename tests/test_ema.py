@@ -106,7 +106,7 @@ def test_every_reader_takes_it_and_the_frozen_rest_of_the_base(small, whole, tmp
     exported = named_params(jaxgpt.from_pretrained(tmp_path / "hf"))
     assert all(np.abs(np.asarray(exported[name]) - np.asarray(p)).max() <= 1e-6 for name, p in merged.items())
     losses = metrics(folder / "run")[-1]
-    assert f"{losses['ema_eval_loss']:.4f} of the average" in said
+    assert f"{losses['ema_eval_loss']:.4f} with averaged weights" in said
     assert f"jaxgpt convert {folder}/run" in said
     assert "--averaged" in said
     generate = ["jaxgpt", "generate", "--max-new-tokens=5", "--temperature=0"]
@@ -130,7 +130,7 @@ def test_a_run_begins_as_the_average_of_another(whole, tmp_path):
 @pytest.mark.parametrize("kind", ["run", "folder"])
 def test_where_there_is_no_average_it_is_refused(small, whole, kind):
     folder, _ = whole
-    model, says = (folder / "plain", "the run kept no average") if kind == "run" else (small, "and this is none")
+    model, says = (folder / "plain", "the run kept no average") if kind == "run" else (small, "this is not one")
     done = call("convert", model, "--averaged", check=False)
     assert done.returncode == 2
     assert says in done.stderr

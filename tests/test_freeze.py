@@ -109,7 +109,7 @@ def test_parameters_come_in_the_order_of_the_network(config):
 def test_the_first_rule_that_matches_in_full_decides():
     rules = ((r"a\.\d", 1), (r"a\..*", 2))
     assert match(rules, ["a.1", "a.12", "a.b"]) == {"a.1": 1, "a.12": 2, "a.b": 2}
-    with pytest.raises(ValueError, match=r"no rule covers the parameter b\.a\.1"):
+    with pytest.raises(ValueError, match=r"no pattern of the rules matches the parameter b\.a\.1"):
         match(rules, ["a.1", "b.a.1"])
 
 

@@ -211,7 +211,7 @@ def test_strategies_join_and_follow_one_another():
     [
         ("lora:r=0", "r must be an integer from 1"), ("lora:r=9999999", "r must be an integer from 1"),
         ("lora:alpha=nan", "alpha must be a number, not 'nan'"), ("lora:dropout=1", "dropout must be a probability"),
-        ("lora:rank=3", "unknown option 'rank=3'"), ("lora:on=head", "a tied head has none of its own"),
+        ("lora:rank=3", "unknown option 'rank=3'"), ("lora:on=head", "a tied head has no kernel of its own"),
         ("lora:on=nowhere", "on=nowhere is no layer"), ("lora:on=(", "is not a regular expression"),
         ("lora:r=1000000000", "r must be an integer from 1"), ("lora:r=١٦", "r must be an integer"),
         ("lora:r=1_6", "r must be an integer"), ("lora:alpha=1e999", "alpha must be a number above 0"),

@@ -74,7 +74,7 @@ def test_a_fault_of_ours_keeps_what_was_saved(small, whole_run, tmp_path, monkey
             patch.setattr(Checkpoints, "save", save_and_fail)
         done = call("train", *flags(small, out), check=False, samples=False)
     what = "train: a fault of jaxgpt, and not of your input (KeyError: 'no such key'): what was saved stays; "
-    assert (done.returncode, done.stderr) == (70, f"{what}please report it with {out}/run.log\n")
+    assert (done.returncode, done.stderr) == (70, f"{what}please report this with {out}/run.log\n")
     assert "Traceback" not in done.stdout
     assert "KeyError: 'no such key'" in (out / "run.log").read_text()
     steps = complete_steps(out)

@@ -129,7 +129,7 @@ def test_a_draft_is_completed_and_reads_and_writes_like_a_built_in_dialect(tmp_p
     assert "--propose=my.toml drafts" in " ".join(refused.stderr.split())
     said = call("convert", file, f"--propose={table}").stdout
     draft = table.read_text()
-    assert f"{draft.count('?')} open places" in " ".join(said.split())
+    assert f"{draft.count('?')} gaps" in " ".join(said.split())
     # of the rows only the square kernels are open, and the heads and the activation
     open_rows = re.findall(r'^    \["([^"]+)", .*"\?"', draft, re.M)
     assert open_rows == [*([] if joint else ["blocks.{i}.attn.c_attn.kernel"]), "blocks.{i}.attn.c_proj.kernel"]

@@ -420,7 +420,8 @@ CASES = {
     ),
     "a NumPy object": (program(b"cnumpy\ndtype\nX\1\0\0\0O\x85R"), "an unsupported NumPy type: 'O'"),
     "a NumPy scalar of another size": (
-        program(b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\2\0\0\0f8\x85RC\4aaaa\x86R"), "not as long as one"
+        program(b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\2\0\0\0f8\x85RC\4aaaa\x86R"),
+        "another number of bytes",
     ),
     "NumPy's loader": (program(b"cnumpy.core.multiarray\nfromfile\n)R"), "names numpy.core.multiarray.fromfile"),
     "a circle": (program(b"}q\0X\5\0\0\0modelh\0s"), "no state dict in it"),

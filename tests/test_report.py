@@ -390,7 +390,7 @@ VERDICTS = {
     "better, then worse": (
         outcome({0: 2.5, 10: 2.0, 20: 3.5}, 20),
         ("worse", "bad"),
-        "The held-out loss fell from 2.500 to 2.000 at step 10, and then rose above its beginning, to 3.500 in 20 "
+        "The held-out loss fell from 2.500 to 2.000 at step 10, and then rose above where it began, to 3.500 in 20 "
         "steps.",
         ["The commands below use the best checkpoint, that of step 10."],
     ),
@@ -410,12 +410,12 @@ VERDICTS = {
     "unfinished": (
         outcome({0: 4.5, 10: 3.0}, 100, last=14, patience=5),
         ("unfinished", "fair"), "The held-out loss fell from 4.500 to 3.000 in 14 steps.",
-        ["Training is not finished: 14 of 100 steps are made."],
+        ["Training is not finished: 14 of 100 steps are done."],
     ),
     "killed early": (
         outcome({0: 4.5}, 100, last=3),
         ("unfinished", "fair"), "The held-out loss was 4.500 at step 0, and was not measured again.",
-        ["Training is not finished: 3 of 100 steps are made."],
+        ["Training is not finished: 3 of 100 steps are done."],
     ),
     "never evaluated": (
         outcome({}, 3, last=3), ("not evaluated", "fair"), "No evaluation was recorded.", [],

@@ -306,7 +306,7 @@ def test_a_tracker_that_is_killed_or_stands_still_is_dropped(new_run, capfd):
         trackers.log(step, {"loss": 1.0})
     assert (
         capfd.readouterr().err
-        == "train: warning: logging to TensorBoard has stopped: its process does not read; training continues\n"
+        == "train: warning: logging to TensorBoard has stopped: its process takes no more lines; training continues\n"
     )
     assert process.returncode == -9
     trackers.close(finished=True)

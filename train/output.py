@@ -110,7 +110,7 @@ def lasting_output() -> Iterator[None]:
         except Exception as error:  # a fault of ours
             if log.path is not None:
                 log.add(escaped(traceback.format_exc(), keep="\n"))
-                error.add_note(f"what was saved stays; please report it with {log.path}")
+                error.add_note(f"what was saved stays; please report this with {log.path}")
             raise
 
 

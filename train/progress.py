@@ -66,7 +66,7 @@ class ProgressBar:
         if not self._is_terminal or eval_loss is not None:
             seconds_left = (self._n_steps - step) * self._tokens_per_step / max(speed, 1e-9)
             evaluated = "" if eval_loss is None else f"  held-out loss {eval_loss:.4f}"
-            evaluated += "" if averaged is None else f", {averaged:.4f} of the average"
+            evaluated += "" if averaged is None else f", {averaged:.4f} with averaged weights"
             evaluated += "" if accuracy is None else f", {accuracy:.0%} preferred"
             line = f"step {step:>{len(str(self._n_steps))}}/{self._n_steps}  loss {loss:.4f}{evaluated}"
             self.say(f"{line}  {speed:,.0f} tokens/s  {seconds_left:.0f} s left")

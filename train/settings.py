@@ -135,8 +135,8 @@ class Settings(ModelFlags):
         "ln_f; then everything. Or phases of your own, gradual:STRATEGY@START,…, with START in steps, percent or "
         "epochs, as in gradual:head@0,last3@40%,full@2ep.",
         metavar="STRATEGY", group="freeze", is_common=True,
-        brief="What to freeze. firstN freezes the embeddings and the first N blocks; lastN, head, embeddings, lora, "
-        "regex:PATTERN train only these; full trains everything; gradual thaws in phases",
+        brief="What to freeze. full: nothing. firstN: the embeddings and the first N blocks. lastN, head, embeddings, "
+        "lora, regex:PATTERN: all but what they name. gradual: less in each phase",
     )  # fmt: skip
     layer_lr_decay: float = setting(
         1.0, "Multiply the learning rate by FACTOR for each block further from the output. Embeddings, and a head tied "
@@ -225,7 +225,7 @@ class Settings(ModelFlags):
         is_repeated=False, may_stand_alone=True, brief="Resume a run where it stopped, with its own settings",
     )  # fmt: skip
     resume_anyway: bool = setting(
-        False, "Resume even if data, tokenizer or settings differ from those of the run. Use it instead of "
+        False, "Resume the run in --out even if data, tokenizer or settings differ from its own. Use it instead of "
         "--resume.",
         group="run", may_change=True, is_repeated=False,
     )  # fmt: skip

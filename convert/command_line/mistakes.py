@@ -152,7 +152,7 @@ def _say_what_to_report(program: str, error: Exception) -> None:
     notes = getattr(error, "__notes__", [])
     if not notes:
         show("".join(traceback.format_exception(error)), sys.stderr)
-    report = "; ".join(notes) or "please report it with the lines above"
+    report = "; ".join(notes) or "please report this with the lines above"
     what = f"{type(error).__name__}: {first_line(error)}"
     say(f"{program}: a fault of jaxgpt, and not of your input ({what}): {report}", sys.stderr)
 

@@ -24,11 +24,11 @@ class ModelFlags:
         metavar="NAME", group="model",
     )  # fmt: skip
     adapter: str | None = flag(
-        None, "A LoRA adapter of PEFT's for this model.",
+        None, "A LoRA adapter for this model, as PEFT writes it.",
         metavar="PATH", group="model",
     )  # fmt: skip
     drop_heads: bool = flag(
-        False, "Ignore heads that no language model has, such as a classifier's or a value head.", group="model"
+        False, "Ignore output heads that no language model has, such as a classifier's or a value head.", group="model"
     )
     averaged: bool = flag(
         False, "Of a run with --ema, read the averaged weights instead of the plain ones.", group="model"

@@ -342,7 +342,7 @@ def confirm(checkpoint: Path, smallest: Mapping[str, str | None], *, is_alone: b
     for name, array in smallest.items():
         item = checkpoint.absolute() / name
         if not (item / "manifest.ocdbt").is_file():
-            raise OSError(errno.EIO, "what was saved can't be read (nothing was merged)", str(item))
+            raise OSError(errno.EIO, "what was saved is incomplete: Orbax has not joined its parts", str(item))
         if not is_alone or array is None:
             continue
         try:

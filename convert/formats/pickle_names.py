@@ -78,13 +78,13 @@ class NumpyType:
         """Take up the order of its bytes."""
         order = expect(expect(state, tuple)[1], str)
         if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
-            raise InputError("its pickle has a NumPy type with fields")
+            raise InputError("its pickle has a NumPy type with fields, which is not supported")
         self.dtype = self.dtype.newbyteorder(order)
 
     def scalar(self, data: Any) -> Any:
         """Return the one value in the data."""
         if not isinstance(data, bytes) or len(data) != self.dtype.itemsize:
-            raise InputError(f"its pickle has a NumPy scalar of {self.dtype} that is not as long as one")
+            raise InputError(f"its pickle has a NumPy scalar of {self.dtype} with another number of bytes")
         return np.frombuffer(data, self.dtype)[0].item()
 
 
@@ -169,7 +169,7 @@ def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
     if isinstance(text, bytes):
         return text
     if expect(encoding, str) not in ("latin1", "latin-1"):
-        raise InputError(f"its pickle encodes a text as {reprlib.repr(encoding)}")
+        raise InputError(f"its pickle encodes a text as {reprlib.repr(encoding)}, which is not supported")
     return expect(text, str).encode("latin1")
 
 

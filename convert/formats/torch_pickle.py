@@ -180,7 +180,7 @@ def read_pickle(path: Path) -> Any:
         InputError: it is too large, broken, or holds anything else.
     """
     if path.stat().st_size > MOST_PLAIN:
-        raise InputError(f"{path}: more than {MOST_PLAIN:,} bytes")
+        raise InputError(f"{path}: more than {MOST_PLAIN:,} bytes, too much for such a file")
     try:
         return PickleMachine().run(path.read_bytes())
     except InputError as error:

@@ -111,8 +111,8 @@ def _exchange(record: Mapping[str, Any]) -> tuple[list[Message], set[str]]:
         if "text" in record:
             raise InputError("text is null: expected a string")
         raise InputError(
-            "neither a text nor a conversation: expected text, or messages, or conversations, or instruction and "
-            f"output, but its fields are {listed(record)}; text_field=NAME names the field of a text"
+            "neither a text nor a conversation: expected a field text, messages or conversations, or instruction and "
+            f"output; its fields are {listed(record)}. text_field=NAME names the field of a text"
         )
     read = {question, answer}
     if isinstance(record[question], (list, tuple)):  # what is said in a prompt is not trained on
@@ -233,7 +233,7 @@ def _tools(value: Any) -> tuple[Any, ...]:
         try:
             value = parse_json(value)
         except InputError:
-            raise InputError("tools is a text, but not one of JSON") from None
+            raise InputError("tools is a string, but not valid JSON") from None
     if not is_filled(value) or (isinstance(value, str) and not value.strip()):
         return ()
     if not isinstance(value, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in value):

@@ -69,7 +69,7 @@ class Corpus:
     def origin(self, position: int) -> str:
         """Return where a token comes from, such as "data/a.jsonl, line 17"."""
         if not 0 <= position < len(self.tokens):
-            raise IndexError(f"{position} is not from 0 to {len(self.tokens) - 1}")
+            raise IndexError(f"position {position} is not from 0 to {len(self.tokens) - 1}")
         document = int(np.searchsorted(self.ends, position, side="right"))
         file = int(np.searchsorted(self.file_ends, document, side="right"))
         return self.source.files[file].where(int(self.numbers[document]))

@@ -84,7 +84,7 @@ def _score(
 
 def _check(context: Sequence[int], continuation: Sequence[int], limit: int, n_tokens: int) -> None:
     if not context or not continuation:
-        raise InputError(f"an empty {'continuation' if context else 'context'} has no likelihood")
+        raise InputError(f"the {'continuation' if context else 'context'} must not be empty")
     if len(continuation) > limit:
         raise InputError(f"a continuation of {len(continuation)} tokens does not fit into a context of {limit}")
     check_ids([*context, *continuation], n_tokens)

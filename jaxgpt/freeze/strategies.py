@@ -244,8 +244,8 @@ def _parse_lora(options: str, config: GPTConfig) -> LoRA:
     with about(f"lora: on={on}"):
         modules = {name for word in words for name in Pattern(LORA_ON.get(word, word)).matching(layers)}
     if not modules:
-        tied = "; a tied head has none of its own" if on == "head" else ""
-        raise InputError(f"lora: on={on} is no layer of the model{tied}; these are called, for example, {layers[0]}")
+        tied = "; a tied head has no kernel of its own" if on == "head" else ""
+        raise InputError(f"lora: on={on} is no layer of the model{tied}; a layer is called, for example, {layers[0]}")
     return LoRA(**told, modules=tuple(name for name in layers if name in modules))
 
 

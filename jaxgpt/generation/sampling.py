@@ -46,7 +46,7 @@ class RepetitionPenalty:
     penalty: float
 
     def __call__(self, candidates: Candidates, seen: Bool[Array, "B V"] | None) -> Candidates:
-        assert seen is not None, "decoding remembers tokens where there is a RepetitionPenalty"
+        assert seen is not None  # decoding remembers the tokens for this penalty
         logits = candidates.logits
         penalised = jnp.where(logits > 0, logits / self.penalty, logits * self.penalty)
         return Candidates(jnp.where(seen, penalised, logits))

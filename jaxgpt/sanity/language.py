@@ -123,7 +123,9 @@ def check_text(
     new = min(NEW, model.config.n_positions - prompt.shape[1])
     if new < 20:
         return Check("text", None, "the context is too short", f"at least {prompt.shape[1] + 20} tokens"), None
-    expected = f"repeats <= {REPEATED}, spread >= {SPREAD}, entropy <= {CERTAIN}, shuffled >= {ORDER}"
+    expected = (
+        f"repeats <= {REPEATED}, token entropy >= {SPREAD}, prediction entropy <= {CERTAIN}, shuffled loss >= {ORDER}"
+    )
     try:
         tokens = np.asarray(generate(model, prompt, num_samples=SAMPLES, max_new_tokens=new, temperature=0.8, top_k=40))
     except InputError:
@@ -145,8 +147,8 @@ def check_text(
     detail = "the model " + ", and ".join(text for text, there in problems.items() if there)
     ok = not any(problems.values())
     measured = (
-        f"repeats {values['repeated']:.2f}, spread {values['spread']:.2f} nats, entropy {values['entropy']:.2f} ln(V), "
-        f"shuffled {values['order']:.2f}x"
+        f"repeats {values['repeated']:.2f}, token entropy {values['spread']:.2f} nats, prediction entropy "
+        f"{values['entropy']:.2f} ln(V), shuffled loss {values['order']:.2f}x"
     )
     return Check("text", ok, measured, expected, "" if ok else detail, values), tokenizer.decode(tokens[0])
 

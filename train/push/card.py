@@ -53,7 +53,7 @@ def body(run: Run, repo: str, form: str) -> str:
         "trained": f"{code(settings.get('freeze', ''))}: {count(info.parameters.get('trainable'))} of "
         f"{count(info.parameters.get('all'))} parameters",
         "data": f"{code(short(info.data.source))}: {info.data.train:,} tokens, {info.data.held_out:,} held out",
-        "steps": f"{run.step:,} of {code(settings.get('batch_size', ''))} sequences of "
+        "steps": f"{run.step:,}, each of {code(settings.get('batch_size', ''))} sequences of "
         f"{code(resolved.get('context', ''))} tokens",
         "peak learning rate": code(resolved.get("lr", "")),
     }

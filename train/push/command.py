@@ -30,8 +30,8 @@ class PushCommand(ModelFlags):
     repo: str = flag(help="The repository on the hub; it is made if it is not there.", metavar="OWNER/NAME",
                      is_positional=True)  # fmt: skip
     license: str = flag(
-        help="The licence of the model in the hub's words, such as mit, apache-2.0, other or unknown. That of its base "
-        "binds you too.", metavar="LICENSE", is_common=True,
+        help="The licence of the model in the hub's words, such as mit, apache-2.0, other or unknown. The base's "
+        "licence binds you too.", metavar="LICENSE", is_common=True,
     )  # fmt: skip
     to: Literal["hf", "peft"] = flag(
         "hf", "hf: the whole model, for transformers, adapters merged. peft: an adapter, all that differs from --base.",

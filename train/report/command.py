@@ -23,8 +23,8 @@ class ReportCommand:
     )
     out: Path | None = flag(
         None, "The HTML file to write.", metavar="PATH",
-        default_text=f"report.html in the folder of the run, whose pictures are drawn again too; {COMPARISON} here for "
-        "several runs",
+        default_text=f"report.html in the run's folder, with its pictures drawn again; for several runs {COMPARISON} "
+        "here",
     )  # fmt: skip
     force: bool = flag(False, "Replace --out if it is there already.")
 

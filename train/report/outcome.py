@@ -141,8 +141,8 @@ class Outcome:
             return f"{what} fell from {_loss(first)} to {_loss(last)}"
         if turned:
             return (
-                f"{what} fell from {_loss(first)} to {_loss(best)} at step {best_step:,}, and then rose above its "
-                f"beginning, to {_loss(last)}"
+                f"{what} fell from {_loss(first)} to {_loss(best)} at step {best_step:,}, and then rose above where it "
+                f"began, to {_loss(last)}"
             )
         return f"{what} rose from {_loss(first)} to {_loss(last)}"
 
@@ -168,7 +168,7 @@ class Outcome:
             times = "evaluation was" if n == 1 else "evaluations in a row were"
             said.append(f"Training stopped early, at step {made} of {self.planned:,}: {n} {times} no better.")
         elif not self.is_finished:
-            said.append(f"Training is not finished: {made} of {self.planned:,} steps are made.")
+            said.append(f"Training is not finished: {made} of {self.planned:,} steps are done.")
         if best is not None and self.last_loss is not None and not self.last_loss - best[1] < SAME:
             if best[0] > 0:
                 said.append(f"The commands below use the best checkpoint, that of step {best[0]:,}.")

@@ -197,7 +197,8 @@ class Checkpoints:
         self._held = shapes.params.keys() - left_out.keys()
         if rounded := [name for name in self._held if shapes.params[name].dtype != np.float32]:
             raise InputError(
-                f"--resume: checkpoint {folder} holds {min(rounded)}, which --frozen-dtype would round: leave that out"
+                f"--resume: checkpoint {folder} holds {min(rounded)}, which --frozen-dtype would round: leave out that "
+                "flag"
             )
         item = "eval_state" if (folder / "eval_state").exists() else "standing"  # of version 0.1
         averages = {"ema": shapes.ema} if shapes.ema else {}

@@ -1,5 +1,6 @@
 """run.json: what a run is, as dataclasses, with one writer and one reader that does not trust the file."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -61,8 +62,8 @@ IDENTITY = {
 def refusal(run: Path, changes: Sequence[str]) -> str:
     """Return why a run is not resumed."""
     return (
-        f"--resume: this would be another run than {run} holds: {'; '.join(changes)}. Leave such flags out, or go on "
-        "nevertheless with --resume-anyway"
+        f"--resume: this would be another run than {run} holds: {'; '.join(changes)}. Undo that, or go on nevertheless "
+        f"with --out={shlex.quote(str(run))} --resume-anyway"
     )
 
 

@@ -115,7 +115,7 @@ class _Pipe:
             while self._unsent:
                 self._unsent = self._unsent[os.write(self._input.fileno(), self._unsent[:PIECE_BYTES]) :]
         except BlockingIOError:
-            return self._kill("its process does not read") if len(self._unsent) > MAX_UNSENT_BYTES else None
+            return self._kill("its process takes no more lines") if len(self._unsent) > MAX_UNSENT_BYTES else None
         except OSError as error:
             self._unsent = b""
             with contextlib.suppress(subprocess.TimeoutExpired):
