@@ -42,7 +42,7 @@ def measure(blocks: int, width: int, context: int, batch: int, repeats: int) -> 
     )  # fmt: skip
     model, mesh = GPT(config, rngs=nnx.Rngs(0)), make_mesh(devices=jax.devices()[:1])
     spec = make_step_spec(
-        Settings(batch_size=batch, context=context, dtype="float32"), mesh, model, steps=1000, packed=False
+        Settings(batch_size=batch, context=context, dtype="float32"), mesh, model, steps=100, packed=False
     )
     params = jaxgpt.named_params(model)
     flops = step_flops(config, spec.plan.partition(params)[0], (batch, context)).model

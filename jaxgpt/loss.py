@@ -6,7 +6,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxgpt.convert.config import GPTConfig
-from jaxgpt.mesh import AXES, batch_shards, platform
+from jaxgpt.mesh import AXES, batch_shards, is_for_one_cpu, platform
 from jaxgpt.model.capture import ForwardContext
 from jaxgpt.model.dropout import Keys
 from jaxgpt.model.gpt import GPT
@@ -107,7 +107,7 @@ def cross_entropy(
     """Return the sum of the losses times their weights, and its slope by the logits."""
     logits, tokens = mask_padding(logits.astype(jnp.float32), config), columns(logits)
     w, n = weights[..., None], config.n_tokens
-    if platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
+    if is_for_one_cpu():
         # one target of a row is read and changed where it is: to look for it among all takes a pass over the logits
         most = jnp.max(logits, axis=-1, keepdims=True)
         powers = jnp.exp(logits - most)

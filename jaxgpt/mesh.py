@@ -209,3 +209,8 @@ def platform() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = jax.default_backend() if device is None else device.platform
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+def is_for_one_cpu() -> bool:
+    """Return whether the traced program is for a single CPU, whose XLA backend some layers are written for."""
+    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1

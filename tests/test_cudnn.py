@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxgpt.mesh
 import jaxgpt.model.attention
-import jaxgpt.model.bfloat16
 import jaxgpt.model.cudnn
 from jaxgpt import GPTConfig
 from jaxgpt.mesh import make_mesh
@@ -34,7 +34,7 @@ def gpu(monkeypatch):
 
     def pretend(capability: tuple[int, int] = (9, 0)) -> None:
         monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
-        for module in (jaxgpt.model.attention, jaxgpt.model.bfloat16):
+        for module in (jaxgpt.model.attention, jaxgpt.mesh):
             monkeypatch.setattr(module, "platform", lambda: "gpu")
         monkeypatch.setattr(jaxgpt.model.cudnn, "compute_capability", lambda: capability)
 

@@ -85,7 +85,7 @@ def planned(case: str, monkeypatch) -> dict[str, int]:
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(jaxgpt.model.attention, "platform", lambda: "gpu")
     for module in (
-        "loss", "model.norm", "model.gpt", "model.bfloat16", "training.step.step", "training.step.optimizer",
+        "mesh", "loss", "model.norm", "model.gpt", "training.step.step", "training.step.optimizer",
     ):  # fmt: skip
         monkeypatch.setattr(f"jaxgpt.{module}.platform", lambda: "gpu")
     for module in ("cudnn", "norm"):

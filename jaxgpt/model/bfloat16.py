@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxgpt.mesh import platform
+from jaxgpt.mesh import is_for_one_cpu
 
 
 def fits_bfloat16_product(dtype: Any) -> bool:
     """Return whether `bfloat16_product` makes the products of layers that compute in a dtype: on a single CPU."""
-    is_alone = platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
-    return is_alone and dtype is not None and jnp.dtype(dtype) == jnp.bfloat16
+    return is_for_one_cpu() and dtype is not None and jnp.dtype(dtype) == jnp.bfloat16
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

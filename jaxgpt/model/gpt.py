@@ -29,6 +29,7 @@ from jaxgpt.model.dropout import Keys, dropout
 from jaxgpt.model.layers import Embed, embed, make_linear, make_norm, new_rows, rms_norm
 from jaxgpt.model.norm import normed
 from jaxgpt.model.rotary import rotate, rotations
+from jaxgpt.model.scan import fits_scan, scan_blocks
 from jaxgpt.model.segments import positions
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -306,6 +307,8 @@ class GPT(nnx.Module, metaclass=_NamesFunctions):
         else:
             ctx = replace(ctx, rotations=rotations(self.config, at))
         x = constrain(ctx.capture("embeddings", dropout(x, self.config.embd_pdrop, ctx.keys)))
+        if fits_scan(ctx):
+            return scan_blocks(run_block, self.blocks, x, ctx)
         for layer, block in enumerate(self.blocks):
             own = ctx.of_block(layer)
             run = run_alike if own.captures is None and platform() != "tpu" else run_block

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from jaxgpt.convert.adapter import LoRA, column_lengths
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.int8 import Int8Kernel
-from jaxgpt.mesh import constrain, exchange_columns, platform
+from jaxgpt.mesh import constrain, exchange_columns, is_for_one_cpu
 from jaxgpt.model.bfloat16 import bfloat16_product, fits_bfloat16_product
 from jaxgpt.model.dropout import Keys, dropout
 
@@ -57,8 +57,7 @@ def _reads_int8(x: Array, kernel: Int8Kernel) -> bool:
     XLA's CPU backend writes a kernel that a product reads out in floats first, which takes longer than to read it so.
     """
     n_rows, n_inputs = (math.prod(axes) for axes in (x.shape[: -kernel.n_in], kernel.shape[: kernel.n_in]))
-    is_alone = platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
-    return is_alone and n_rows <= FEW_ROWS and n_inputs % BLOCK_INPUTS == 0
+    return is_for_one_cpu() and n_rows <= FEW_ROWS and n_inputs % BLOCK_INPUTS == 0
 
 
 def _by_rows(x: Array, kernel: Int8Kernel) -> Array:
@@ -103,8 +102,7 @@ def _late(values: Array, x: Array) -> Array:
 
     Else it converts them to floats once for the forward and the backward pass, of all layers, and keeps that.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if platform() != "cpu" or mesh.size > 1:
+    if not is_for_one_cpu():
         return jax.lax.optimization_barrier((values, x))[0]
     # XLA's CPU backend removes barriers, and merges what they held apart. It can't tell that this changes nothing: only
     # where x begins with NaN are the values others
@@ -143,7 +141,7 @@ class Linear(nnx.LinearGeneral):
         x = inputs.reshape(-1, *inputs.shape[2:])
         if isinstance(self.kernel.get_value(), Int8Kernel):
             rows = self._int8(x)
-        elif platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
+        elif is_for_one_cpu():
             rows = self._flat(x)
         else:
             rows = super().__call__(x)

@@ -1,7 +1,7 @@
 """The largest batch that fits, estimated from shallow models: compiling the whole model for each size takes hours.
 
 What a step needs beside its state is very nearly a + b n + c B + d n B, for n differentiated blocks and B sequences.
-Models of one and two blocks give the four numbers.
+Models of two and three blocks give the four numbers: one of a single block would have no loop over blocks.
 """
 
 import math
@@ -16,7 +16,7 @@ from jaxgpt.model.gpt import abstract
 from jaxgpt.training.compile_only.step_time import bytes_per_device, trainable_shapes
 from jaxgpt.training.step.spec import StepSpec, make_step_spec
 
-SHALLOW_DEPTHS = (1, 2)
+SHALLOW_DEPTHS = (2, 3)
 """Blocks of the shallow models."""
 
 Peak = Callable[[StepSpec], float | None]
@@ -58,8 +58,10 @@ def fit_memory_model(spec: StepSpec, peak: Peak) -> MemoryModel | None:
             if (found := peak(shallow)) is None:
                 return None
             beside_state[n, rows] = found - state_bytes_of(shallow)
+    first, second = SHALLOW_DEPTHS
     few, many = (
-        beside_state[1, rows] + (depth - 1) * (beside_state[2, rows] - beside_state[1, rows]) for rows in shallow_rows
+        beside_state[first, rows] + (depth - first) * (beside_state[second, rows] - beside_state[first, rows])
+        for rows in shallow_rows
     )
     unit_bytes = (many - few) / (shallow_rows[1] - shallow_rows[0])
     return MemoryModel(unit_rows, state_bytes_of(spec), few - unit_bytes * shallow_rows[0], unit_bytes)
