@@ -164,7 +164,7 @@ def describe(checkpoint: Checkpoint, width: int | None = None) -> str:
     summary = [
         f"source      {checkpoint.path}",
         f"format      {checkpoint.format}",
-        *([f"base        {base.model}: what never trained is there"] if (base := checkpoint.base) else []),
+        *([f"base        {base.model}: holds what never trained"] if (base := checkpoint.base) else []),
         f"dialect     {dialect.title}: {checkpoint.reason}",
         f"model       {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, MLP {config.n_inner}, "
         f"context {config.n_positions}, vocabulary {config.vocab_size:,}{padding}, {config.activation_function}, "
@@ -187,7 +187,10 @@ def _different(config: GPTConfig) -> str:
         words.append("RMSNorm")
     if config.positions == "rotary":
         scaled = f" scaled by {config.rope_scaling.factor:g}" if config.rope_scaling else ""
-        words.append(f"rotary positions on {2 * dims['J']} of {dims['H']}, theta {config.rope_theta:g}{scaled}")
+        words.append(
+            f"rotary positions on {2 * dims['J']} of a head's {dims['H']} dimensions, theta "
+            f"{config.rope_theta:g}{scaled}"
+        )
     if dims["K"] != dims["N"]:
         words.append(f"{dims['K']} heads of keys and values")
     if config.qk_norm:

@@ -97,7 +97,7 @@ def _find_damage(folder: Path, items: Collection[str] | None, step: int | None, 
     if text != json.dumps(told, indent=2) + "\n":  # every bit counts
         return f"{NAME} is damaged"
     if step is not None and told["step"] != step:
-        return f"it is the checkpoint of step {told['step']}"
+        return f"its contents are those of step {told['step']}"
     if _lasting_fields(folder / COMPLETE) != told[COMPLETE]:
         return f"{COMPLETE} is not what was written"
     size_of_piece, there = told["piece_bytes"], _files(folder)

@@ -135,7 +135,8 @@ def _place_blocks(blocks: list[Kind], D: int, take: Any) -> bool | None:
     apart = [next((kind for kind in square if set(kind.words) & {*words}), None) for words in QKV]
     heads = [kind for kind in wide if "{j}" in kind.words]
     by_head = [next((kind for kind in heads if set(kind.words) & {*words}), None) for words in QKV]
-    undecided = f"square: nn.Linear has {{}} and Conv1D {{}}; the others here are {'nn.Linear' if linear else 'Conv1D'}"
+    others = "nn.Linear" if linear else "Conv1D"
+    undecided = f"square, so either fits: nn.Linear is {{}}, Conv1D {{}}; the others here are {others}"
     if joint is not None:
         take("blocks.{i}.attn.c_attn.kernel", joint, "(C N H) D -> D C N H" if linear else "D (C N H) -> D C N H")
         _take_bias(blocks, joint, "blocks.{i}.attn.c_attn.bias", "(C N H) -> C N H", take)

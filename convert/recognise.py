@@ -52,7 +52,10 @@ OTHER_ARCHITECTURES = (
     (r"mlp\.c_fc2", "BTLM"),
     (r"crossattention|ln_cross_attn", "a GPT-2 with cross-attention"),
     (r"h\.\d+\.norm_1|attn\.(qkv|attn)\.(weight|bias)$", "litgpt"),
-    (r"(^|\.)(lora_|ia3_|base_layer\.|modules_to_save\.|prompt_encoder\.)", "an adapter such as LoRA: merge it first"),
+    (
+        r"(^|\.)(lora_|ia3_|base_layer\.|modules_to_save\.|prompt_encoder\.)",
+        "an adapter such as LoRA, which has to be merged first",
+    ),
 )
 """Patterns of names that no GPT-2 has, and the similar architectures that have them."""
 
@@ -174,7 +177,7 @@ def _refuse_other_architectures(names: Iterable[str]) -> None:
             )
     for pattern, what in OTHER_ARCHITECTURES:
         if hit := next((name for name in names if re.search(pattern, name)), None):
-            raise InputError(f"{hit} is a tensor of {what}, not of GPT-2: unsupported")
+            raise InputError(f"{hit} is a tensor of {what}: unsupported")
 
 
 def dialect_called(name: str) -> Dialect:

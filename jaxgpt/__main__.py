@@ -33,7 +33,7 @@ examples:
   jaxgpt generate runs/demo             text from it
   jaxgpt convert runs/demo out --to=hf  for transformers
 
-MODEL is tiny (bundled), a folder, a file, a training run, or a hub name such as gpt2."""
+MODEL is a folder, a file, a training run, a hub name such as gpt2, or tiny, the bundled model."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

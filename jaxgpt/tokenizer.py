@@ -267,7 +267,7 @@ def decide_ids(config: GPTConfig, tokenizer: Any) -> tuple[GPTConfig, str]:
         )
     by = "the tokenizer and the config" if config.end_ids else "the tokenizer; the config names none"
     if config.end_ids and end not in config.end_ids:
-        by = "the tokenizer, whose end token is the first, and the config"
+        by = "the tokenizer, which names the first, and the config"
     return decided, f"a text ends with {named}, according to {by}"
 
 

@@ -96,7 +96,7 @@ def test_every_reader_finds_the_base(made, tmp_path):
 
 
 def test_an_inspection_says_where_the_base_is(made):
-    assert f"base        {made}/model: what never trained is there" in call("convert", made / "run").stdout
+    assert f"base        {made}/model: holds what never trained" in call("convert", made / "run").stdout
     assert "base  " not in call("convert", made / "standalone").stdout
 
 

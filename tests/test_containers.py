@@ -146,7 +146,9 @@ def test_adapters_are_what_has_adapters(folder):
     for name in ("h.0.attn.c_attn.lora_B.default.weight", "h.0.attn.c_attn.base_layer.weight", "h.0.mlp.ia3_l"):
         state = {f"base_model.model.transformer.{name}": torch.ones(1)} | random_hf().state_dict()
         torch.save(state, folder / "pytorch_model.bin")
-        with pytest.raises(convert.InputError, match="is a tensor of an adapter such as LoRA: merge it first"):
+        with pytest.raises(
+            convert.InputError, match="is a tensor of an adapter such as LoRA, which has to be merged first"
+        ):
             convert.read(folder)
 
 

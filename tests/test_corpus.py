@@ -510,7 +510,7 @@ def test_data_of_llm_c_is_mapped_without_its_header(how, tmp_path):
             llm_c(range(9), magic=20240326, version=3),
             "holds a model of llm.c, according to its header, and no data to learn from",
         ),
-        (llm_c(range(9), magic=20240522), "holds an evaluation with several choices of llm.c"),
+        (llm_c(range(9), magic=20240522), "holds a multiple-choice evaluation of llm.c"),
     ],
 )
 def test_a_header_of_llm_c_that_is_not_true_is_refused(content, message, tmp_path):

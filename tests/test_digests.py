@@ -123,7 +123,7 @@ def test_swapped_files_items_and_checkpoints_are_found(run):
     assert find_damage(step, step=9) == ""
     shutil.rmtree(step)
     shutil.copytree(steps / "8", step)
-    assert find_damage(step, step=9) == "it is the checkpoint of step 8"
+    assert find_damage(step, step=9) == "its contents are those of step 8"
 
 
 def test_pieces_of_a_large_file_are_compared_by_several_processes(tmp_path, monkeypatch):
@@ -480,7 +480,7 @@ def test_names_of_arrays_do_not_lead_out_of_the_item(tmp_path, name):
 def test_a_checkpoint_under_the_number_of_another_is_no_model(run, tmp_path):
     """`--resume` says so too; the newest number alone does not make the newest model."""
     (run / "checkpoints" / "6").rename(run / "checkpoints" / "99")
-    with pytest.raises(jaxgpt.InputError, match="99 is damaged: it is the checkpoint of step 6"):
+    with pytest.raises(jaxgpt.InputError, match="99 is damaged: its contents are those of step 6"):
         jaxgpt.load(run)
     shutil.copytree(run / "checkpoints" / "9", tmp_path / "7")  # elsewhere a folder's name means nothing
     jaxgpt.load(tmp_path / "7")

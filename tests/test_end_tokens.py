@@ -80,7 +80,7 @@ def saying(folder: Path, token: int) -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "eos", "ends", "said"),
     [
-        (chatml(), 0, (100, 0), "and 0 '<|endoftext|>', according to the tokenizer, whose 100 comes"),
+        (chatml(), 0, (100, 0), "and 0 '<|endoftext|>', according to the tokenizer, which names the first"),
         (chatml(), 100, (100,), "ends with 100 '<|im_end|>', according to the tokenizer and the config"),
         (chatml(), [100, 0], (100, 0), "according to the tokenizer and the config"),
         (chatml(), [0, 100], (100, 0), "according to the tokenizer and the config"),
@@ -206,8 +206,8 @@ def test_a_nanogpt_file_learns_its_end_token_from_the_tokenizer(tmp_path):
 def test_check_says_what_ends_a_text(tmp_path):
     folder = folder_of(tmp_path / "m", chatml(), bos_token_id=0, eos_token_id=0)
     said = " ".join(call("jaxgpt", "check", folder, check=False).stdout.split())
-    assert "ends with 100" in said
-    assert "ends with 100 or 0" in said
+    assert "end token 100" in said
+    assert "end token 100 or 0" in said
 
 
 # the advice of a message is followed to its end

@@ -206,7 +206,8 @@ def test_an_inspection_says_what_is_different(tmp_path):
     write_model(tmp_path / "qwen", "qwen3")
     said = " ".join(call("convert", tmp_path / "qwen").stdout.split())
     for words in ("dialect Qwen3: config.json says model_type 'qwen3'", "RMSNorm", "2 heads of keys and values",
-                  "rotary positions on 12 of 12, theta 10000", "norms of queries and keys", "gated MLP"):  # fmt: skip
+                  "rotary positions on 12 of a head's 12 dimensions, theta 10000", "norms of queries and keys",
+                  "gated MLP"):  # fmt: skip
         assert words in said, said
 
 

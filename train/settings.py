@@ -259,7 +259,7 @@ class Settings(ModelFlags):
     )  # fmt: skip
     prompt: str | None = setting(
         None, "The beginning of the text samples that are written before and after training.", metavar="TEXT",
-        group="run", default_text="The, or the first held-out question of conversations",
+        group="run", default_text="'The', or the first held-out question of conversations",
     )  # fmt: skip
     track: tuple[TRACKERS, ...] = setting(
         (), "Experiment trackers that receive numbers and samples during the run. A tracker that fails never stops "
@@ -292,8 +292,8 @@ class Settings(ModelFlags):
     compile_cache: bool = setting(True, COMPILE_CACHE, group="devices", may_change=True, is_per_process=True)
     coordinator: str | None = setting(
         None, "Address of the coordinator, for several processes. auto: from the environment (TPU pods, Slurm, GKE, "
-        "Open MPI). HOST:PORT: the address of process 0; needs --processes and --process too. All processes get the "
-        "same data and folder, and the same flags but for --process.",
+        "Open MPI). HOST:PORT: the address of process 0; needs --processes and --process too. Give all "
+        "processes the same data and folder, and the same flags but for --process.",
         metavar="HOST:PORT", group="processes", may_change=True, is_repeated=False, is_per_process=True,
         default_text="auto if the environment says that there are several processes, else one process",
     )  # fmt: skip

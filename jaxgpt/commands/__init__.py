@@ -1,8 +1,8 @@
 """The commands `jaxgpt generate`, `jaxgpt eval` and `jaxgpt check`."""
 
 MODEL = (
-    "tiny, a Hugging Face folder, a .safetensors, .pt or .bin file, an Orbax checkpoint, a training run, or a hub "
-    "name such as gpt2"
+    "a Hugging Face folder, a .safetensors, .pt or .bin file, an Orbax checkpoint, a training run, a hub name such as "
+    "gpt2, or tiny, the bundled model"
 )
 """All that a MODEL may be."""
 

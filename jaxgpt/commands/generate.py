@@ -23,11 +23,11 @@ class GenerateCommand(ModelFlags):
         metavar="MODEL",
         is_positional=True,
         group="text",
-        brief="tiny (bundled), a folder, a file, a training run, or a hub name",
+        brief="a folder, a file, a training run, a hub name, or tiny, the bundled model",
     )
     prompt: tuple[str, ...] = flag(
         ("The",), "Prompts to continue, as one batch. --prompt=- reads standard input, without one trailing newline.",
-        metavar="TEXT", group="text", is_common=True, default_text="The",
+        metavar="TEXT", group="text", is_common=True, default_text="'The'",
     )  # fmt: skip
     chat: bool = flag(
         False, "Write each prompt as a user's message in the tokenizer's chat template, for models trained on "

@@ -13,7 +13,7 @@ HEADER = 256 * 4
 FORMATS = {20240520: (1, "<u2"), 20240801: (7, "<u4")}
 """Version and type of the ids by the magic number of llm.c's data, for the tokenizers of GPT-2 and of Llama 3."""
 
-OTHERS = {20240326: "a model", 20240327: "the state of a run", 20240522: "an evaluation with several choices"}
+OTHERS = {20240326: "a model", 20240327: "the state of a run", 20240522: "a multiple-choice evaluation"}
 """The content of llm.c's files with other magic numbers."""
 
 

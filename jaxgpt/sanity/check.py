@@ -167,13 +167,13 @@ def check_tokenizer(tokenizer: Any, config: GPTConfig) -> Check:
     if back != HARD_TEXT and is_lossless:
         problems += [f"a text comes back changed: {HARD_TEXT!r} as {back!r}"]
     decided, said = decide_ids(config, tokenizer)
-    ends = " or ".join(map(str, decided.end_ids)) or "no id"
+    ends = " or ".join(map(str, decided.end_ids)) or "none"
     return Check(
         "tokenizer",
         not problems,
-        f"{size:,} tokens, ends with {'no id' if end is None else end}, "
+        f"{size:,} tokens, end token {'none' if end is None else end}, "
         f"gives {'the same' if back == HARD_TEXT else 'another'} text back",
-        f"at most {config.n_tokens:,} tokens, ends with {ends}, the same text",
+        f"at most {config.n_tokens:,} tokens, end token {ends}, the same text",
         "; ".join(problems) or (said if decided.end_ids != config.end_ids else ""),
         {"tokens": size, "rows": config.n_tokens, "end": end, "largest_id": max(ids, default=None)},
     )

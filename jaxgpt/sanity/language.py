@@ -102,7 +102,7 @@ def check_loss(model: GPT, losses: tuple[float, float], name: str | None = None)
         )
     elif known is not None and not low <= loss <= high:
         ok = not known.is_called(name)
-        detail = f"not the loss of {known.name}, whose shape this is: " + (
+        detail = f"not the loss of {known.name}, which has this model's shape: " + (
             "other weights, such as fine-tuned ones, or a fault that a comparison with PyTorch would name"
             if ok
             else "its weights or its config are damaged"

@@ -135,7 +135,7 @@ def embedding_rows(found: NewRows) -> Figure:
     caption = (
         f"The last rows of the token embedding before training, {found.n_old + found.n_new:,} × {found.width:,}; new "
         f"rows are framed.{f' {more:,} more new rows are not shown.' if more > 0 else ''}"
-        f"{f' One dimension of {every} is shown.' if every > 1 else ''}"
+        f"{f' One dimension in every {every} is shown.' if every > 1 else ''}"
     )
     alt = "The last rows of the token embedding after tokens were added."
     return Figure("embedding", f"The token embedding has {new}; {changed}", alt, caption, wide, narrow)

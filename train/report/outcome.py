@@ -212,7 +212,7 @@ def _time_tiles(outcome: Outcome) -> list[dict[str, str]]:
     time = duration(outcome.seconds) if outcome.seconds is not None else "unknown"
     rate = f"{outcome.tokens_per_s:,.0f}" if outcome.tokens_per_s is not None else "unknown"
     return [
-        _tile("Time in steps", time, f"{steps}; without compilation and evaluation"),
+        _tile("Training time", time, f"{steps}; without compilation and evaluation"),
         _tile("Tokens per second", rate, "median of the steps"),
     ]
 

@@ -245,7 +245,7 @@ def update_heatmap(
     return Figure(
         "updates", _update_title(matrix, modules), "Heatmap of the weight updates by layer and training step.",
         "How much each layer's weights changed in a step: the norm of the update over the norm of the weights. A "
-        "column shows the step at its right edge, and stands for the steps since the one logged before. The colours "
+        "column shows one step, that at its right edge, and reaches back to the step logged before. The colours "
         f"span the {LOW}th to the {HIGH}th percentile; a trainable layer that didn't change, as at a learning rate of "
         "0, has the lowest colour.", wide, narrow,
     )  # fmt: skip
