@@ -139,7 +139,7 @@ def _wait_for_fields(file: Path) -> dict[str, Any]:
         if _is_announced(fields := _lasting_fields(file)):
             return fields
         time.sleep(0.01)
-    raise OSError(errno.EIO, "Orbax has not written it", str(file))
+    raise OSError(errno.EIO, "Orbax did not finish writing it", str(file))
 
 
 def _announces(file: Path) -> bool:

@@ -257,7 +257,7 @@ def _our_name(folder: Path, name: str, dialect: Dialect) -> str:
     kernels = [row for row in dialect.rows if row.ours.endswith(".kernel")]
     row = next((row for row in kernels if row.names[0] == f"{general}.weight"), None)
     if row is None or not name.endswith(f".{end}"):
-        raise InputError(f"{folder}: {name[:100]!r} is an adapter of no linear layer of {dialect.title}")
+        raise InputError(f"{folder}: {name[:100]!r} is an adapter, but not of a linear layer of {dialect.title}")
     module = row.ours.removesuffix(".kernel").replace("{i}", number[1] if number else "")
     return f"{module}.{SUFFIXES[end]}"
 

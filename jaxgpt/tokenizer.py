@@ -63,8 +63,8 @@ def load_tokenizer(source: str | Path) -> Any:
         return character_tokenizer(files["meta.pkl"])
     if not files.keys() & {*VOCABULARIES} - SENTENCEPIECE and not _class_named(folder):
         raise InputError(  # transformers would take it for GPT-2's, and give other ids
-            f"{folder}: {next(iter(files))} alone does not say how it is read: name the tokenizer_class that it was "
-            "made for in tokenizer_config.json, such as T5Tokenizer, LlamaTokenizer or XLMRobertaTokenizer"
+            f"{folder}: {next(iter(files))} alone does not say how it is read: in tokenizer_config.json, name the "
+            "tokenizer_class that it was made for, such as T5Tokenizer, LlamaTokenizer or XLMRobertaTokenizer"
         )
     kind = {}
     if "tokenizer.json" not in files and not _class_named(folder):
@@ -267,7 +267,7 @@ def decide_ids(config: GPTConfig, tokenizer: Any) -> tuple[GPTConfig, str]:
         )
     by = "the tokenizer and the config" if config.end_ids else "the tokenizer; the config names none"
     if config.end_ids and end not in config.end_ids:
-        by = "the tokenizer, which names the first, and the config"
+        by = "the config; the tokenizer names only the first"
     return decided, f"a text ends with {named}, according to {by}"
 
 

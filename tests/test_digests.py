@@ -158,7 +158,7 @@ def test_digests_wait_for_the_file_that_orbax_writes_beside_them(tmp_path, befor
 def test_digests_are_not_waited_for_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(digests, "SECONDS_TO_WAIT", 0)
     (tmp_path / "_CHECKPOINT_METADATA").write_text("{}")
-    with pytest.raises(OSError, match="Orbax has not written it"):
+    with pytest.raises(OSError, match="Orbax did not finish writing it"):
         digests.write_digests(tmp_path)
 
 

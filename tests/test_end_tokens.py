@@ -80,7 +80,7 @@ def saying(folder: Path, token: int) -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "eos", "ends", "said"),
     [
-        (chatml(), 0, (100, 0), "and 0 '<|endoftext|>', according to the tokenizer, which names the first"),
+        (chatml(), 0, (100, 0), "and 0 '<|endoftext|>', according to the config; the tokenizer names only the first"),
         (chatml(), 100, (100,), "ends with 100 '<|im_end|>', according to the tokenizer and the config"),
         (chatml(), [100, 0], (100, 0), "according to the tokenizer and the config"),
         (chatml(), [0, 100], (100, 0), "according to the tokenizer and the config"),

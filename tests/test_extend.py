@@ -31,7 +31,7 @@ def test_new_tokens_are_said_trained_and_masked(small, extended):
     out, _, text = extended
     assert "<|user|>, <|assistant|>: new; their embeddings start at the mean of the others, " in text
     assert ", and stay there: the token embedding is frozen (+new-tokens in --freeze trains them)" in text
-    assert "padding     126 rows stand for no token" in text
+    assert "padding     126 embedding rows stand for no token" in text
     assert "the token embedding itself" not in text
     model, tokenizer = jaxgpt.from_pretrained(out), jaxgpt.load_tokenizer(out)
     assert (model.config.vocab_size, model.config.n_padding, model.config.tie_word_embeddings) == (4224, 126, False)

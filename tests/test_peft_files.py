@@ -145,7 +145,7 @@ def test_kinds_that_are_not_computed_are_refused_by_name(settings, message, tmp_
         (f"{H}0.attn.c_attn.lora_A", (2, 36), "lora_A"),
         ("base_model.model.wte.lora_embedding_A", (2, 97), "no parameter of Hugging Face GPT-2"),
         ("base_model.model.transformer.ln_f.weight", (35,), "ln_f.weight is"),
-        ("evil\n\x1b[31m.lora_A.weight", (2,), "is an adapter of no linear layer"),
+        ("evil\n\x1b[31m.lora_A.weight", (2,), "is an adapter, but not of a linear layer"),
         (f"base_model.model.wte.{ROWS_OF_TOKENS}", (2, 36), "trainable_token_indices does not fit"),
     ],
 )  # fmt: skip

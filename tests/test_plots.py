@@ -183,7 +183,7 @@ def test_the_first_module_is_at_the_bottom_and_blocks_have_names():
 def test_the_title_of_the_updates_says_what_changed_most():
     steps, modules = [1, 2, 3], ["tok_emb", "blocks.0", "blocks.11", "ln_f"]
     moves = [{"tok_emb": 0.0, "blocks.0": 1e-4, "blocks.11": 2e-3, "ln_f": 1e-5}] * 3
-    assert plots.update_heatmap(steps, moves, modules, []).title == "Block 11 changed most; 1 of 4 layers never did"
+    assert plots.update_heatmap(steps, moves, modules, []).title == "Block 11 changed most; 1 of 4 layers never changed"
     moves = [{"tok_emb": 5.0, "blocks.0": 1e-4, "blocks.11": 2e-3, "ln_f": 1e-5}] * 3
     assert plots.update_heatmap(steps, moves, modules, []).title == "tok_emb changed most, ln_f least"
     nothing = [dict.fromkeys(modules, 0.0)]
@@ -319,7 +319,7 @@ def test_the_title_of_the_loss_says_how_far_apart_training_and_held_out_text_are
         metrics = [{"step": i, "loss": train, "eval_loss": held if i % 10 == 0 else None} for i in range(41)]
         return plots.loss_curves(metrics, []).title
 
-    assert title(3.0, 3.01) == "Training and held-out text end alike, at 3.00 and 3.01"
+    assert title(3.0, 3.01) == "Losses at the end are alike: training 3.00, held-out text 3.01"
     assert title(2.0, 3.5) == "Losses at the end: held-out text 3.50, 1.50 above that of training"
     assert title(3.5, 2.0) == "Losses at the end: held-out text 2.00, 1.50 below that of training"
 

@@ -135,7 +135,7 @@ def test_the_report_says_what_the_run_did(tmp_path):
     page = read(make_run(tmp_path / "a run"))
     assert page.elements[0] == ("html", {"lang": "en"})
     for words in (
-        "The held-out loss fell from 4.200 to 2.700 in 60 steps.", "4.200 → 2.700", "perplexity 66.7 → 14.9",
+        "The held-out loss fell from 4.200 to 2.700 by step 60.", "4.200 → 2.700", "perplexity 66.7 → 14.9",
         "60 of 60 steps", "3.4M", "100.0%: 3,400,000 of 3,400,000", "524,288 in the first of 2 phases", "10,030",
         "1.00 GiB", "The cat\n## not a heading", "The dog", "model       tiny",
         "python -m train --freeze=gradual --steps=60", "0.10.2", "--batch-size", "held-out loss 2.700, the last one",
@@ -374,34 +374,34 @@ NAN, INF = float("nan"), float("inf")
 VERDICTS = {
     "improved": (
         outcome({0: 4.5, 10: 3.0, 20: 2.5}, 20),
-        ("improved", "good"), "The held-out loss fell from 4.500 to 2.500 in 20 steps.", [],
+        ("improved", "good"), "The held-out loss fell from 4.500 to 2.500 by step 20.", [],
     ),
     "overfitted": (
         outcome({0: 4.5, 10: 2.5, 20: 3.0}, 20),
         ("improved", "good"),
-        "The held-out loss fell from 4.500 to 2.500 at step 10, and then rose to 3.000 in 20 steps.",
+        "The held-out loss fell from 4.500 to 2.500 at step 10, and then rose to 3.000 by step 20.",
         ["The commands below use the best checkpoint, that of step 10."],
     ),
     "worse": (
         outcome({0: 2.5, 10: 2.8, 20: 3.5}, 20),
-        ("worse", "bad"), "The held-out loss rose from 2.500 to 3.500 in 20 steps.",
+        ("worse", "bad"), "The held-out loss rose from 2.500 to 3.500 by step 20.",
         ["No evaluation was better than the one before training: a smaller --lr may help."],
     ),
     "better, then worse": (
         outcome({0: 2.5, 10: 2.0, 20: 3.5}, 20),
         ("worse", "bad"),
-        "The held-out loss fell from 2.500 to 2.000 at step 10, and then rose above where it began, to 3.500 in 20 "
-        "steps.",
+        "The held-out loss fell from 2.500 to 2.000 at step 10, and then rose above where it began, to 3.500 by "
+        "step 20.",
         ["The commands below use the best checkpoint, that of step 10."],
     ),
     "unchanged": (
         outcome({0: 2.5, 20: 2.5}, 20), ("no change", "fair"),
-        "The held-out loss did not change: 2.500 in 20 steps.", [],
+        "The held-out loss did not change: 2.500 by step 20.", [],
     ),
     "stopped early": (
         outcome({0: 4.5, 10: 2.5, 20: 2.6, 30: 2.7}, 100, patience=2),
         ("stopped early", "good"),
-        "The held-out loss fell from 4.500 to 2.500 at step 10, and then rose to 2.700 in 30 steps.",
+        "The held-out loss fell from 4.500 to 2.500 at step 10, and then rose to 2.700 by step 30.",
         [
             "Training stopped early, at step 30 of 100: 2 evaluations in a row were no better.",
             "The commands below use the best checkpoint, that of step 10.",
@@ -409,7 +409,7 @@ VERDICTS = {
     ),
     "unfinished": (
         outcome({0: 4.5, 10: 3.0}, 100, last=14, patience=5),
-        ("unfinished", "fair"), "The held-out loss fell from 4.500 to 3.000 in 14 steps.",
+        ("unfinished", "fair"), "The held-out loss fell from 4.500 to 3.000 by step 14.",
         ["Training is not finished: 14 of 100 steps are done."],
     ),
     "killed early": (
@@ -438,7 +438,7 @@ VERDICTS = {
     ),
     "went on after a failure": (
         outcome({0: 4.5, 20: 3.0}, 20, failure={"step": 15, "what": "the loss is nan"}),
-        ("improved", "good"), "The held-out loss fell from 4.500 to 3.000 in 20 steps.", [],
+        ("improved", "good"), "The held-out loss fell from 4.500 to 3.000 by step 20.", [],
     ),
 }  # fmt: skip
 

@@ -174,7 +174,9 @@ def test_sentencepiece_s_vocabularies_are_read_and_travel(tmp_path, kind):
 def test_a_vocabulary_of_an_unknown_class_is_refused(tmp_path, kind):
     """transformers takes it for GPT-2's own tokenizer, without a word, and its ids are other ones."""
     folder = pieces_in(tmp_path / "pieces", kind, named=False)
-    with pytest.raises(jaxgpt.InputError, match=rf"{PIECES[kind][0]} alone does not say how it is read: name the"):
+    with pytest.raises(
+        jaxgpt.InputError, match=rf"{PIECES[kind][0]} alone does not say how it is read: in tokenizer_config.json"
+    ):
         jaxgpt.load_tokenizer(folder)
 
 

@@ -274,7 +274,7 @@ class Settings(ModelFlags):
     frozen_dtype: Literal["float32", "bfloat16", "int8"] = setting(
         "float32", "The format in which kernels (weight matrices) that never train are kept on the devices. bfloat16 "
         "takes half the memory, and with --dtype=bfloat16 changes no result, since kernels are rounded for each "
-        "product anyway. int8 takes a quarter, and rounds to 255 steps with a scale for each output; products are "
+        "product anyway. int8 takes a quarter, and rounds to 255 levels with a scale for each output; products are "
         "still computed in --dtype. Checkpoints and exports keep the exact weights of --model.", group="devices",
     )  # fmt: skip
     remat: bool = setting(

@@ -118,13 +118,14 @@ def _row(row: Any) -> Row:
     by_head = {"{j}" in name for name in names}
     if len(by_head) > 1 or (True in by_head and "N" not in sides[1]):
         raise InputError(
-            f"{ours}: {{j}}, the number of a head, must be in all its names, and only where there are heads"
+            f"{ours}: {{j}}, the number of a head, must be in all its names or in none, and only where "
+            "the layout has N, the heads"
         )
     several = {(True, False): "C", (False, True): "N", (True, True): "(C N)"}
     first = several.get((isinstance(theirs, list), True in by_head))
     if first is not None and axes_of(sides[0])[0] != first:
         raise InputError(
-            f"{ours}: with several tensors the layout must begin with {first}, which counts them, not {layout!r}"
+            f"{ours}: with several tensors the layout must begin with {first}, which counts them, but it is {layout!r}"
         )
     if isinstance(theirs, list) and len(theirs) != 3:
         raise InputError(f"{ours}: query, key and value are three tensors, not {len(theirs)}")

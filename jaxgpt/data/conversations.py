@@ -111,8 +111,9 @@ def _exchange(record: Mapping[str, Any]) -> tuple[list[Message], set[str]]:
         if "text" in record:
             raise InputError("text is null: expected a string")
         raise InputError(
-            "neither a text nor a conversation: expected a field text, messages or conversations, or instruction and "
-            f"output; its fields are {listed(record)}. text_field=NAME names the field of a text"
+            "neither a text nor a conversation: expected a field named text, messages or conversations, or two named "
+            f"instruction and output; its fields are {listed(record)}. Where another has the "
+            "text, text_field=NAME names it"
         )
     read = {question, answer}
     if isinstance(record[question], (list, tuple)):  # what is said in a prompt is not trained on

@@ -162,7 +162,9 @@ def check_tokenizer(tokenizer: Any, config: GPTConfig) -> Check:
     except InputError as error:
         problems += [str(error)]
     if size < config.n_tokens / 2:
-        problems += [f"only {size:,} of {config.n_tokens:,} rows have a token: the tokenizer belongs to another model"]
+        problems += [
+            f"only {size:,} of {config.n_tokens:,} embedding rows have a token: the tokenizer belongs to another model"
+        ]
     back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     if back != HARD_TEXT and is_lossless:
         problems += [f"a text comes back changed: {HARD_TEXT!r} as {back!r}"]

@@ -149,7 +149,7 @@ def batch_lines(usable_bytes: float, memory_model: MemoryModel) -> list[str]:
         least = memory_model.unit_rows
         return [f"none fits; the smallest, {least} sequences, needs about {gib(memory_model.bytes_needed(least))}"]
     needed = gib(memory_model.bytes_needed(batch))
-    return [f"about {batch:,} sequences at most, with {needed}: an estimate from this model with 2 and 3 blocks"]
+    return [f"about {batch:,} sequences at most, with {needed}: an estimate from this model cut to 2 and 3 blocks"]
 
 
 def gib(n_bytes: float | None) -> str:

@@ -59,7 +59,7 @@ def sanity_checks(inputs: TrainingInputs, step: int, loss: float) -> str:
     if known := [token for token in asked if token not in inputs.added and token]:
         lines.append(f"tokens      {escaped(', '.join(known))}: in the vocabulary already, nothing to add")
     if config.n_padding:
-        lines.append(f"padding     {config.n_padding:,} rows stand for no token: not in loss or text")
+        lines.append(f"padding     {config.n_padding:,} embedding rows stand for no token: not in loss or text")
     if config.tie_word_embeddings and any(phase.name == "head" for phase in spec.plan.phases):
         lines.append("head        is the token embedding itself, so both train; --untie-head makes it a copy first")
     return "\n".join(lines)

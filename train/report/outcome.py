@@ -153,7 +153,7 @@ class Outcome:
             return f"Training broke off at step {self.failure[0]:,}: {self.failure[1]}."
         if len(self.evaluations) < 2 or self.last_step is None:
             return f"{self.finding}."
-        return f"{self.finding} in {self.last_step:,} steps."
+        return f"{self.finding} by step {self.last_step:,}."
 
     @property
     def remarks(self) -> list[str]:

@@ -72,7 +72,7 @@ def loss_curves(
     entries = [("line s0 faint" if len(smooth[0]) else "line s0", "training, every step")]
     entries += [("line s0", "smoothed")] if len(smooth[0]) else []
     entries += [("dot s1", "held out")] if np.isfinite(held_out).any() else []
-    entries += [("dot s2", "moving average, held out")] if np.isfinite(averaged).any() else []
+    entries += [("dot s2", "averaged weights, held out")] if np.isfinite(averaged).any() else []
     entries += [("line broken", "not finite")] if broken else []
     has_pairs = np.isfinite(numbers(metrics, "reward_margin")).any()
 
@@ -118,7 +118,7 @@ def _loss_title(
     if max(abs(train), abs(held)) > 1e4:
         return ""
     if abs(held - train) < max(0.02 * abs(held), 0.01):
-        return f"Training and held-out text end alike, at {train:.2f} and {held:.2f}"
+        return f"Losses at the end are alike: training {train:.2f}, held-out text {held:.2f}"
     side = "above" if held > train else "below"
     return f"Losses at the end: held-out text {held:.2f}, {abs(held - train):.2f} {side} that of training"
 
@@ -245,7 +245,7 @@ def update_heatmap(
     return Figure(
         "updates", _update_title(matrix, modules), "Heatmap of the weight updates by layer and training step.",
         "How much each layer's weights changed in a step: the norm of the update over the norm of the weights. A "
-        "column shows one step, that at its right edge, and reaches back to the step logged before. The colours "
+        "column's colour is that of the step at its right edge; it reaches back to the step logged before. The colours "
         f"span the {LOW}th to the {HIGH}th percentile; a trainable layer that didn't change, as at a learning rate of "
         "0, has the lowest colour.", wide, narrow,
     )  # fmt: skip
@@ -341,7 +341,7 @@ def _update_title(matrix: Float[np.ndarray, "M S"], modules: Sequence[str]) -> s
     most = layer_name(modules[int(np.argmax(typical))])
     title = f"{most.replace('block', 'Block')} changed most"
     if still:
-        return f"{title}; {still} of {len(modules)} layers never did"
+        return f"{title}; {still} of {len(modules)} layers never changed"
     least = layer_name(modules[int(np.argmin(typical))])
     return f"{title}, {least} least" if len(modules) > 1 else title
 
