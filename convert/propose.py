@@ -182,8 +182,9 @@ def _take_bias(blocks: list[Kind], kernel: Kind, ours: str, layout: str, take: A
 
 def _written(rows: dict[str, Any], left: dict[str, Kind], linear: bool | None, tensors: Mapping[str, Any]) -> str:
     lines = [
-        "# A draft from names and shapes. Replace every ? and look at each row; then",
-        "#     jaxgpt check SRC --dialect=THIS --against=…  or a comparison with your own code proves it.",
+        "# A draft from names and shapes. Replace every ? and look at each row; then test it,",
+        "# by a comparison with your own code or with",
+        "#     jaxgpt check SRC --dialect=THIS --against=…",
         'title = "my GPT"',
         "rows = [",
     ]

@@ -45,7 +45,7 @@ def resize_vocab(
     """
     config, size = model.config, _size(size_or_tokenizer)
     if init not in ("mean", "normal"):
-        raise InputError(f"init {init!r} is not mean or normal")
+        raise InputError(f"init must be 'mean' or 'normal', not {init!r}")
     if not _is_int(pad_multiple) or not 1 <= pad_multiple <= 2**31:
         raise InputError(f"pad_multiple must be an integer from 1 to 2^31, not {pad_multiple!r}")
     if not _is_int(seed) or not 0 <= seed < 2**32:

@@ -240,8 +240,8 @@ def test_a_run_without_any_undamaged_checkpoint_is_refused_and_left_alone(small,
     done = call("train", f"--model={small}", f"--out={run}", "--freeze=first1", *QUICK, "--resume", check=False)
     assert done.returncode == 2
     assert " ".join(done.stderr.split()) == (
-        f"train: --resume: {run}/checkpoints/9 is damaged (digests.json is missing), and no other checkpoint is as it "
-        "was written; --force deletes the run and starts over"
+        f"train: --resume: {run}/checkpoints/9 is damaged (digests.json is missing), and no other checkpoint is intact"
+        "; --force deletes the run and starts over"
     )
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path != run} == {
         path: time for path, time in before.items() if path != run

@@ -396,7 +396,7 @@ VERDICTS = {
     ),
     "unchanged": (
         outcome({0: 2.5, 20: 2.5}, 20), ("no change", "fair"),
-        "The held-out loss did not change: 2.500 by step 20.", [],
+        "The held-out loss did not change overall: 2.500 by step 20.", [],
     ),
     "stopped early": (
         outcome({0: 4.5, 10: 2.5, 20: 2.6, 30: 2.7}, 100, patience=2),

@@ -359,5 +359,5 @@ def test_a_strategy_is_refused_before_the_model_is_read(small, tmp_path, monkeyp
 def test_a_run_is_no_data(small, base, tmp_path):
     refused = call("train", f"--model={small}", f"--data={base}", f"--out={tmp_path / 'r'}", check=False)
     assert refused.returncode == 2
-    assert "is a training run, and no data: it may be a --model" in " ".join(refused.stderr.split())
+    assert "is a training run, not data: give it as --model" in " ".join(refused.stderr.split())
     assert not (tmp_path / "r").exists()

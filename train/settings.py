@@ -173,7 +173,7 @@ class Settings(ModelFlags):
     optimizer: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = setting(
         "adamw", "The optimizer. adafactor: second moments by rows and columns, in a fraction of the memory; lion: the "
         "sign of a momentum; muon: orthogonalised momentum for kernels (weight matrices) inside blocks, AdamW for the "
-        "rest, as for adapters; sgd: with momentum 0.9.", group="optimizer",
+        "rest and for adapters; sgd: with momentum 0.9.", group="optimizer",
     )  # fmt: skip
     schedule: Literal["cosine", "linear", "constant", "wsd"] = setting(
         "cosine", "How the learning rate goes on after its warm-up. cosine, linear: it falls to a tenth; constant: it "

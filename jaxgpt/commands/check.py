@@ -28,8 +28,8 @@ class CheckCommand(ModelFlags):
         "as a Hugging Face folder or hub name. Needs jaxgpt[torch].", metavar="PATH", default_text="no comparison",
     )  # fmt: skip
     text: Path | None = flag(
-        None, "Judge loss and text by the lines of FILE, one text each, instead of English sentences: for models of "
-        "other languages, code, molecules …", metavar="FILE", default_text="English sentences",
+        None, "Texts of what the model knows, one a line, for the checks of its loss and of what it writes: for models "
+        "of other languages, code, molecules …", metavar="FILE", default_text="English sentences",
     )  # fmt: skip
     json: bool = flag(False, "Print one JSON object instead of tables.")
     compile_cache: bool = flag(True, COMPILE_CACHE)
@@ -37,8 +37,8 @@ class CheckCommand(ModelFlags):
 
 HELP = Help(
     program="jaxgpt check",
-    summary="Check that a model was loaded right: its loss, text, parameter counts and tokenizer, and, with --against, "
-    "its parity with PyTorch.",
+    summary="Check that a model was loaded right: its loss, what it writes, parameter counts and tokenizer, and, with "
+    "--against, its parity with PyTorch.",
     examples=(("gpt2", ""), ("runs/mine --against=mine-hf", "compare every layer with PyTorch")),
     notes="Exit codes: 0 nothing failed; 1 a check failed; 2 a mistake in the command.",
 )

@@ -71,8 +71,8 @@ class GenerateCommand(ModelFlags):
     seed: int = flag(0, "Seed of the sampling.", metavar="N", group="sampling", low=0, high=2**32 - 1)
     compile_cache: bool = flag(True, COMPILE_CACHE, group="sampling")
     weights: Literal["float", "int8"] = flag(
-        "float", "int8: keep the kernels (weight matrices) in 8 bits, which makes a single text on a CPU faster, and "
-        "several slower.", group="model",
+        "float", "int8: keep the kernels (weight matrices) in 8 bits. On a CPU a single text is faster then, and "
+        "several at once are slower.", group="model",
     )  # fmt: skip
 
 

@@ -112,8 +112,8 @@ def _exchange(record: Mapping[str, Any]) -> tuple[list[Message], set[str]]:
             raise InputError("text is null: expected a string")
         raise InputError(
             "neither a text nor a conversation: expected a field named text, messages or conversations, or two named "
-            f"instruction and output; its fields are {listed(record)}. Where another has the "
-            "text, text_field=NAME names it"
+            f"instruction and output; its fields are {listed(record)}. If another field has "
+            "the text, name it with text_field=NAME"
         )
     read = {question, answer}
     if isinstance(record[question], (list, tuple)):  # what is said in a prompt is not trained on

@@ -191,7 +191,8 @@ def with_lora(text: str, config: GPTConfig) -> GPTConfig:
         return config
     if config.lora is not None:
         raise InputError(
-            f"strategy {text!r}: the model has other adapters, of rank {config.lora.r}: `lora` trains those"
+            f"strategy {text!r}: the model already has other adapters, of rank {config.lora.r}; plain `lora` trains "
+            "those"
         )
     return replace(config, lora=lora)
 

@@ -91,7 +91,7 @@ def find_sources(settings: Settings) -> Sources:
 
 def _find(source: str, settings: Settings) -> Source:
     if "://" not in source and (local_path(source) / "run.json").is_file():
-        raise InputError(f"{source} is a training run, and no data: it may be a --model, or resumed with --resume")
+        raise InputError(f"{source} is a training run, not data: give it as --model, or resume it with --resume")
     return find(
         source, text_field=settings.text_field, skip_bad_records=settings.skip_bad_records,
         preferences=settings.objective != "next-token",

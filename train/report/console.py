@@ -153,7 +153,7 @@ def _checkpoints(inputs: TrainingInputs) -> str:
         return f"checkpoint  {size}: all parameters, and the optimizer state of those that train"
     model = escaped(inputs.base.model)
     what = "what trains, and its optimizer state; what never trained stays in"
-    return f"checkpoint  {size}: {what} {model} (--standalone: all)"
+    return f"checkpoint  {size}: {what} {model} (--standalone writes all)"
 
 
 def _rounded(inputs: TrainingInputs) -> list[str]:

@@ -131,7 +131,7 @@ class Outcome:
         best_step, best = self.best or (last_step, last)
         turned = best_step not in (first_step, last_step) and min(last, first) - best >= SAME
         if self.state == "unchanged":
-            return f"{what} did not change: {_loss(last)}" + (f", {_loss(best)} at best" if turned else "")
+            return f"{what} did not change overall: {_loss(last)}" + (f", {_loss(best)} at best" if turned else "")
         if self.state == "improved":
             if last - best >= SAME:
                 return (

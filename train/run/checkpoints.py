@@ -58,8 +58,8 @@ def newest_undamaged(run: Path) -> tuple[int | None, dict[int, str]]:
     if damaged:
         newest = max(damaged)
         raise InputError(
-            f"--resume: {run}/checkpoints/{newest} is damaged ({damaged[newest]}), and no other checkpoint is as "
-            "it was written; --force deletes the run and starts over"
+            f"--resume: {run}/checkpoints/{newest} is damaged ({damaged[newest]}), and no other checkpoint is "
+            "intact; --force deletes the run and starts over"
         )
     return None, damaged
 
