@@ -65,8 +65,9 @@ def sizes_of(config) -> dict[str, int]:
         (r"regex:blocks\.1\.ln_2\.scale", True), (r"regex:ln_f\.bias", False),
     ],
 )  # fmt: skip
-def test_flops_are_what_xla_counts_in_products(freeze, untied, remat):
+def test_flops_are_what_xla_counts_in_products(freeze, untied, remat, monkeypatch):
     """Its count of the program before it optimises it; the 1 % above ours is softmax, GELU, LayerNorm and AdamW."""
+    monkeypatch.setattr("jaxgpt.model.gpt.fits_scan", lambda x, ctx: False)  # XLA counts the body of a loop once
     spec = recipe_of(replace(CONFIG, tie_word_embeddings=not untied), freeze=freeze, remat=remat)
     with jax.numpy_dtype_promotion("standard"):  # Optax is not strict
         theirs = spec.lower(spec.plan.phases[-1]).cost_analysis()["flops"]

@@ -1,5 +1,6 @@
 """Blocks as a loop: what they compute, for whom they have a gradient, and where they are one."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -67,7 +68,8 @@ def gradients(config, trains: str, *, quantised: bool = False):
 @pytest.fixture
 def loops(monkeypatch):
     """Turn loops on."""
-    return lambda: monkeypatch.setattr("jaxgpt.model.gpt.fits_scan", lambda ctx: True)
+    monkeypatch.setattr("jaxgpt.model.gpt.fits_scan", lambda x, ctx: False)
+    return lambda: monkeypatch.setattr("jaxgpt.model.gpt.fits_scan", lambda x, ctx: True)
 
 
 def assert_same(found, expected):
@@ -98,10 +100,12 @@ def test_kernels_in_8_bits_are_stacked_too(loops):
     [
         ("full", [5], [5]),
         ("some blocks", [3, 2], [2]),
-        ("one block", [2, 1, 2], [1, 2]),
+        ("one block", [2, 2], [2]),
         ("nothing inside", [5], [5]),
-        ("windows of some", [1, 1, 1, 2], [1, 1, 1, 2]),
-        ("each scaled otherwise", [1] * 5, [1] * 5),
+        ("windows of some", [2], [2]),
+        ("each scaled otherwise", [], []),
+        ("matrices of some", [2], [2]),
+        ("adapters of most", [3], [3]),
     ],
 )
 def test_frozen_blocks_are_a_loop_of_their_own_without_a_gradient(case, lengths, back, loops):
@@ -116,21 +120,62 @@ def test_frozen_blocks_are_a_loop_of_their_own_without_a_gradient(case, lengths,
     assert sorted(n for n, is_back in found if is_back) == sorted(back)
 
 
-def test_it_is_one_in_training_with_remat_on_tpus_that_split_the_width(monkeypatch):
-    def fits(where="tpu", fsdp=8, **ctx):
+def products(jaxpr) -> int:
+    """Count the multiplications in products of matrices."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            total += eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+        for inner in jax.tree.leaves(
+            [*eqn.params.values()], is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                total += eqn.params.get("length", 1) * products(getattr(inner, "jaxpr", inner))
+    return total
+
+
+@pytest.mark.parametrize("case", ["full", "some blocks", "one block", "matrices of some", "adapters of most"])
+def test_a_loop_multiplies_no_more_than_its_blocks(case, loops):
+    function, trainable = gradients(*CASES[case])
+    expected = products(jax.make_jaxpr(function())(trainable).jaxpr)
+    loops()
+    assert products(jax.make_jaxpr(function())(trainable).jaxpr) == expected
+
+
+def test_it_is_one_in_training_with_remat_on_a_cpu_and_on_tpus_that_split_the_width(monkeypatch):
+    def fits(where="tpu", fsdp=8, n_tokens=25, **ctx):
         monkeypatch.setattr("jaxgpt.model.scan.platform", lambda: where)
         with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, fsdp, 1), AXES)):
-            return fits_scan(ForwardContext(**{"remat": True} | ctx))
+            return fits_scan(jnp.zeros((1, n_tokens, 24)), ForwardContext(**{"remat": True} | ctx))
 
     assert fits()
     assert fits(fsdp=16)
+    assert fits(n_tokens=24)
     assert not fits(fsdp=4)
+    assert fits("cpu")
+    assert fits("cpu", fsdp=1)
+    assert not fits("cpu", n_tokens=24)  # the copies of a loop take more than it saves
     assert not fits("gpu")
-    assert not fits("cpu")
-    assert not fits(remat=False)
-    assert not fits(captures=make_capture(".*"))
-    assert not fits(cache=empty_cache(CONFIG, jnp.zeros(1, jnp.int32), 8))
-    assert not fits_scan(ForwardContext(remat=True))  # without a mesh
+    for where in ("tpu", "cpu"):
+        assert not fits(where, remat=False)
+        assert not fits(where, captures=make_capture(".*"))
+        assert not fits(where, cache=empty_cache(CONFIG, jnp.zeros(1, jnp.int32), 8))
+    monkeypatch.setattr("jaxgpt.model.scan.platform", lambda: "tpu")
+    assert not fits_scan(jnp.zeros((1, 25, 24)), ForwardContext(remat=True))  # without a mesh
+
+
+def test_on_a_cpu_remat_saves_memory():
+    config = replace(CONFIG, n_layer=8, n_embd=48, n_inner=192, n_positions=256)
+    model, tokens = GPT(config, rngs=nnx.Rngs(0)), jnp.zeros((4, 257), jnp.int32)
+
+    def temporaries(remat: bool) -> int:
+        def loss(trainable):
+            return next_token_gradients(model, trainable, tokens, jnp.ones((4, 256)), remat=remat)
+
+        return jax.jit(loss).lower(named_params(model)).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(True) < 0.5 * temporaries(False)
 
 
 MESH = """
@@ -147,7 +192,7 @@ config = jaxgpt.GPTConfig(n_layer=4, vocab_size=96, n_positions=16, n_embd=64, n
 model = jaxgpt.model.gpt.GPT(config, rngs=jaxgpt.model.gpt.nnx.Rngs(0))
 losses = []
 for is_loop in (False, True):
-    jaxgpt.model.gpt.fits_scan = lambda ctx: is_loop
+    jaxgpt.model.gpt.fits_scan = lambda x, ctx: is_loop
     mesh = make_mesh("fsdp=8")
     settings = Settings(freeze="first2", batch_size=8, remat=True, accumulate=1, lr=1e-3, dropout=0.0)
     spec = make_step_spec(settings, mesh, model, steps=4, packed=False)

@@ -307,7 +307,7 @@ class GPT(nnx.Module, metaclass=_NamesFunctions):
         else:
             ctx = replace(ctx, rotations=rotations(self.config, at))
         x = constrain(ctx.capture("embeddings", dropout(x, self.config.embd_pdrop, ctx.keys)))
-        if fits_scan(ctx):
+        if fits_scan(x, ctx):
             return scan_blocks(run_block, self.blocks, x, ctx)
         for layer, block in enumerate(self.blocks):
             own = ctx.of_block(layer)

@@ -1,5 +1,6 @@
 """Blocks that are alike as a loop over their stacked parameters, so that the compiler has to do with one of them."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -16,16 +17,20 @@ SHARDS = 8
 """Parts of the width from which on a TPU runs blocks as loops."""
 
 
-def fits_scan(ctx: ForwardContext) -> bool:
-    """Return whether blocks run as loops: in training with `remat`, on TPUs that split the width into several parts.
+def fits_scan(x: Float[Array, "B T D"], ctx: ForwardContext) -> bool:
+    """Return whether blocks run as loops: in training with `remat`, on a CPU and on TPUs that split the width.
 
-    Written out one after the other they then take half as much memory again, and twice as long to compile. Over fewer
-    devices a loop takes more memory, since the stacked parameters and their gradients are copies. So it does without
-    `remat`, as it keeps all that a block computed.
+    One after the other they take half as much memory again on these TPUs, and twice as long to compile; on a CPU XLA
+    undoes `remat` outside of loops. But the stacked parameters and their gradients are copies: over fewer TPUs, and for
+    fewer tokens than a CPU's model is wide, a loop takes more memory. So it does without `remat`, as it keeps all that
+    a block computed.
     """
+    if not ctx.remat or ctx.cache is not None or ctx.captures is not None:
+        return False
+    if platform() == "cpu":
+        return math.prod(x.shape[:2]) > x.shape[2]
     mesh = jax.sharding.get_abstract_mesh()
-    is_split = mesh.axis_names == AXES and mesh.shape["fsdp"] >= SHARDS
-    return platform() == "tpu" and is_split and ctx.remat and ctx.cache is None and ctx.captures is None
+    return platform() == "tpu" and mesh.axis_names == AXES and mesh.shape["fsdp"] >= SHARDS
 
 
 def scan_blocks(
@@ -48,8 +53,11 @@ def scan_blocks(
     if keys is not None:
         keys = replace(keys, used=jnp.asarray(keys.used, jnp.int32))
     for alike in _alike(blocks):
-        stacked = jax.tree.map(lambda *each: jnp.stack(each), *alike)
-        (x, keys), _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), (x, keys), stacked)
+        if len(alike) == 1:
+            (x, keys), _ = jax.checkpoint(step)((x, keys), alike[0])
+        else:
+            stacked = jax.tree.map(lambda *each: jnp.stack(each), *alike)
+            (x, keys), _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), (x, keys), stacked)
     return x
 
 
@@ -57,12 +65,15 @@ def _alike(blocks: Sequence[Any]) -> Iterator[list[Any]]:
     """Divide blocks into those that follow one another and differ in numbers only.
 
     A parameter that is differentiated is a tracer of another class than a frozen one. Stacked with it, the frozen one
-    would have a gradient too.
+    would have a gradient too. Where a part of each block trains, the first one is alone: what lies below that part in
+    it needs no gradient.
     """
 
-    def kind(block: Any) -> Any:
+    def kind(block: Any) -> tuple[Any, ...]:
         leaves, structure = jax.tree.flatten(block)
         return structure, [(type(leaf), jnp.shape(leaf), leaf.dtype) for leaf in leaves]
 
-    for _, alike in groupby(blocks, kind):
-        yield list(alike)
+    for (_, leaves), found in groupby(blocks, kind):
+        alike = list(found)
+        n_alone = len({kind_of_leaf for kind_of_leaf, *_ in leaves}) > 1
+        yield from (part for part in (alike[:n_alone], alike[n_alone:]) if part)
