@@ -31,7 +31,7 @@ def check_upload(repo: str, license: str, *, is_login_needed: bool = True) -> No
             raise ValueError("it has no owner")
     except (HFValidationError, ValueError) as error:
         why = str(error).splitlines()[0]
-        raise InputError(f"{repo!r} is no name of a repository, as in OWNER/NAME: {why}") from None
+        raise InputError(f"{repo!r} is not the name of a repository (OWNER/NAME): {why}") from None
     if not LICENSE.fullmatch(license):
         raise InputError(f"license={license!r}: must be the hub's name of a licence, such as mit, apache-2.0 or other")
     if is_login_needed and get_token() is None:

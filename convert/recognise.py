@@ -96,8 +96,8 @@ def recognise(
         _refuse_other_architectures(contents.tensors)
     if given is not None and given.needs_config and family is None:
         raise InputError(
-            f"the weights of {given.title} are read with the config.json that lies beside them, and there is none: "
-            "put it there, since their shapes do not tell what the model computes"
+            f"the weights of {given.title} need their config.json beside them, and there is none: put it there, "
+            "since their shapes do not tell what the model computes"
         )
     unwrapped = Unwrapped(dict(contents.tensors)) if contents.config is not None else unwrap(contents.tensors, given)
     tensors, notes = unwrapped.tensors, []
@@ -172,8 +172,8 @@ def _refuse_other_architectures(names: Iterable[str]) -> None:
     for pattern, what in FAMILIES_BY_NAME:
         if hit := next((name for name in names if re.search(pattern, name)), None):
             raise InputError(
-                f"{hit} is a tensor of {what}, whose weights are read with the config.json that lies beside them: "
-                "put it there, since their shapes do not tell what the model computes"
+                f"{hit} is a tensor of {what}, whose weights need their config.json beside them, and there is "
+                "none: put it there, since their shapes do not tell what the model computes"
             )
     for pattern, what in OTHER_ARCHITECTURES:
         if hit := next((name for name in names if re.search(pattern, name)), None):

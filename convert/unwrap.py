@@ -36,7 +36,7 @@ HEADS = (
     (r"multiple_choice_head\.", "the multiple-choice head of GPT2DoubleHeadsModel"),
     (r"(v|value|values|critic|vf)_head\.", "a value head, such as that of trl's AutoModelForCausalLMWithValueHead"),
     (r"(reward|rm|rank|regression)_?head\.", "the head of a reward model"),
-    (r"(?!lm_head\.)\w+_head\.", "another head than a language model's"),
+    (r"(?!lm_head\.)\w+_head\.", "a head for something else than the next token"),
 )
 """Names of heads that no language model has, and what they are."""
 

@@ -84,7 +84,7 @@ class JaxGPT(TemplateLM):
             raise InputError("the tokenizer has no end-of-text token (eos_token), which the harness puts before texts")
         context = self.model.config.n_positions
         if max_length is not None and not 1 <= max_length <= context:
-            raise InputError(f"max_length must be from 1 to the model's context of {context}, not {max_length}")
+            raise InputError(f"max_length is {max_length}, but must be from 1 to the model's context of {context}")
         self.batch_size, self.max_length, self.max_gen_toks = int(batch_size), max_length or context, 256
         self._seeds = itertools.count(seed)
 

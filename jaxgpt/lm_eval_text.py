@@ -49,7 +49,7 @@ def read_settings(gen_kwargs: dict[str, Any], *, end: str, default: int, limit: 
         raise InputError("gen_kwargs: a stop string must not be empty")
     if not 1 <= new < limit:
         raise InputError(
-            f"gen_kwargs: max_gen_toks must be from 1 to {limit - 1}, which leaves room for a prompt, not {new}"
+            f"gen_kwargs: max_gen_toks must be from 1 to {limit - 1} (which leaves room for a prompt), not {new}"
         )
     if draws and not temperature:
         raise InputError("gen_kwargs: do_sample=True needs a temperature above 0")

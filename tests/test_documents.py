@@ -451,8 +451,8 @@ def test_a_table_of_one_endless_record_is_refused_before_it_is_in_memory(content
         ("hf:a/b/c", "hf:a/b/c is not of the form hf:OWNER/NAME"),
         ("hf:../../x", "is not of the form hf:OWNER/NAME"),
         ("hf:", "is not of the form hf:OWNER/NAME"),
-        ("gs://", "gs://: the name of a bucket is missing, as in gs://BUCKET/FILE"),
-        ("s3:///", "the name of a bucket is missing"),
+        ("gs://", "gs://: the name of the bucket is missing; expected gs://BUCKET/FILE"),
+        ("s3:///", "the name of the bucket is missing"),
     ],
 )
 def test_what_is_no_source_is_said(source, message):

@@ -113,10 +113,10 @@ def test_weights_without_their_config_are_refused(name, tmp_path):
     """No shape tells theta, the windows or the number of heads."""
     write_model(tmp_path, name)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(InputError, match=r"are read with the config\.json that lies beside them"):
+    with pytest.raises(InputError, match=r"need their config\.json beside them"):
         convert.read(tmp_path)
     dialect = FAMILIES[name].dialect.name
-    with pytest.raises(InputError, match=r"are read with the config\.json that lies beside them"):
+    with pytest.raises(InputError, match=r"need their config\.json beside them"):
         convert.read(tmp_path, dialect=dialect)
 
 

@@ -201,10 +201,10 @@ def test_what_the_files_of_a_run_have_lost_is_said(small, whole_run, tmp_path, d
     )
     lost = {"lost": ("6 of 6", 0, "6 of 6", 1), "cut": ("4 of 6", 0, "4 of 6", 1), "binary": ("6 of 6", 0, "6 of 6", 1)}
     metrics, first, updates, second = lost[damage]
-    goes_on = "; plots and report go on without it"
+    goes_on = "; plots and report go on without what is lost"
     assert [line for line in done.stdout.splitlines() if " has lost " in line] == [
-        f"{out}/metrics.jsonl has lost {metrics} lines: that of step {first} is the first{goes_on}",
-        f"{out}/updates.jsonl has lost {updates} lines: that of step {second} is the first{goes_on}",
+        f"{out}/metrics.jsonl has lost {metrics} lines, first that of step {first}{goes_on}",
+        f"{out}/updates.jsonl has lost {updates} lines, first that of step {second}{goes_on}",
         f"{out}/samples.md has lost the text from before training{goes_on}",
     ]
     assert complete_steps(out)[-1] == 9

@@ -196,7 +196,10 @@ def test_requests_and_models_that_make_no_sense_are_refused(ours, tokenizer):
     ):
         with pytest.raises(InputError, match=message):
             ours.loglikelihood(requests("loglikelihood", ("The", " king"), (context, continuation)))
-    for pair, message in ((([], [1]), "an empty context"), (([1], []), "an empty continuation")):
+    for pair, message in (
+        (([], [1]), "the context must not be empty"),
+        (([1], []), "the continuation must not be empty"),
+    ):
         with pytest.raises(InputError, match=message):
             next(scoring.score(ours.model, [pair]))
     with pytest.raises(InputError, match="ids must be from 0 to 4095, but range from -1 to 4096"):
@@ -206,7 +209,7 @@ def test_requests_and_models_that_make_no_sense_are_refused(ours, tokenizer):
     for settings, message in (
         ({"batch_size": "auto"}, "batch_size must be an integer"),
         ({"batch_size": 0}, "batch_size must be an integer"),
-        ({"max_length": 65}, "max_length must be from 1 to the model's context of 64"),
+        ({"max_length": 65}, "max_length is 65, but must be from 1 to the model's context of 64"),
         ({"n_head": 4}, "a loaded model takes no n_head"),
         ({"tokenizer": None}, "a loaded model needs tokenizer="),
         ({"tokenizer": endless}, "the tokenizer has no end-of-text token"),

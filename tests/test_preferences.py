@@ -162,7 +162,7 @@ def test_only_the_answer_counts_in_a_conversation_of_several_turns():
 @pytest.mark.parametrize(
     ("record", "says"),
     [
-        ({"prompt": "a", "chosen": "b"}, "no preference: expected prompt, chosen and rejected"),
+        ({"prompt": "a", "chosen": "b"}, "not a preference: expected prompt, chosen and rejected"),
         ({"text": "a"}, "its fields are 'text'"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "are the same"),
         ({"prompt": "a", "chosen": [GOOD], "rejected": [GOOD | {"id": 3}]}, "are the same"),

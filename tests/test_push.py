@@ -106,8 +106,8 @@ def test_an_adapter_is_uploaded_as_pefts(hub, small, tmp_path):
     [
         (["me/words"], {}, "--license=LICENSE is missing"),
         (["me/words", "--license=MIT License"], {}, "--license='MIT License': must be the hub's name of a licence"),
-        (["words", "--license=mit"], {}, "'words' is no name of a repository, as in OWNER/NAME"),
-        (["me/wo rds", "--license=mit"], {}, "is no name of a repository"),
+        (["words", "--license=mit"], {}, "'words' is not the name of a repository (OWNER/NAME)"),
+        (["me/wo rds", "--license=mit"], {}, "is not the name of a repository"),
         (["me/words", "--license=mit"], {"token": ""}, "there is no login to the hub: run `hf auth login`"),
         (["me/words", "--license=mit"], {"token": "hf_reads"}, "): log in with a token that may write there"),
     ],

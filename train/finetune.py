@@ -123,7 +123,7 @@ def train_in(run: RunFolder, settings: Settings, stop: Stop, callbacks: Callback
         log_to_run(run)
         log = RunLog(run, trackers)
         for lost in () if changes else log.find_lost(first, inputs.spec.steps):
-            print(f"{lost}; plots and report go on without it")
+            print(f"{lost}; plots and report go on without what is lost")
         log.truncate(first, eval_state.pending_metrics is None)
         if changes:
             run.note_changes(info, first, changes)

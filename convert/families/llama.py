@@ -61,7 +61,7 @@ def _read_mistral(fields: Fields) -> dict[str, Any]:
     kinds = fields.get("layer_types")  # with which transformers makes another class, that has them
     if kinds is not None and kinds != ["sliding_attention" if window else "full_attention"] * len(windows):
         raise InputError(
-            "config.json: layer_types disagrees with sliding_window, which is not supported: is it a Ministral?"
+            "config.json: layer_types that disagrees with sliding_window is not supported: is it a Ministral?"
         )
     return read_attention(fields) | {"windows": windows, "bias": False}
 

@@ -82,7 +82,7 @@ class _Reader:
         end = self._past(size)
         n_axes = self._header("a list", 0x90, {0xDC: 2, 0xDD: 4})
         if n_axes != 3:
-            raise InputError(f"{name} has {n_axes} parts, not a shape, a type and bytes")
+            raise InputError(f"{name} has {n_axes} parts instead of three: a shape, a type and bytes")
         n_axes = self._header("a shape", 0x90, {0xDC: 2, 0xDD: 4})
         if n_axes > 8:
             raise InputError(f"{name} has {n_axes} axes")

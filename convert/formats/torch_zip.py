@@ -110,7 +110,7 @@ def _storages(data: mmap.mmap, members: Mapping[str, zipfile.ZipInfo]) -> Storag
         begin += 30 + sum(struct.unpack("<HH", local[26:30]))
         if type(count) is not int or not 0 <= count * dtype.itemsize <= info.file_size:
             raise InputError(
-                f"storage {key} has {info.file_size:,} bytes, which are not {reprlib.repr(count)} of {dtype}"
+                f"storage {key} has {info.file_size:,} bytes, and not {reprlib.repr(count)} numbers of {dtype}"
             )
         if begin + info.file_size > len(data):
             raise InputError(f"storage {key} is beyond the end of the file: truncated")

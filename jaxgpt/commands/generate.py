@@ -220,7 +220,7 @@ def fit(ids: list[int], command: GenerateCommand, n_positions: int, name: str) -
     room = n_positions - command.max_new_tokens
     if room < 1:
         raise InputError(
-            f"--max-new-tokens must be below the context of {n_positions:,}, not {command.max_new_tokens:,}"
+            f"--max-new-tokens is {command.max_new_tokens:,}, but must be below the context of {n_positions:,}"
         )
     if len(ids) <= room:
         return ids

@@ -74,7 +74,7 @@ def conversation_of(record: Mapping[str, Any]) -> Conversation:
     if (system := next((name for name in SYSTEMS if is_filled(record.get(name))), None)) is not None:
         message = {"role": "system", "content": _text(record[system], system)}
         if leading not in ([], [message]):
-            raise InputError(f"{system} and the first message are two different system messages")
+            raise InputError(f"the field {system} and the first message are two different system messages")
         leading, read = [message], {*read, system}
     messages = [*leading, *_history(record), *rest]
     if not any(message["role"] == "assistant" for message in messages):

@@ -33,7 +33,7 @@ def preference_of(record: Mapping[str, Any]) -> Preference:
     """
     answers = [record.get(name) for name in ANSWERS]
     if any(answer is None for answer in answers):
-        raise InputError(f"no preference: expected prompt, chosen and rejected, but its fields are {listed(record)}")
+        raise InputError(f"not a preference: expected prompt, chosen and rejected, but its fields are {listed(record)}")
     unread = filled_fields(record, ("prompt", *ANSWERS))
     prompt = record.get("prompt")
     texts = [answer for answer in answers if isinstance(answer, str)]

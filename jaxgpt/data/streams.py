@@ -43,7 +43,7 @@ def locate(source: str | Path) -> Any:
     if scheme not in SCHEMES:
         raise InputError(f"{text}: {scheme}:// can't be read; expected a path or one of {urls()}")
     if not text.split("://")[1].strip("/"):
-        raise InputError(f"{text}: the name of a bucket is missing, as in {scheme}://BUCKET/FILE")
+        raise InputError(f"{text}: the name of the bucket is missing; expected {scheme}://BUCKET/FILE")
     # or gcsfs asks first, over another protocol, what kind the bucket is: without credentials that may hang
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     from etils import epath

@@ -85,8 +85,8 @@ def parse(text: str, config: GPTConfig, steps: int | None = None, *, epoch_steps
             raise InputError(f"strategy {text!r}: phase {name} adds nothing: all its parameters train already")
         if phase.start <= phases[-1].start if phases else phase.start != 0:
             raise InputError(
-                f"strategy {text!r}: the first phase must begin at 0, and each later one after the one before it, not "
-                f"{name} at {after}"
+                f"strategy {text!r}: {name} can't begin at {after}: the first phase begins at 0, and each later one "
+                "after the one before it"
             )
         if steps is not None and phase.start >= steps:
             raise InputError(f"strategy {text!r}: {name} would begin after the last of {steps:,} steps")
@@ -138,7 +138,7 @@ def start_of(text: str, after: str, steps: int | None, epoch_steps: float | None
     if steps is None:
         raise InputError(f"strategy {text!r}: needs the number of steps")
     if unit == "/3" and steps < 3:
-        raise InputError(f"strategy {text!r}: needs at least 3 steps, one for each phase, not {steps}")
+        raise InputError(f"strategy {text!r}: needs at least 3 steps (one for each phase), not {steps}")
     return round(float(number) * steps / 100) if unit == "%" else int(number) * steps // 3
 
 

@@ -88,7 +88,7 @@ def _encode(tokenizer: Any, texts: Sequence[str] | None) -> list[list[int]]:
         return []
     rows = [row for row in rows if len(row) > 1]
     if texts is not None and not rows:
-        raise InputError("texts must hold at least one text of two tokens")
+        raise InputError("texts must hold at least one text of two or more tokens")
     return rows
 
 

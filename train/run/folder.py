@@ -108,7 +108,7 @@ class RunFolder:
                 if not (target := Path(os.path.realpath(link))).is_relative_to(inside):
                     raise InputError(
                         f"--resume: {link} is a link to {target}, outside of {self.folder}: nothing is written through "
-                        "links; put what the link leads to in its place"
+                        "links; replace the link by what it leads to"
                     )
 
     def lock(self) -> None:
