@@ -104,7 +104,7 @@ def _open(path: Path, *, is_base: bool = False, averaged: bool = False, **told: 
     if contents.base is not None:
         if is_base:
             raise InputError(
-                f"{path} can't be the base model: it is a checkpoint that itself lacks what its run never trained; "
+                f"{path} can't be the base model: it is a checkpoint that itself holds only what its run trained; "
                 "put a model there that holds all parameters"
             )
         contents = replace(contents, tensors=_left_in(contents.base, path) | dict(contents.tensors))

@@ -181,7 +181,7 @@ class GPTConfig:
         for module in self.lora.modules if self.lora else ():
             layer = int(module.split(".")[1]) if module.startswith("blocks.") else 0
             if layer >= self.n_layer or (module == "lm_head" and self.tie_word_embeddings):
-                raise InputError(f"config: lora: the model has no layer {module} of its own")
+                raise InputError(f"config: lora: the model has no layer {module}, or it is tied to another")
         if self.head_bias and self.tie_word_embeddings:
             raise InputError("config: head_bias needs a head of its own, tie_word_embeddings false")
         self._settle_heads()

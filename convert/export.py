@@ -145,7 +145,10 @@ def _write_adapter(
     if base is None or dtype is not None:
         raise InputError("to='peft' writes what differs from another model: give base=, and no dtype=")
     if base.config.tie_word_embeddings != config.tie_word_embeddings or base.config.bias != config.bias:
-        raise InputError("to='peft': the model's head or biases are not those of base=: write it as another form")
+        raise InputError(
+            "to='peft': the model and base= differ in which biases they have, or in whether the head is tied: write it "
+            "as another form"
+        )
     check_free(path, TARGETS["peft"][1], force)
     params, config = peft.adapted_or_whole(params, config, base.params)
     with temporary_sibling(path) as temporary:

@@ -132,7 +132,7 @@ def check_link(file: Path, root: Path) -> None:
     if not any(target.is_relative_to(folder) for folder in (inside, *blobs)):
         raise InputError(
             f"{file} is a link to {target}, outside of {root}: links are followed only within a checkpoint, or in the "
-            "cache of the hub; copy the file to its place"
+            "cache of the hub; replace the link by the file that it leads to"
         )
 
 

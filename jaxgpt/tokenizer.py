@@ -263,7 +263,7 @@ def decide_ids(config: GPTConfig, tokenizer: Any) -> tuple[GPTConfig, str]:
         what = ", ".join(map(str, dropped))
         return (
             decided,
-            f"a text ends with {named}, according to the tokenizer; {what} in the config is no end token to it",
+            f"a text ends with {named}, according to the tokenizer, in which the config's {what} is no end token",
         )
     by = "the tokenizer and the config" if config.end_ids else "the tokenizer; the config names none"
     if config.end_ids and end not in config.end_ids:

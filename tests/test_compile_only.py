@@ -256,7 +256,7 @@ def test_the_largest_batch_follows_from_shallow_models():
         return bytes_per_device(shallow.state(0)) + 1000 + 200 * n + 30 * B + 4 * n * B
 
     memory_model = fit_memory_model(spec, peak)
-    assert asked == [(2, 2 * few), (2, 2 * many), (3, 2 * few), (3, 2 * many)]
+    assert asked == [(3, 2 * few), (3, 2 * many), (4, 2 * few), (4, 2 * many)]
     beside_state = 1000 + 200 * 5 + 30 * 60 + 4 * 5 * 60
     assert memory_model.bytes_needed(60) == pytest.approx(bytes_per_device(spec.state(0)) + beside_state)
     assert memory_model.batch_limit(memory_model.bytes_needed(60)) == 60

@@ -253,7 +253,8 @@ def test_a_conversation_whose_first_turn_is_too_long_is_left_out_and_it_is_said(
     source.write_text("\n".join([long, *[json.dumps({"instruction": f"n {i}", "output": "yes"}) for i in range(20)]]))
     data = load_data(replace(settings, data=str(source)), tokenizer, 32)
     assert re.match(
-        r"1 of \d+ conversations are LEFT OUT: their first turn that counts ends beyond", data.train.notes[0]
+        r"1 of \d+ conversations are LEFT OUT: their first turn that counts in the loss ends beyond",
+        data.train.notes[0],
     )
 
 

@@ -161,7 +161,7 @@ def test_padding_is_never_likelier_than_the_average_token_to_a_program_that_does
         (99, {"pad_multiple": True}, "pad_multiple must be an integer from 1"),
         (99, {"pad_multiple": 8.0}, "pad_multiple must be an integer from 1"),
         (99, {"pad_multiple": 2**40}, "pad_multiple must be an integer from 1"),
-        (99, {"init": "zeros"}, "not mean or normal"),
+        (99, {"init": "zeros"}, "must be 'mean' or 'normal'"),
         (99, {"seed": -1}, "seed must be an integer from 0"),
         (99, {"seed": 2**32}, "seed must be an integer from 0"),
     ],

@@ -279,8 +279,8 @@ class Settings(ModelFlags):
     )  # fmt: skip
     remat: bool = setting(
         False, "Gradient checkpointing: keep only what lies between blocks, and recompute the rest in the backward "
-        "pass. This saves memory for about a third more work; on a CPU only where a step has more tokens than the "
-        "model is wide.", group="devices",
+        "pass. This saves memory and takes about a third more work. On a CPU it saves none unless a step has more "
+        "tokens than the model's width, n_embd.", group="devices",
     )  # fmt: skip
     mesh: str | None = setting(
         None, "How all devices are arranged, as in data=2,fsdp=4. data splits the batch; fsdp the batch and the "

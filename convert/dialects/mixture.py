@@ -63,7 +63,7 @@ def mixture_of(names: Collection[str]) -> Dialect | None:
     head = next((name for name in HEADS if name in names), HEADS[0])
     return Dialect(
         name="mixture",
-        title="a small GPT of mixed names",
+        title="a small GPT with names of several codebases",
         rows=(*rows, Row("lm_head.kernel", head, "V D -> D V")),
         buffers=tuple(
             (f"blocks.{{i}}.attn.{name}", side) for name in ("mask", "bias", "tril") for side in ("1 1 T T", "T T")

@@ -103,7 +103,9 @@ def _row(row: Any) -> Row:
         )
     names = theirs if isinstance(theirs, list) else [theirs]
     if not names or not all(isinstance(name, str) and 0 < len(name) <= MOST_LETTERS for name in names):
-        raise InputError(f"{ours}: theirs, its name in the files, must be a string, or a list of strings")
+        raise InputError(
+            f"{ours}: the second entry of its row, its name in the files, must be a string, or a list of strings"
+        )
     if undecided := [text for text in (*names, layout) if isinstance(text, str) and "?" in text]:
         raise InputError(f"{ours}: {undecided[0]!r} is undecided: replace it")
     if not all(("{i}" in name) == ("{i}" in ours) for name in names):

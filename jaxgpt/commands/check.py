@@ -28,8 +28,8 @@ class CheckCommand(ModelFlags):
         "as a Hugging Face folder or hub name. Needs jaxgpt[torch].", metavar="PATH", default_text="no comparison",
     )  # fmt: skip
     text: Path | None = flag(
-        None, "Texts of what the model knows, one a line, for the checks of its loss and of what it writes: for models "
-        "of other languages, code, molecules …", metavar="FILE", default_text="English sentences",
+        None, "Texts such as the model was trained on, one a line, for the checks of its loss and of what it writes. "
+        "For models of other languages, code, molecules …", metavar="FILE", default_text="English sentences",
     )  # fmt: skip
     json: bool = flag(False, "Print one JSON object instead of tables.")
     compile_cache: bool = flag(True, COMPILE_CACHE)

@@ -19,12 +19,12 @@ GRAMMAR = r"""A freezing strategy is one of
   head            only the head trains; a tied head is the token embedding
   embeddings      only the token and position embeddings train
   biases          only biases train; norms: only norms
-  regex:PATTERN   only parameters whose whole name matches train, as in regex:blocks\.\d+\.mlp\..*
+  regex:PATTERN   only parameters train whose whole name matches, as in regex:blocks\.\d+\.mlp\..*
   lora            low-rank adapters train, beside the frozen model: rank 8, on each block's q, k and v
   lora:r=16,alpha=32,on=attn+mlp,dropout=0.05,rslora,dora
                   the same with options (alpha is 2 r by default); on: qkv, attn, mlp, head, all, or a pattern over
                   names of layers, as in on=blocks\.[01]\.mlp\.fc1
-  new-tokens      only the rows of tokens that were added train
+  new-tokens      only the rows of added tokens train
   A+B             what A or B trains, as in lora+new-tokens
   gradual         thaws from the top: head, the last quarter of the blocks, everything; a third of the steps each
   gradual:A@0,B@200,C@60%

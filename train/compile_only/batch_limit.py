@@ -1,7 +1,7 @@
 """The largest batch that fits, estimated from shallow models: compiling the whole model for each size takes hours.
 
 What a step needs beside its state is very nearly a + b n + c B + d n B, for n differentiated blocks and B sequences.
-Models of two and three blocks give the four numbers: one of a single block would have no loop over blocks.
+Models of three and four blocks give the four numbers: those of fewer may have no loop over blocks (`model/scan.py`).
 """
 
 import math
@@ -16,7 +16,7 @@ from jaxgpt.model.gpt import abstract
 from jaxgpt.training.compile_only.step_time import bytes_per_device, trainable_shapes
 from jaxgpt.training.step.spec import StepSpec, make_step_spec
 
-SHALLOW_DEPTHS = (2, 3)
+SHALLOW_DEPTHS = (3, 4)
 """Blocks of the shallow models."""
 
 Peak = Callable[[StepSpec], float | None]

@@ -90,7 +90,7 @@ def memory_lines(topology: Topology, compiled: Compiled) -> list[str]:
         verdict,
         f"arguments {gib(m.argument_size_in_bytes)}, temporaries {gib(m.temp_size_in_bytes)}{overlap}, code "
         f"{gib(m.generated_code_size_in_bytes)}, output {gib(m.output_size_in_bytes)}, of which "
-        f"{gib(m.alias_size_in_bytes)} in place of the arguments",
+        f"{gib(m.alias_size_in_bytes)} in the memory of the arguments",
     ]
 
 
@@ -149,7 +149,7 @@ def batch_lines(usable_bytes: float, memory_model: MemoryModel) -> list[str]:
         least = memory_model.unit_rows
         return [f"none fits; the smallest, {least} sequences, needs about {gib(memory_model.bytes_needed(least))}"]
     needed = gib(memory_model.bytes_needed(batch))
-    return [f"about {batch:,} sequences at most, with {needed}: an estimate from this model cut to 2 and 3 blocks"]
+    return [f"about {batch:,} sequences at most, with {needed}: extrapolated from this model with only 3 and 4 blocks"]
 
 
 def gib(n_bytes: float | None) -> str:

@@ -212,8 +212,8 @@ def _packed(corpus: Corpus, begin: int, end: int, settings: Settings, context: i
             notes.append(f"{pieces.cut:,} of {last - first:,} conversations are cut after a turn, to fit the context")
         if pieces.left_out:
             notes.append(
-                f"{pieces.left_out:,} of {last - first:,} conversations are LEFT OUT: their first turn that counts "
-                f"ends beyond the context of {context}"
+                f"{pieces.left_out:,} of {last - first:,} conversations are LEFT OUT: their first turn that counts in "
+                f"the loss ends beyond the context of {context}"
             )
     if rows:
         what = "conversations" if corpus.kind == "chat" else "documents"

@@ -23,8 +23,8 @@ class ReportCommand:
     )
     out: Path | None = flag(
         None, "The HTML file to write.", metavar="PATH",
-        default_text=f"report.html in the run's folder, with its pictures drawn again; for several runs {COMPARISON} "
-        "here",
+        default_text=f"report.html in the run's folder, with its pictures drawn again; with several runs, {COMPARISON} "
+        "in the current folder",
     )  # fmt: skip
     force: bool = flag(False, "Replace --out if it is there already.")
 

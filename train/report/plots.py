@@ -245,7 +245,7 @@ def update_heatmap(
     return Figure(
         "updates", _update_title(matrix, modules), "Heatmap of the weight updates by layer and training step.",
         "How much each layer's weights changed in a step: the norm of the update over the norm of the weights. A "
-        "column's colour is that of the step at its right edge; it reaches back to the step logged before. The colours "
+        "column reaches from one logged step to the next, and has the colour of the later one. The colours "
         f"span the {LOW}th to the {HIGH}th percentile; a trainable layer that didn't change, as at a learning rate of "
         "0, has the lowest colour.", wide, narrow,
     )  # fmt: skip
