@@ -41,6 +41,7 @@ def measure(blocks: int, width: int, context: int, batch: int, repeats: int) -> 
         embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
     )  # fmt: skip
     model, mesh = GPT(config, rngs=nnx.Rngs(0)), make_mesh(devices=jax.devices()[:1])
+    # of so few steps that there is one program: a second one would compile beside the steps that are timed
     spec = make_step_spec(
         Settings(batch_size=batch, context=context, dtype="float32"), mesh, model, steps=100, packed=False
     )

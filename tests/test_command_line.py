@@ -191,7 +191,9 @@ def test_a_flag_that_differs_from_the_run_is_refused_before_anything_is_loaded(s
         InputError, match=r"^--resume: this would be another run than .*: --freeze was last1 and is full; --steps"
     ):
         read_command(["--resume", str(stored), "--steps=10", "--freeze=full"])
-    with pytest.raises(InputError, match=r"--seed was 0 and is 3\. Undo that, or go on nevertheless with --out="):
+    with pytest.raises(
+        InputError, match=r"--seed was 0 and is 3\. Undo that, or go on nevertheless with --out=\S+ --resume-anyway"
+    ):
         read_command(["--resume", str(stored), "--seed=3"])
     assert read_command(["--resume-anyway", f"--out={stored}", "--steps=10"]).steps == 10
     with pytest.raises(InputError, match=r"^--resume=.* and --out=other name two runs"):

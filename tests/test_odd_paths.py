@@ -40,8 +40,14 @@ def test_a_run_in_a_folder_of_any_name_is_read_resumed_and_converted(small, plai
         assert all(same(np.asarray(array), whole[f"params/{name}"]) for name, array in written.items())
 
 
-@pytest.mark.parametrize("damage", ["nothing is merged", "an array is missing"])
-def test_what_can_t_be_read_is_never_called_a_checkpoint(small, tmp_path, monkeypatch, damage):
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("nothing is merged", "what was saved is incomplete: Orbax has not joined its parts"),
+        ("an array is missing", "what was saved can't be read"),
+    ],
+)
+def test_what_can_t_be_read_is_never_called_a_checkpoint(small, tmp_path, monkeypatch, damage, says):
     """The run ends with one line, and code 74."""
     if damage == "nothing is merged":  # as Orbax does in such a folder, without a word
         monkeypatch.setattr(PosixGPath, "glob", lambda self, pattern: iter(()))
@@ -63,6 +69,6 @@ def test_what_can_t_be_read_is_never_called_a_checkpoint(small, tmp_path, monkey
     done = call("train", f"--model={small}", "--freeze=last1", f"--out={out}", *FLAGS, check=False)
     assert done.returncode == 74
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert "what was saved " in done.stderr
+    assert says in done.stderr
     assert not [path for path in (out / "checkpoints").iterdir() if path.name.isdecimal()]
     assert json.loads((out / "run.json").read_text())["settings"]["steps"] == 4

@@ -158,8 +158,8 @@ def run_block(
 
 run_alike = jax.jit(run_block)
 """The same, traced and lowered once for all blocks that are alike. XLA inlines it on a CPU and a GPU: the program stays
-what it was. On a TPU it need not: GPT-2 XL on 16 chips then takes 12.1 GiB of each instead of 8.6, and compiles no
-faster."""
+what it was. On a TPU it need not: GPT-2 XL's blocks, one after the other on 16 chips, then take 12.1 GiB of each
+instead of 8.6, and compile no faster."""
 
 
 ELSEWHERE = {

@@ -45,13 +45,14 @@ def scan_blocks(
         run: what runs a block, and returns its output and what its context has become.
     """
 
+    own, keys = ctx.of_block(0), ctx.keys
+    if keys is not None:
+        keys = replace(keys, used=jnp.asarray(keys.used, jnp.int32))
+
     def step(carry: Any, block: Any) -> tuple[Any, None]:
         x, after = run(block, carry[0], replace(own, keys=carry[1]))
         return (constrain(x), after.keys), None
 
-    own, keys = ctx.of_block(0), ctx.keys
-    if keys is not None:
-        keys = replace(keys, used=jnp.asarray(keys.used, jnp.int32))
     for alike in _alike(blocks):
         if len(alike) == 1:
             (x, keys), _ = jax.checkpoint(step)((x, keys), alike[0])
