@@ -146,9 +146,11 @@ def test_a_loop_multiplies_no_more_than_its_blocks(case, loops):
 def test_it_is_one_in_training_with_remat_on_a_cpu_and_on_tpus_that_split_the_width(monkeypatch):
     def fits(where="tpu", fsdp=8, n_tokens=25, **ctx):
         monkeypatch.setattr("jaxgpt.model.scan.platform", lambda: where)
+        x = jnp.zeros((1, n_tokens, 24))
         with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, fsdp, 1), AXES)):
-            return fits_scan(jnp.zeros((1, n_tokens, 24)), ForwardContext(**{"remat": True} | ctx))
+            return fits_scan(x, ForwardContext(**{"remat": True} | ctx))
 
+    cache = empty_cache(CONFIG, jnp.zeros(1, jnp.int32), 8)
     assert fits()
     assert fits(fsdp=16)
     assert fits(n_tokens=24)
@@ -160,7 +162,7 @@ def test_it_is_one_in_training_with_remat_on_a_cpu_and_on_tpus_that_split_the_wi
     for where in ("tpu", "cpu"):
         assert not fits(where, remat=False)
         assert not fits(where, captures=make_capture(".*"))
-        assert not fits(where, cache=empty_cache(CONFIG, jnp.zeros(1, jnp.int32), 8))
+        assert not fits(where, cache=cache)
     monkeypatch.setattr("jaxgpt.model.scan.platform", lambda: "tpu")
     assert not fits_scan(jnp.zeros((1, 25, 24)), ForwardContext(remat=True))  # without a mesh
 
