@@ -36,15 +36,20 @@ SHAPES = {
 }
 """`tiny` is for --cpu."""
 CASES = (
-    ("jaxgpt", "full", False),
-    ("nanogpt", "full", True),
-    ("jaxgpt", "first6", False),
-    ("nanogpt", "first6", True),
-    ("jaxgpt", "full", True),
-    ("hf", "full", False),
+    ("jaxgpt", "full", False, ""),
+    ("nanogpt", "full", True, ""),
+    ("jaxgpt", "first6", False, ""),
+    ("nanogpt", "first6", True, ""),
+    ("jaxgpt", "full", True, ""),
+    ("jaxgpt", "full", False, "XLA's norms"),
+    ("jaxgpt", "full", False, "cuBLAS's products"),
+    ("hf", "full", False, ""),
 )
-"""Program, strategy, and whether the vocabulary is padded to a multiple of 64: GPT-2's has 50,257 tokens, which no
-power of two divides; nanoGPT always pads, ours does if the checkpoint does."""
+"""Program, strategy, whether the vocabulary is padded to a multiple of 64, and the variant of our program.
+
+GPT-2's vocabulary has 50,257 tokens, which no power of two divides; nanoGPT always pads, ours does if the checkpoint
+does. The variants are what was chosen by what the compiled program holds, without a GPU: our kernel of the norms'
+gradient, and to let XLA choose between Triton's products and those of cuBLAS, whose epilogue computes GELU."""
 TEXTS = ((1, 32, 128), (8, 32, 128), (32, 32, 128), (1, 512, 1), (8, 512, 1))
 """Texts, tokens of each prompt, and new tokens."""
 SCRIPTS = {"jaxgpt": "gpu_jaxgpt.py", "nanogpt": "gpu_torch.py", "hf": "gpu_torch.py"}
@@ -150,9 +155,12 @@ def cases_of(model: str, batch: int, arguments: argparse.Namespace) -> list[dict
         "seconds": arguments.seconds, "steps": arguments.steps,
     }  # fmt: skip
     return [
-        common | {"program": program, "freeze": freeze, "padding": -shape["vocab_size"] % 64 if padded else 0}
-        for program, freeze, padded in CASES
+        common
+        | {"program": program, "freeze": freeze, "variant": variant}
+        | {"padding": -shape["vocab_size"] % 64 if padded else 0}
+        for program, freeze, padded, variant in CASES
         if program in arguments.programs and freeze in arguments.freeze
+        if arguments.variants or not variant
     ]
 
 
@@ -167,7 +175,7 @@ def measure(model: str, arguments: argparse.Namespace, keep) -> list[dict[str, A
             keep(result)
             found.append(result)
             words = result.get("failed") or result.get("skipped") or result.get("no_memory")
-            name = f"{model}, {case['freeze']}, {case['program']}, batch {batch}"
+            name = f"{model}, {case['freeze']}, {case['program']}{with_variant(case)}, batch {batch}"
             said = words.splitlines()[-1][:300] if words else f"{1000 * seconds_of(result):,.1f} ms a step"
             print(f"{name}: {said}", file=sys.stderr, flush=True)
             if "no_memory" in result:
@@ -206,6 +214,11 @@ def table_of_texts(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def with_variant(case: dict[str, Any]) -> str:
+    """Return what is added to the name of our program where it is measured in another way."""
+    return f" with {case['variant']}" if case["variant"] else ""
+
+
 def seconds_of(result: dict[str, Any]) -> float:
     """Return the seconds of a step: the median over windows."""
     return statistics.median(result["step_seconds"])
@@ -220,7 +233,7 @@ def table(results: list[dict[str, Any]], peak: float | None) -> str:
     theirs = {(r["model"], r["freeze"]): seconds_of(r) for r in results if r["program"] == "nanogpt"}
     for r in results:
         seconds, other = seconds_of(r), theirs.get((r["model"], r["freeze"]))
-        program = NAMES[r["program"]]
+        program = NAMES[r["program"]] + with_variant(r)
         if r["program"] != "jaxgpt" and not r["cpu"]:
             program += ", torch.compile"
         if r["program"] == "jaxgpt" and r["padding"]:
@@ -242,6 +255,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=("gpt2", "gpt2-medium"), default=["gpt2", "gpt2-medium"])
     parser.add_argument("--freeze", nargs="+", choices=("full", "first6"), default=["full", "first6"])
     parser.add_argument("--programs", nargs="+", choices=tuple(SCRIPTS), default=list(SCRIPTS))
+    parser.add_argument(
+        "--variants", action=argparse.BooleanOptionalAction, default=True, help="also our step in two other ways"
+    )
     parser.add_argument("--texts", action=argparse.BooleanOptionalAction, default=True, help="also write texts")
     parser.add_argument("--batch-size", type=int, default=None, help="sequences of 1024 tokens in a step; default: 16")
     parser.add_argument(
@@ -313,7 +329,8 @@ def report(
     for r in results:
         if kinds := r.get("kinds"):
             said = ", ".join(f"{kind} {ms:.1f}" for kind, ms in kinds.items())
-            print(f"{r['model']}, {r['freeze']}, milliseconds of a step by kind of kernel: {said}")
+            what = f"{r['model']}, {r['freeze']}{with_variant(r)}"
+            print(f"{what}, milliseconds of a step by kind of kernel: {said}")
     print(
         "Steps: medians over windows of "
         f"{results[0]['window']} after {results[0]['warmup'] + 1}. FLOPs: of the model, matrix products forward and "

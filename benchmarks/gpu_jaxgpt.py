@@ -1,6 +1,7 @@
 """Our program, measured in its own process: python benchmarks/gpu_jaxgpt.py CASE; see gpu.py."""
 
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ from gpu_windows import batches, measure, tell
 
 import jaxgpt
 from jaxgpt.mesh import batch_sharding, make_mesh, shardings
+from jaxgpt.model import norm
 from jaxgpt.model.gpt import abstract
 from jaxgpt.params import count_params, named_params
 from jaxgpt.training.data.device_batches import local_rows, to_devices
@@ -37,6 +39,10 @@ def initial_params(model: jaxgpt.GPT) -> dict[str, np.ndarray]:
 def main() -> None:
     """Train as `jaxgpt train` does, on random batches, and print the measurement."""
     case = json.loads(sys.argv[1])
+    if case["variant"] == "XLA's norms":
+        norm.fits_kernel = lambda *_, **__: False
+    if case["variant"] == "cuBLAS's products":
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_enable_triton_gemm=false"
     if jax.default_backend() != ("cpu" if case["cpu"] else "gpu"):
         raise RuntimeError(f"JAX is on {jax.default_backend()}")
     config = jaxgpt.GPTConfig(**case["shape"], embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)

@@ -1,8 +1,9 @@
-"""What the training step holds for an H100 that need not be there: python benchmarks/gpu_program.py [--blocks 12]
+"""What the training step holds for an H100 that need not be there: python benchmarks/gpu_program.py [--blocks=12]
 
 Compiles the 124M shape for 16 x 1,024 tokens in bfloat16 as `jaxgpt train --compile-only --topology=h100:1` does, and
 counts the kernels that one step starts, and the bytes that they read and write, by kind. XLA can't measure products
-without a GPU, so that on one it may choose others for them. Needs `pip install 'jaxgpt[gpu]'`.
+without a GPU, so that on one it may choose others for them: with XLA_FLAGS=--xla_gpu_enable_triton_gemm=false they
+are cuBLAS's. Needs `pip install 'jaxgpt[gpu]'`.
 """
 
 import argparse
@@ -29,6 +30,8 @@ def kind_of(made: Instruction, origin: str) -> str:
     """Return the kind of a kernel by what it is, or by the shape of its result and what it was made of."""
     if made.operation == "copy":
         return "copies"
+    if made.operation == "custom-call" and "cublas" in made.rest:
+        return "products"
     if made.operation == "custom-call":
         return "attention" if "cudnn" in made.rest else "norms, our kernel"
     if size_in_bytes(made.shape) < SMALL:

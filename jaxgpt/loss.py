@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.mesh import AXES, batch_shards, is_for_one_cpu, platform
@@ -14,6 +14,9 @@ from jaxgpt.params import module_of, named_params, with_params
 
 ROWS_AT_ONCE = 2048
 """Rows of logits that a device makes at once when it learns: enough for its products to be fast."""
+
+LOWEST = -1e30
+"""Instead of minus infinity, which has no difference to itself."""
 
 
 def next_token_loss(
@@ -87,11 +90,16 @@ def next_token_gradients(
         return loss, *back(slope.astype(logits.dtype))
 
     x, back = jax.vjp(stream, trainable)
-    parts = []
+    # a GPU would make the logits of all parts at once; where the stream has no gradient there is none to wait for
+    in_turn = platform() == "gpu" and any(module_of(name) not in ("ln_f", "lm_head") for name in trainable)
+    parts: list[tuple[Array, dict[str, Array], Array]] = []
     for i, start in enumerate(range(0, T, length := T // _n_parts(T, x.shape[0]))):
         key = None if dropout_key is None else jax.random.fold_in(jax.random.fold_in(dropout_key, 0), i)
         rows = slice(start, start + length)
-        parts.append(of_rows(of_head, x[:, rows], targets[:, rows], weights[:, rows], key))
+        some = x[:, rows]
+        if in_turn and parts:
+            some, _ = jax.lax.optimization_barrier((some, parts[-1][2]))
+        parts.append(of_rows(of_head, some, targets[:, rows], weights[:, rows], key))
     losses, by_head, by_stream = zip(*parts, strict=True)
     grads = back(jnp.concatenate(by_stream, axis=1))[0]
     return sum(losses), grads | jax.tree.map(lambda *each: sum(each), {name: grads[name] for name in of_head}, *by_head)
@@ -106,20 +114,22 @@ def cross_entropy(
 ) -> tuple[Float[Array, ""], Float[Array, "B T V"]]:
     """Return the sum of the losses times their weights, and its slope by the logits."""
     logits, tokens = mask_padding(logits.astype(jnp.float32), config), columns(logits)
-    w, n = weights[..., None], config.n_tokens
+    w, n, is_target = weights[..., None], config.n_tokens, tokens == targets[..., None]
+    if platform() == "gpu":
+        most, total, of_target = sums_in_one_pass(logits, is_target)
+    else:
+        most = jnp.max(logits, axis=-1, keepdims=True)
+        total = jnp.sum(jnp.exp(logits - most), axis=-1, keepdims=True)
+        of_target = jnp.sum(logits, axis=-1, where=is_target, keepdims=True)
+    slope = jnp.exp(logits - most) * (w / total)
     if is_for_one_cpu():
         # one target of a row is read and changed where it is: to look for it among all takes a pass over the logits
-        most = jnp.max(logits, axis=-1, keepdims=True)
-        powers = jnp.exp(logits - most)
-        total = jnp.sum(powers, axis=-1, keepdims=True)
-        log_sum = most + jnp.log(total)
         of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)
         B, T = (jnp.arange(size, dtype=jnp.int32) for size in targets.shape)
-        slope = (powers * (w / total)).at[B[:, None], T[None], targets].add((label_smoothing - 1) * weights)
+        slope = slope.at[B[:, None], T[None], targets].add((label_smoothing - 1) * weights)
     else:
-        log_sum, is_target = jax.nn.logsumexp(logits, axis=-1, keepdims=True), tokens == targets[..., None]
-        of_target = jnp.sum(logits, axis=-1, where=is_target, keepdims=True)
-        slope = w * (jnp.exp(logits - log_sum) - (1 - label_smoothing) * is_target.astype(jnp.float32))
+        slope = slope - w * ((1 - label_smoothing) * is_target.astype(jnp.float32))
+    log_sum = most + jnp.log(total)
     losses = log_sum - of_target
     if label_smoothing:
         is_token = tokens < n
@@ -127,6 +137,27 @@ def cross_entropy(
         losses = (1 - label_smoothing) * losses + label_smoothing * of_all
         slope = slope - w * jnp.where(is_token, label_smoothing / n, 0)
     return jnp.sum(losses * w), slope
+
+
+def sums_in_one_pass(
+    logits: Float[Array, "B T V"], is_target: Bool[Array, "B T V"]
+) -> tuple[Float[Array, "B T 1"], Float[Array, "B T 1"], Float[Array, "B T 1"]]:
+    """Return the largest logits, the sums of the exponentials of all less the largest, and the logits of the targets.
+
+    Each logit is read once, where a maximum that is found first takes a pass of its own: two parts of a sum, each with
+    its own maximum, become one with the larger (Milakov and Gimelshein 2018).
+    """
+
+    def join(one, other):
+        most = jnp.maximum(one[0], other[0])
+        smaller = jnp.exp(-jnp.abs(one[0] - other[0]))
+        total = jnp.where(one[0] < other[0], one[1] * smaller + other[1], one[1] + other[1] * smaller)
+        return most, total, one[2] + other[2]
+
+    each = jnp.maximum(logits, LOWEST), jnp.ones_like(logits), jnp.where(is_target, logits, 0)
+    start = jnp.float32(LOWEST), jnp.float32(0), jnp.float32(0)
+    most, total, of_target = jax.lax.reduce(each, start, join, (logits.ndim - 1,))
+    return most[..., None], total[..., None], of_target[..., None]
 
 
 def _n_parts(T: int, B: int) -> int:

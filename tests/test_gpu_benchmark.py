@@ -93,11 +93,13 @@ def test_tokens_and_utilisation_are_those_of_the_formula(gpu, monkeypatch, capsy
         return measured(case, 0.1 if case["program"] == "jaxgpt" else 0.08)
 
     asked = pretend(gpu, monkeypatch, answer, "--models", "gpt2")
-    assert [(c["program"], c["freeze"], c["padding"]) for c in asked] == [
-        ("jaxgpt", "full", 0), ("nanogpt", "full", 47), ("jaxgpt", "first6", 0), ("nanogpt", "first6", 47),
-        ("jaxgpt", "full", 47), ("hf", "full", 0),
+    assert [(c["program"], c["freeze"], c["padding"], c["variant"]) for c in asked] == [
+        ("jaxgpt", "full", 0, ""), ("nanogpt", "full", 47, ""), ("jaxgpt", "first6", 0, ""),
+        ("nanogpt", "first6", 47, ""), ("jaxgpt", "full", 47, ""), ("jaxgpt", "full", 0, "XLA's norms"),
+        ("jaxgpt", "full", 0, "cuBLAS's products"), ("hf", "full", 0, ""),
     ]  # fmt: skip
-    full, nano, first6, _, _, hf = rows(capsys.readouterr().out)[2:]
+    full, nano, first6, _, _, norms, cublas, hf = rows(capsys.readouterr().out)[2:]
+    assert [norms[2], cublas[2]] == ["jaxgpt with XLA's norms", "jaxgpt with cuBLAS's products"]
     tokens = 16 * 1024
     assert full[3] == f"{tokens / 0.1:,.0f}"
     assert full[4] == "0.80"
@@ -138,7 +140,7 @@ def test_out_of_memory_halves_the_batch_for_both(gpu, monkeypatch, capsys, tmp_p
         fits = case["batch"] <= (8 if case["program"] == "jaxgpt" else 4)
         return measured(case, 0.1) if fits else {"no_memory": "…\nRESOURCE_EXHAUSTED: Out of memory"}
 
-    asked = pretend(gpu, monkeypatch, answer, "--models", "gpt2-medium", f"--json={tmp_path}/gpu.json")
+    asked = pretend(gpu, monkeypatch, answer, "--no-variants", "--models", "gpt2-medium", f"--json={tmp_path}/gpu.json")
     assert [c["batch"] for c in asked] == [16, 8, 8, 4, 4, 4, 4, 4, 4]
     said = capsys.readouterr().out
     assert "batch 4 x 1024; out of memory with 16, 8, so halved for all" in said
@@ -151,7 +153,7 @@ def test_what_fails_leaves_the_rest(gpu, monkeypatch, capsys):
         return measured(case, 0.1) if case["program"] == "jaxgpt" else {"failed": "Traceback\nRuntimeError: so it is"}
 
     with pytest.raises(SystemExit, match="not everything could be measured"):
-        pretend(gpu, monkeypatch, answer, "--models", "gpt2")
+        pretend(gpu, monkeypatch, answer, "--no-variants", "--models", "gpt2")
     said = capsys.readouterr()
     assert [row[2] for row in rows(said.out)[2:]] == ["jaxgpt", "jaxgpt", "jaxgpt, vocabulary padded to 50,304"]
     assert "gpt2, full, nanogpt, batch 16: RuntimeError: so it is" in said.err
@@ -168,7 +170,9 @@ def test_a_gpu_that_jax_can_not_use_is_named(gpu, monkeypatch):
 def test_without_pytorch_there_are_our_rows(gpu, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find(name, *rest))
-    asked = pretend(gpu, monkeypatch, lambda case: measured(case, 0.1), "--models", "gpt2", "--freeze", "full")
+    asked = pretend(
+        gpu, monkeypatch, lambda case: measured(case, 0.1), "--no-variants", "--models", "gpt2", "--freeze", "full"
+    )
     assert [case["program"] for case in asked] == ["jaxgpt", "jaxgpt"]
 
 

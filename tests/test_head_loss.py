@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import random_tokens
 
@@ -67,12 +68,56 @@ HEADS = {
 CASES = [("tied", 1, 1, 0.0), ("tied", 4, 1, 0.0)] + [(head, 2, 128, 0.1) for head in HEADS]
 
 
+def pretend(device: str, monkeypatch) -> None:
+    """Let the loss be the one of this device; each has a way of its own to sum over the vocabulary."""
+    monkeypatch.setattr(loss, "is_for_one_cpu", lambda: device == "cpu")
+    monkeypatch.setattr(loss, "platform", lambda: device)
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize(("head", "n_parts", "multiple", "smoothing"), CASES)
-def test_it_is_the_plain_loss_and_its_gradient(head, n_parts, multiple, smoothing, monkeypatch):
+def test_it_is_the_plain_loss_and_its_gradient(device, head, n_parts, multiple, smoothing, monkeypatch):
     """In one part and in several; with columns of a product that a GPU adds, and without."""
+    pretend(device, monkeypatch)
     monkeypatch.setattr(loss, "_multiple", lambda model: multiple)
     monkeypatch.setattr(loss, "ROWS_AT_ONCE", B * T // n_parts)
     assert_equal(*both(random_model(HEADS[head]), lambda name: True, smoothing=smoothing))
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e2, 1e4, 1e29])
+def test_logits_of_any_size_have_the_loss_of_the_plain_one(device, size, monkeypatch):
+    """Where one logit is far above the rest, where all are the same, and where the least is the target."""
+    pretend(device, monkeypatch)
+    V = 1000
+    logits = size * np.random.default_rng(0).normal(0, 1, (2, 8, V)).astype(np.float32)
+    logits[0, 0], logits[0, 1, 7], logits[0, 2, -1] = size, 9 * size, 9 * size
+    targets = np.random.default_rng(1).integers(0, V, (2, 8))
+    targets[0, 1], targets[1] = 7, logits[1].argmin(-1)
+    weights = np.ones((2, 8), np.float32)
+
+    def plain(logits):
+        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights)
+
+    config = replace(CONFIG, vocab_size=V)
+    found, slope = jax.jit(lambda x: loss.cross_entropy(x, targets, weights, config, 0.0))(logits)
+    expected, gradient = jax.jit(jax.value_and_grad(plain))(logits)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(slope, gradient, atol=2e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("fault", [math.nan, math.inf])
+def test_a_logit_that_is_not_finite_is_not_hidden(device, fault, monkeypatch):
+    """A run that diverges says so by its loss, whichever token the fault is at."""
+    pretend(device, monkeypatch)
+    for column in (0, 50, 96):
+        logits = np.zeros((1, 2, 97), np.float32)
+        logits[0, 0, column] = fault
+        found, slope = loss.cross_entropy(logits, np.full((1, 2), 3), np.ones((1, 2), np.float32), CONFIG, 0.0)
+        assert not np.isfinite(found)
+        assert not np.isfinite(slope[0, 0]).all()
+        assert np.isfinite(slope[0, 1]).all()
 
 
 @pytest.mark.parametrize("trains", ["head", "blocks", "norm", "nothing of the stream", "nothing"])
@@ -133,3 +178,18 @@ def test_the_logits_of_a_batch_are_never_whole(monkeypatch):
     assert 4 * 16 * 1024 <= max(sizes) < 4 * 128 * 1024 / 2
     assert "tensor<64x1024xf32>" in text
     assert not re.search(r"stablehlo.scatter.*1024xf32", text)
+
+
+@pytest.mark.parametrize(
+    ("trains", "n_waits"), [("", 3), ("blocks.0.mlp", 3), ("tok_emb", 3), ("ln_f", 0), ("lm_head", 0)]
+)
+def test_a_gpu_makes_the_parts_in_turn_where_the_stream_has_a_gradient(trains, n_waits, monkeypatch):
+    """Else XLA makes the logits of all of them at once; a gradient that nobody asked for would cost a product."""
+    pretend("gpu", monkeypatch)
+    monkeypatch.setattr(loss, "ROWS_AT_ONCE", B * T // 4)
+    model = random_model(HEADS["untied"])
+    trainable = {name: p for name, p in named_params(model).items() if name.startswith(trains)}
+    tokens, weights = random_tokens((B, T + 1), 97), jnp.ones((B, T))
+    text = jax.jit(lambda p: loss.next_token_gradients(model, p, tokens, weights)).lower(trainable).as_text()
+    assert text.count("optimization_barrier") == n_waits
+    assert_equal(*both(model, lambda name: name.startswith(trains)))
