@@ -40,8 +40,8 @@ class ConvertCommand(ModelFlags):
         None, "The folder or file to write. Without it SRC is only inspected.", metavar="[DST]", is_positional=True
     )
     to: str = flag(
-        "orbax", "The form of DST. orbax: for JAX. hf: a Hugging Face folder, adapters merged. peft: an adapter, all "
-        "that differs from --base. nanogpt: its ckpt.pt. lesson: a .pt file with the names tok_emb, pos_emb, blocks, "
+        "orbax", "The form of DST. orbax: for JAX. hf: a Hugging Face folder, adapters merged. peft: only what a "
+        "LoRA run adds to --base. nanogpt: its ckpt.pt. lesson: a .pt file with the names tok_emb, pos_emb, blocks, "
         "ln_f, lm_head. my.toml: a .pt file by a table of your own.", metavar="FORM",
     )  # fmt: skip
     dtype: Literal["float32", "float16", "bfloat16"] | None = flag(

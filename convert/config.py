@@ -52,7 +52,9 @@ class RopeScaling:
     def __post_init__(self):
         numbers = (self.factor, self.low_freq_factor, self.high_freq_factor, self.original_positions)
         if not all(_is_number(n) and 0 < n <= 2**31 for n in numbers) or not _is_int(self.original_positions):
-            raise InputError("config: rope_scaling must have numbers above 0, and a context in tokens")
+            raise InputError(
+                "config: rope_scaling: its factors must be numbers above 0, and its original context an integer above 0"
+            )
         if self.low_freq_factor >= self.high_freq_factor:
             raise InputError("config: rope_scaling: low_freq_factor must be below high_freq_factor")
 

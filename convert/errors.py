@@ -44,7 +44,7 @@ def escaped(text: str, keep: str = "") -> str:
     return UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
-def did_you_mean(word: str, known: Collection[str], *, cutoff: float = 0.6) -> str:
+def did_you_mean(word: str, known: Collection[str], *, cutoff: float = 0.7) -> str:
     """Return `: did you mean first6?` where a known word is like the given one, and nothing elsewhere."""
     close = difflib.get_close_matches(word, known, 1, cutoff)
     return f": did you mean {close[0]}?" if close else ""

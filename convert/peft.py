@@ -93,8 +93,8 @@ def with_adapter(params: Tensors, config: GPTConfig, folder: Path) -> tuple[dict
         found[bare] = array
     if twice := saved & adapted:
         raise InputError(
-            f"{folder}: {min(twice)[:100]!r} is saved whole (as by modules_to_save) and has an adapter too, which PEFT "
-            "leaves out: remove one of the two"
+            f"{folder}: {min(twice)[:100]!r} is saved whole (as by modules_to_save) and has an adapter too. PEFT would "
+            "ignore the adapter: remove one of the two"
         )
     if not found:
         raise InputError(f"{folder}: the adapter holds no tensors")

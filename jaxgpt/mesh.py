@@ -100,7 +100,8 @@ def shardings(params: Mapping[str, Any], mesh: Mesh, rules: Rules[P] = RULES) ->
         shape, axes = params[name].shape, [axis for axis in spec if axis is not None]
         if len(axes) > len(set(axes)) or len(spec) > len(shape):
             raise InputError(
-                f"{name} {tuple(shape)}: invalid sharding {spec}; each array axis takes one mesh axis, none twice"
+                f"{name} {tuple(shape)}: invalid sharding {spec}: it names a mesh axis twice, or has more "
+                "entries than the array has axes"
             )
         for size, axis in zip(shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:

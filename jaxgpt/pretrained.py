@@ -106,7 +106,7 @@ def save_pretrained(
         InputError: `path` is taken, the form can't represent the model, or the hub refuses something.
     """
     if is_quantised(model):
-        raise InputError("the model's weights are int8 and can't be saved: save the one that it was made from")
+        raise InputError("a model with int8 weights can't be saved: save the model that it was made from")
     if push_to_hub is not None:
         if dialect != "hf" or license is None:
             raise InputError("push_to_hub= works only with dialect='hf', and needs license=, such as license='mit'")

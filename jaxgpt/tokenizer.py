@@ -263,7 +263,7 @@ def decide_ids(config: GPTConfig, tokenizer: Any) -> tuple[GPTConfig, str]:
         what = ", ".join(map(str, dropped))
         return (
             decided,
-            f"a text ends with {named}, according to the tokenizer, in which the config's {what} is no end token",
+            f"a text ends with {named}, according to the tokenizer; {what}, which the config names, does not end one",
         )
     by = "the tokenizer and the config" if config.end_ids else "the tokenizer; the config names none"
     if config.end_ids and end not in config.end_ids:
@@ -337,7 +337,7 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:
 
 def _problem(token: Any) -> str | None:
     if not isinstance(token, str) or not token:
-        return "is no token"
+        return "is empty" if token == "" else "is not a string"
     if token != token.strip():
         return "has white space around it"
     try:

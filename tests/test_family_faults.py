@@ -64,7 +64,8 @@ PARAMETERS = [
     ("llama", swapped("blocks.0.attn.k_proj.kernel", "blocks.0.attn.v_proj.kernel"),
      "blocks.0.attn.pattern: blocks.0.attn.k_proj.kernel is the reference's blocks.0.attn.v_proj.kernel"),
     ("llama", changed("blocks.0.attn.q_proj.kernel", interleaved),
-     "blocks.0.attn.pattern: blocks.0.attn.q_proj.kernel has the two numbers of each rotated pair side by side"),
+     "blocks.0.attn.pattern: blocks.0.attn.q_proj.kernel has its rotary pairs side by side (interleaved), not in two "
+     "halves"),
     ("mistral", changed("blocks.2.attn.q_proj.kernel", regrouped),
      "blocks.2.attn.pattern: blocks.2.attn.q_proj.kernel has its heads in another order"),
     ("qwen2", changed("blocks.0.attn.k_proj.bias", jnp.zeros_like), "blocks.0.attn.k_proj.bias is all zeros here"),

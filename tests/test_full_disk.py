@@ -203,8 +203,8 @@ def test_what_the_files_of_a_run_have_lost_is_said(small, whole_run, tmp_path, d
     metrics, first, updates, second = lost[damage]
     goes_on = "; plots and report go on without what is lost"
     assert [line for line in done.stdout.splitlines() if " has lost " in line] == [
-        f"{out}/metrics.jsonl has lost {metrics} lines, first that of step {first}{goes_on}",
-        f"{out}/updates.jsonl has lost {updates} lines, first that of step {second}{goes_on}",
+        f"{out}/metrics.jsonl has lost {metrics} lines; the first is that of step {first}{goes_on}",
+        f"{out}/updates.jsonl has lost {updates} lines; the first is that of step {second}{goes_on}",
         f"{out}/samples.md has lost the text from before training{goes_on}",
     ]
     assert complete_steps(out)[-1] == 9

@@ -105,9 +105,9 @@ def test_adapters_and_rows_of_new_tokens_are_merged_first(family, tmp_path):
 
 def test_what_it_is_not_for_is_refused(tiny, tmp_path):
     assert [is_quantised(model) for model in tiny] == [False, True]
-    with pytest.raises(jaxgpt.InputError, match="weights are int8 and can't be saved"):
+    with pytest.raises(jaxgpt.InputError, match="a model with int8 weights can't be saved"):
         jaxgpt.save_pretrained(tiny[1], tmp_path / "saved")
-    with pytest.raises(jaxgpt.InputError, match="weights are int8 and can't be saved"):
+    with pytest.raises(jaxgpt.InputError, match="a model with int8 weights can't be saved"):
         jaxgpt.save(tiny[1], tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
     with pytest.raises(jaxgpt.InputError, match="weights='int8' is for one device"):

@@ -150,7 +150,7 @@ def test_by_default_devices_are_on_fsdp_if_they_divide_the_width_and_leave_each_
     [
         (
             ((".*kernel", P("fsdp", "fsdp")), (".*", P())),
-            "invalid sharding .*each array axis takes one mesh axis, none twice",
+            "invalid sharding .*: it names a mesh axis twice, or has more entries than the array has axes",
         ),
         (((".*bias", P()), (".*kernel", P())), "no pattern of the rules matches the parameter tok_emb.embedding"),
         (((".*", P("fsdp", None, None, None, None)),), "invalid sharding"),

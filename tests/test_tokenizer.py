@@ -130,8 +130,8 @@ def test_what_the_tokenizer_has_is_left_as_it_is():
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([""], "'' is no token"),
-        (["<|a|>", 5], "5 is no token"),
+        ([""], "'' is empty"),
+        (["<|a|>", 5], "5 is not a string"),
         ([" <|a|>"], "white space around it"),
         (["<|a|>\n"], "white space around it"),
         (["\u3000"], "white space around it"),

@@ -283,8 +283,8 @@ class Settings(ModelFlags):
         "tokens than the model's width, n_embd.", group="devices",
     )  # fmt: skip
     mesh: str | None = setting(
-        None, "How all devices are arranged, as in data=2,fsdp=4. data splits the batch; fsdp the batch and the "
-        "parameters; tensor the heads, the hidden layer of the MLP, and the vocabulary.", metavar="AXIS=N,…",
+        None, "How all devices are arranged, as in data=2,fsdp=4. data: splits the batch. fsdp: splits the batch and "
+        "the parameters. tensor: splits the heads, the MLP's hidden layer and the vocabulary.", metavar="AXIS=N,…",
         group="devices", may_change=True,
         default_text="the largest fsdp that divides the model's width into parts of at least 32, and data for the "
         "rest of the devices",

@@ -39,6 +39,6 @@ LECTURE = Dialect(
     buffers=(("blocks.{i}.sa.heads.{j}.tril", "T T"),),
     fixed={"layer_norm_epsilon": 1e-5},
     assumed={"activation_function": "relu"},
-    caution="attention scores are divided by sqrt(head size), as in the lecture's code since 25 January 2023; for "
-    "a model of the video's code, which scales by C**-0.5, multiply the query weights by sqrt(head size / width) first",
+    caution="attention scores are divided by sqrt(head size), as in gpt.py since 25 January 2023; the gpt.py that the "
+    "video shows multiplies them by n_embd**-0.5: multiply its query weights by sqrt(head size / n_embd) first",
 )

@@ -4,7 +4,7 @@ from jaxgpt.convert.dialect import Dialect, Row
 
 LESSON = Dialect(
     name="lesson",
-    title="the lesson's GPT",
+    title="the GPT of jaxgpt's lesson",
     rows=(
         Row("tok_emb.embedding", "tok_emb.weight", "V D -> V D"),
         Row("pos_emb.embedding", "pos_emb.weight", "T D -> T D"),

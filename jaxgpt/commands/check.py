@@ -29,7 +29,8 @@ class CheckCommand(ModelFlags):
     )  # fmt: skip
     text: Path | None = flag(
         None, "Texts such as the model was trained on, one a line, for the checks of its loss and of what it writes. "
-        "For models of other languages, code, molecules …", metavar="FILE", default_text="English sentences",
+        "Needed if it was not trained on English: on another language, code, molecules …",
+        metavar="FILE", default_text="English sentences",
     )  # fmt: skip
     json: bool = flag(False, "Print one JSON object instead of tables.")
     compile_cache: bool = flag(True, COMPILE_CACHE)

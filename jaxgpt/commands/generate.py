@@ -26,7 +26,7 @@ class GenerateCommand(ModelFlags):
         brief="a folder, a file, a training run, a hub name, or tiny, the bundled model",
     )
     prompt: tuple[str, ...] = flag(
-        ("The",), "Prompts to continue, as one batch. --prompt=- reads standard input, without one trailing newline.",
+        ("The",), "Prompts to continue, as one batch. --prompt=- reads standard input, less one newline at its end.",
         metavar="TEXT", group="text", is_common=True, default_text="'The'",
     )  # fmt: skip
     chat: bool = flag(

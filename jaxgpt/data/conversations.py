@@ -173,8 +173,8 @@ def _message(item: Any, field: str = "history") -> Message:
     name = item.get(role)
     if not isinstance(name, str) or name not in ROLES:
         raise InputError(
-            f"the {role} of a message must be system, user or assistant, not {_short(name)}; a chat template may know "
-            "developer and tool, too"
+            f"the {role} of a message must be system, user or assistant, or developer or tool if the chat template "
+            f"has it, not {_short(name)}"
         )
     message: Message = {"role": ROLES[name]}
     optional = {name: item[name] for name in OPTIONAL_FIELDS if is_filled(item.get(name))}

@@ -215,7 +215,7 @@ class Source:
                     continue
                 if kind not in (None, document.kind):
                     raise InputError(
-                        f"{file.where(document.number)}: a {NOUNS[document.kind]} after {NOUNS[kind]}s: "
+                        f"{file.where(document.number)}: a {NOUNS[document.kind]} after a {NOUNS[kind]}: "
                         "they can't be mixed in one source"
                     )
                 kind = document.kind

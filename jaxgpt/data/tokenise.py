@@ -300,7 +300,7 @@ def _encode_texts(tokenizer: Any, pair: Sequence[tuple[str, str]]) -> list[Encod
     """Return two texts in tokens, each a prompt and what follows it, which alone counts, with the end of text."""
     found, end = [], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     begin = begin_ids(tokenizer)
-    for prompt, answer in pair:
+    for which, (prompt, answer) in zip(("chosen", "rejected"), pair, strict=True):
         if len(prompt) + len(answer) > LONGEST_CHAT:
             return InputError(f"the text has {len(prompt) + len(answer):,} characters; {LONGEST_CHAT:,} is the most")
         encoded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -308,7 +308,7 @@ def _encode_texts(tokenizer: Any, pair: Sequence[tuple[str, str]]) -> list[Encod
         counts = [start >= len(prompt) for start, _ in encoded["offset_mapping"]]
         counts = [False] * len(begin) + counts + [True] * len(end)
         if not any(counts):
-            return InputError("an answer adds no token to its prompt")
+            return InputError(f"the {which} answer has no token of its own after the prompt")
         found.append(Encoded(ids, counts, [len(ids)]))
     return found
 

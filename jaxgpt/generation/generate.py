@@ -136,7 +136,8 @@ class Stream:
             new = to_host(state.added)[:, shown:count]  # cut on the host: each cut would be a program on the device
             if (new == NO_TOKEN).any():
                 raise InputError(
-                    "the model's logits are not finite: its weights are not, or they overflow; see jaxgpt check"
+                    "the model's logits are not finite: its weights are not finite, or so large that the logits "
+                    "overflow; see jaxgpt check"
                 )
             yield new
             state, shown = replace(state, ended=state.ended | self._ended), count

@@ -146,9 +146,9 @@ def _variants(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
             yield "is the reference's, with q, k and v each transposed", matrices.transpose(2, 1, 0)
     if re.search(r"attn\.[qk]_proj\.(kernel|bias)$", name) and array.shape[-1] % 2 == 0:
         pairs = array.reshape(*array.shape[:-1], 2, -1)
-        yield "has the two numbers of each rotated pair side by side", np.swapaxes(pairs, -1, -2)
+        yield "has its rotary pairs side by side (interleaved), not in two halves", np.swapaxes(pairs, -1, -2)
         pairs = array.reshape(*array.shape[:-1], -1, 2)
-        yield "has the two numbers of each rotated pair apart, not side by side", np.swapaxes(pairs, -1, -2)
+        yield "has its rotary pairs in two halves, not side by side (interleaved)", np.swapaxes(pairs, -1, -2)
     if re.search(r"attn\.[qkv]_proj\.(kernel|bias)$", name):
         n_head = array.shape[-2]
         for n_outer in (n for n in range(2, n_head) if n_head % n == 0):

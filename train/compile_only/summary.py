@@ -149,7 +149,9 @@ def batch_lines(usable_bytes: float, memory_model: MemoryModel) -> list[str]:
         least = memory_model.unit_rows
         return [f"none fits; the smallest, {least} sequences, needs about {gib(memory_model.bytes_needed(least))}"]
     needed = gib(memory_model.bytes_needed(batch))
-    return [f"about {batch:,} sequences at most, with {needed}: extrapolated from this model with only 3 and 4 blocks"]
+    return [
+        f"about {batch:,} sequences at most, with {needed}: extrapolated from this model cut down to 3 and to 4 blocks"
+    ]
 
 
 def gib(n_bytes: float | None) -> str:

@@ -34,7 +34,7 @@ class PushCommand(ModelFlags):
         "licence binds you too.", metavar="LICENSE", is_common=True,
     )  # fmt: skip
     to: Literal["hf", "peft"] = flag(
-        "hf", "hf: the whole model, for transformers, adapters merged. peft: an adapter, all that differs from --base.",
+        "hf", "hf: the whole model, for transformers, adapters merged. peft: only what a LoRA run adds to --base.",
         is_common=True,
     )  # fmt: skip
     base: str | None = flag(

@@ -61,7 +61,7 @@ class RunLog:
             there = {line["step"] for line in read_lines(path)}
             if missing := [i for i in steps if i not in there]:
                 lost.append(
-                    f"{path} has lost {len(missing):,} of {len(steps):,} lines, first that of step {missing[0]}"
+                    f"{path} has lost {len(missing):,} of {len(steps):,} lines; the first is that of step {missing[0]}"
                 )
         samples = self._run.samples
         if not samples.is_file() or not samples.read_bytes().startswith(b"## Before training\n"):
