@@ -143,7 +143,9 @@ def _write_adapter(
 ) -> None:
     """Write what differs from `base` as PEFT does, and read it back over `base`."""
     if base is None or dtype is not None:
-        raise InputError("to='peft' writes only what a LoRA model adds to another: give that as base=, and no dtype=")
+        raise InputError(
+            "to='peft' writes only what a LoRA model adds to a base model: give that model as base=, and no dtype="
+        )
     if base.config.tie_word_embeddings != config.tie_word_embeddings or base.config.bias != config.bias:
         raise InputError(
             "to='peft': the model and base= differ in which biases they have, or in whether the head is tied: write it "

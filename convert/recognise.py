@@ -104,8 +104,8 @@ def recognise(
     if unwrapped.heads and not drop_heads:
         shown, what = next(iter(unwrapped.heads.items()))
         raise InputError(
-            f"{shown} is {what}, which no language model has: drop_heads=True reads the language model alone, and "
-            "ignores such heads"
+            f"{shown} is {what}; a language model has no such head: drop_heads=True reads the language model alone, "
+            "and ignores such heads"
         )
     if left_out := [*unwrapped.heads, *unwrapped.left_out]:
         notes.append(f"left out, as no part of the language model: {_listed(left_out)}")

@@ -313,7 +313,8 @@ def gradual_run(small, tmp_path_factory):
 
 def test_a_gradual_run_thaws_when_it_should_and_zeros_are_where_nothing_trains(small, gradual_run):
     out, _, text = gradual_run
-    assert re.search(r"step 4: last1 thaws, [\d,]+ parameters train\n(.*\n)*step 7: full thaws", text)
+    begins = r"step {}: phase {} begins, {}: [\d,]+ parameters train\n"
+    assert re.search(begins.format(4, 2, "last1") + r"(.*\n)*" + begins.format(7, 3, "full"), text)
     assert "head        is the token embedding itself, so both train; --untie-head" in text
     for line in map(json.loads, (out / "updates.jsonl").read_text().splitlines()):
         phase = (line["step"] - 1) // 3

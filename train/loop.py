@@ -141,7 +141,8 @@ class TrainLoop:
             return False
         self.state, self._phase = entered
         name, n_trainable = self._phase.phase.name, self._phase.n_trainable
-        self._progress.say(f"step {self.step + 1}: {name} thaws, {n_trainable:,} parameters train")
+        number = 1 + self._inputs.spec.plan.at(self.step)
+        self._progress.say(f"step {self.step + 1}: phase {number} begins, {name}: {n_trainable:,} parameters train")
         return True
 
     def _next_step(self) -> jax.stages.Compiled | None:

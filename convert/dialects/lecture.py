@@ -39,6 +39,7 @@ LECTURE = Dialect(
     buffers=(("blocks.{i}.sa.heads.{j}.tril", "T T"),),
     fixed={"layer_norm_epsilon": 1e-5},
     assumed={"activation_function": "relu"},
-    caution="attention scores are divided by sqrt(head size), as in gpt.py since 25 January 2023; the gpt.py that the "
-    "video shows multiplies them by n_embd**-0.5: multiply its query weights by sqrt(head size / n_embd) first",
+    caution="attention scores are divided by sqrt(head size), as in gpt.py since 25 January 2023. If this checkpoint "
+    "was trained by the code that the video shows, which multiplies them by n_embd**-0.5, multiply its query weights "
+    "by sqrt(head size / n_embd) before it is read here",
 )

@@ -308,7 +308,7 @@ def _encode_texts(tokenizer: Any, pair: Sequence[tuple[str, str]]) -> list[Encod
         counts = [start >= len(prompt) for start, _ in encoded["offset_mapping"]]
         counts = [False] * len(begin) + counts + [True] * len(end)
         if not any(counts):
-            return InputError(f"the {which} answer has no token of its own after the prompt")
+            return InputError(f"the {which} answer adds no token after the prompt")
         found.append(Encoded(ids, counts, [len(ids)]))
     return found
 

@@ -123,7 +123,7 @@ def check_text(
     new = min(NEW, model.config.n_positions - prompt.shape[1])
     if new < 20:
         return Check("text", None, "the context is too short", f"at least {prompt.shape[1] + 20} tokens"), None
-    expected = f"at most {REPEATED}; at least {SPREAD} nats, at most {CERTAIN} ln(V); at least {ORDER} times"
+    expected = f"at most {REPEATED}; at least {SPREAD} nats, at most {CERTAIN} ln(V); at least {ORDER} times as high"
     try:
         tokens = np.asarray(generate(model, prompt, num_samples=SAMPLES, max_new_tokens=new, temperature=0.8, top_k=40))
     except InputError:
@@ -146,7 +146,7 @@ def check_text(
     ok = not any(problems.values())
     measured = (
         f"repeated 4-grams {values['repeated']:.2f}; entropy of its text {values['spread']:.2f} nats, of its "
-        f"predictions {values['entropy']:.2f} ln(V); loss with tokens shuffled {values['order']:.2f} times"
+        f"predictions {values['entropy']:.2f} ln(V); loss {values['order']:.2f} times as high with tokens shuffled"
     )
     return Check("text", ok, measured, expected, "" if ok else detail, values), tokenizer.decode(tokens[0])
 

@@ -138,7 +138,7 @@ def _training(inputs: TrainingInputs) -> str:
     rate = f"{resolved['lr']:.3g} at its peak, after {warmup:,} step{'s' * (warmup != 1)} of warm-up"
     pairs = "" if inputs.spec.objective.preference is None else " pairs of answers"
     by += "" if not pairs else f"; {settings.objective}, beta {resolved['beta']:g}, margin {resolved['margin']:g}"
-    over = " over float32 weights (--dtype)" if settings.dtype == "bfloat16" else ""
+    over = " (--dtype) with float32 weights" if settings.dtype == "bfloat16" else ""
     return (
         f"training    {resolved['steps']:,} steps of {settings.batch_size:,}{pairs} x {resolved['context']:,} tokens"
         f"{parts} in {settings.dtype}{over} on {resolved['mesh']}\n"
