@@ -7,7 +7,6 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from jaxgpt.training.report import plots
 from jaxgpt.training.report.embedding import NewRows, embedding_rows
 from jaxgpt.training.report.figure import (
     NARROW,
@@ -26,6 +25,10 @@ from jaxgpt.training.report.figure import (
     ticks,
     y_range,
 )
+from jaxgpt.training.report.plots.curves import POINTS, line_chart, smoothed
+from jaxgpt.training.report.plots.freezing import freeze_map
+from jaxgpt.training.report.plots.loss import loss_curves
+from jaxgpt.training.report.plots.updates import LEVELS, color_range, level_of, update_heatmap, update_matrix
 from jaxgpt.training.report.render import save_figure
 from jaxgpt.training.report.timeline import columns
 from jaxgpt.training.run.run_json import PhaseInfo
@@ -135,10 +138,10 @@ def test_the_heatmap_shows_the_updates_and_leaves_the_ground_free_exactly_where_
     modules, steps = modules_of(3), [1, 2, 3, 5, 8, 13, 20, 30]
     phases = phases_of(modules, [0, 3, 13])
     updates = updates_of(steps, modules, phases)
-    figure = plots.update_heatmap(steps, updates, modules, phases)
-    matrix = plots.update_matrix(updates, modules)
-    low, high = plots.color_range(matrix)
-    expected = plots.level_of(matrix, low, high)
+    figure = update_heatmap(steps, updates, modules, phases)
+    matrix = update_matrix(updates, modules)
+    low, high = color_range(matrix)
+    expected = level_of(matrix, low, high)
     begun = np.searchsorted([phase.start for phase in phases], steps) - 1
     frozen = np.asarray([[not phases[i].trains[name] for i in begun] for name in modules])
     expected[frozen] = -1
@@ -154,27 +157,27 @@ def test_the_heatmap_shows_the_updates_and_leaves_the_ground_free_exactly_where_
 def test_colours_go_by_percentiles_so_that_no_layer_takes_them_all():
     rng = np.random.default_rng(0)
     matrix = rng.uniform(1e-3, 4e-3, (15, 60))
-    low, high = plots.color_range(matrix)
+    low, high = color_range(matrix)
     matrix[0] = 1e-9  # a layer that hardly moves, and single steps that jump
     matrix[3, :2] = 1e3
-    found = plots.color_range(matrix)
+    found = color_range(matrix)
     assert found[0] == pytest.approx(low, rel=0.5)
     assert found[1] == pytest.approx(high, rel=0.2)
-    levels = plots.level_of(matrix, *found)
-    assert len(set(levels[1:].ravel())) == plots.LEVELS
+    levels = level_of(matrix, *found)
+    assert len(set(levels[1:].ravel())) == LEVELS
     assert (levels[0] == 0).all()
-    assert (levels[3, :2] == plots.LEVELS - 1).all()
+    assert (levels[3, :2] == LEVELS - 1).all()
 
 
 @pytest.mark.parametrize("values", [[], [0.0], [float("nan")], [1e-5], [1e-300, 1e300], [2.0, 2.0]])
 def test_a_range_of_colours_is_never_empty(values):
-    low, high = plots.color_range(np.asarray([values], float))
+    low, high = color_range(np.asarray([values], float))
     assert 0 < low < high < np.inf
 
 
 def test_the_first_module_is_at_the_bottom_and_blocks_have_names():
     modules = modules_of(3)
-    figure = plots.update_heatmap([1], [dict.fromkeys(modules, 1e-3)], modules, phases_of(modules, [0]))
+    figure = update_heatmap([1], [dict.fromkeys(modules, 1e-3)], modules, phases_of(modules, [0]))
     names = ["tok_emb", "pos_emb", "block 0", "block 1", "block 2", "ln_f", "lm_head"]
     places = {label.words: label.y for label in figure.wide.labels}
     assert sorted(names, key=lambda name: -places[name]) == names
@@ -183,11 +186,11 @@ def test_the_first_module_is_at_the_bottom_and_blocks_have_names():
 def test_the_title_of_the_updates_says_what_changed_most():
     steps, modules = [1, 2, 3], ["tok_emb", "blocks.0", "blocks.11", "ln_f"]
     moves = [{"tok_emb": 0.0, "blocks.0": 1e-4, "blocks.11": 2e-3, "ln_f": 1e-5}] * 3
-    assert plots.update_heatmap(steps, moves, modules, []).title == "Block 11 changed most; 1 of 4 layers never changed"
+    assert update_heatmap(steps, moves, modules, []).title == "Block 11 changed most; 1 of 4 layers never changed"
     moves = [{"tok_emb": 5.0, "blocks.0": 1e-4, "blocks.11": 2e-3, "ln_f": 1e-5}] * 3
-    assert plots.update_heatmap(steps, moves, modules, []).title == "tok_emb changed most, ln_f least"
+    assert update_heatmap(steps, moves, modules, []).title == "tok_emb changed most, ln_f least"
     nothing = [dict.fromkeys(modules, 0.0)]
-    assert plots.update_heatmap([1], nothing, modules, []).title == "No layer changed"
+    assert update_heatmap([1], nothing, modules, []).title == "No layer changed"
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,7 @@ def test_columns(steps, starts, edges, shown):
 def test_a_heatmap_of_odd_values(value, tmp_path):
     modules = modules_of(3)
     updates = [{"tok_emb": value}, dict.fromkeys(modules, value)]
-    figure = plots.update_heatmap([1, 2], updates, modules, [])
+    figure = update_heatmap([1, 2], updates, modules, [])
     save_figure(figure, tmp_path / "odd.svg")
     assert bool([mark for mark in figure.wide.marks if mark.style == "hatch"]) == (value == 0.0)
 
@@ -221,20 +224,20 @@ def test_a_heatmap_stays_small():
     """As many marks for any number of layers and steps, and one path for each colour."""
     modules, steps = modules_of(1000), [*range(1, 1001)]
     phases = phases_of(modules, [0])
-    figure = plots.update_heatmap(steps, updates_of(steps, modules, phases), modules, phases)
+    figure = update_heatmap(steps, updates_of(steps, modules, phases), modules, phases)
     for drawing in both(figure):
         assert len(drawing.marks) < 250
         assert sum(len(mark.d) for mark in drawing.marks if isinstance(mark, Path)) < 600_000
     ordinary = modules_of(12)
     steps = [*range(1, 151)]
-    figure = plots.update_heatmap(steps, updates_of(steps, ordinary, phases_of(ordinary, [0])), ordinary, [])
+    figure = update_heatmap(steps, updates_of(steps, ordinary, phases_of(ordinary, [0])), ordinary, [])
     assert sum(len(mark.d) for d in both(figure) for mark in d.marks if isinstance(mark, Path)) < 80_000
 
 
 def test_the_freeze_map_shows_each_phase():
     modules = modules_of(3)
     phases = phases_of(modules, [0, 20, 50])
-    figure = plots.freeze_map(phases, 80)
+    figure = freeze_map(phases, 80)
     for drawing in both(figure):
         found = cells(drawing)
         axis = next(mark for mark in drawing.marks if isinstance(mark, Path) and mark.style == "axis")
@@ -255,7 +258,7 @@ def test_the_freeze_map_shows_each_phase():
 def test_the_losses_are_the_logged_ones():
     nan = float("nan")
     metrics = [*metrics_of([10, 20, 30]), {"step": 40, "loss": nan, "eval_loss": float("inf"), "lr": 0.5e-3}]
-    for drawing in both(plots.loss_curves(metrics, [])):
+    for drawing in both(loss_curves(metrics, [])):
         (line,) = [path for path in paths(drawing, "line s0") if len(points(path.d)) > 1]
         training = points(line.d)
         dots = [mark for mark in drawing.marks if isinstance(mark, Dot) and mark.words]
@@ -281,13 +284,13 @@ def test_of_many_losses_each_is_drawn_faintly_and_the_line_is_smooth():
     losses = 2 + 3 * np.exp(-np.arange(1, n + 1) / 500) + 0.1 * rng.normal(size=n)
     losses[9000] = 1e30  # a spike is shown, and does not bend the line
     losses[[12_000, n - 1]] = np.nan
-    steps, smooth = plots.smoothed(np.arange(1, n + 1), losses)
-    assert len(steps) <= plots.POINTS
+    steps, smooth = smoothed(np.arange(1, n + 1), losses)
+    assert len(steps) <= POINTS
     assert (steps[0], steps[-1]) == (1, n)
     assert smooth[0] == losses[0]
     assert np.isnan(smooth[-1])
     np.testing.assert_allclose(smooth[:-1], (2 + 3 * np.exp(-steps / 500))[:-1], atol=0.1)
-    figure = plots.loss_curves([{"step": i, "loss": float(loss)} for i, loss in enumerate(losses, 1)], [])
+    figure = loss_curves([{"step": i, "loss": float(loss)} for i, loss in enumerate(losses, 1)], [])
     for drawing in both(figure):
         (faint,) = [path for path in paths(drawing, "line s0 faint") if len(path.d) > 100]
         assert len(faint.d) < 20_000
@@ -306,7 +309,7 @@ def test_of_many_losses_each_is_drawn_faintly_and_the_line_is_smooth():
 @pytest.mark.parametrize("n", [1, 29, 30, 31, 150])
 def test_few_losses_are_joined_and_a_loss_that_is_nan_is_a_gap(n):
     losses = np.r_[np.nan, np.linspace(4, 2, n - 1)] if n > 1 else np.array([3.0])
-    figure = plots.loss_curves([{"step": i, "loss": float(loss)} for i, loss in enumerate(losses, 1)], [])
+    figure = loss_curves([{"step": i, "loss": float(loss)} for i, loss in enumerate(losses, 1)], [])
     assert ("smoothed" in assert_legible(figure)) == (n >= 30)
     assert bool(paths(figure.wide, "line s0 faint")) == (n >= 30)
     drawn = max(paths(figure.wide, "line s0"), key=lambda path: len(path.d))
@@ -317,7 +320,7 @@ def test_few_losses_are_joined_and_a_loss_that_is_nan_is_a_gap(n):
 def test_the_title_of_the_loss_says_how_far_apart_training_and_held_out_text_are():
     def title(train: float, held: float) -> str:
         metrics = [{"step": i, "loss": train, "eval_loss": held if i % 10 == 0 else None} for i in range(41)]
-        return plots.loss_curves(metrics, []).title
+        return loss_curves(metrics, []).title
 
     assert title(3.0, 3.01) == "Losses at the end are alike: training 3.00, held-out text 3.01"
     assert title(2.0, 3.5) == "Losses at the end: held-out text 3.50, 1.50 above that of training"
@@ -326,12 +329,12 @@ def test_the_title_of_the_loss_says_how_far_apart_training_and_held_out_text_are
 
 @pytest.mark.parametrize("line", [{"step": 0, "eval_loss": 4.2}, {"step": 7}, {"step": 3, "loss": float("nan")}])
 def test_a_loss_picture_of_one_line(line, tmp_path):
-    save_figure(plots.loss_curves([line], []), tmp_path / "loss.svg")
+    save_figure(loss_curves([line], []), tmp_path / "loss.svg")
 
 
 def test_bands_are_the_phases():
     modules = modules_of(3)
-    figure = plots.loss_curves(metrics_of([*range(1, 101)]), phases_of(modules, [0, 30, 60]))
+    figure = loss_curves(metrics_of([*range(1, 101)]), phases_of(modules, [0, 30, 60]))
     for drawing in both(figure):
         bands = [mark for mark in drawing.marks if isinstance(mark, Box) and mark.style.startswith("band")]
         assert [mark.words for mark in bands] == NAMES[:3]
@@ -375,7 +378,7 @@ def test_the_range_of_an_axis_is_never_empty(values):
 
 def test_a_number_over_the_steps_with_its_limit():
     metrics = [{"step": i, "grad_norm": 2.0 if i < 3 else 0.5} for i in range(1, 40)]
-    figure = plots.line_chart("gradient", "t", "norm", metrics, "grad_norm", [], limit=(1.0, "--clip=1"))
+    figure = line_chart("gradient", "t", "norm", metrics, "grad_norm", [], limit=(1.0, "--clip=1"))
     assert {"norm", "--clip=1"} <= assert_legible(figure)
     assert paths(figure.wide, "line limit")
 
@@ -434,10 +437,10 @@ def test_no_text_lies_on_another(layers, starts):
     modules, steps = modules_of(layers), [*range(1, 150, 3), 150]
     phases = phases_of(modules, starts)
     for figure in (
-        plots.update_heatmap(steps, updates_of(steps, modules, phases), modules, phases),
-        plots.freeze_map(phases, 150),
-        plots.loss_curves(metrics_of(steps), phases),
-        plots.line_chart("rate", "", "learning rate", metrics_of(steps), "lr", phases),
+        update_heatmap(steps, updates_of(steps, modules, phases), modules, phases),
+        freeze_map(phases, 150),
+        loss_curves(metrics_of(steps), phases),
+        line_chart("rate", "", "learning rate", metrics_of(steps), "lr", phases),
     ):
         words = assert_legible(figure)
         if starts == [0, 50, 100]:
@@ -503,7 +506,7 @@ def test_short_counts():
 def test_a_picture_is_a_file_of_its_own_written_whole(tmp_path):
     path = tmp_path / "plots" / "loss.svg"
     phases = [PhaseInfo(0, "a<b>&\"'\x00\ud800", 1, {"x": 1.0}), PhaseInfo(1, "</text><script>", 1, {"x": 1.0})]
-    save_figure(plots.loss_curves(metrics_of([1, 2]), phases), path)
+    save_figure(loss_curves(metrics_of([1, 2]), phases), path)
     root = ET.fromstring(path.read_bytes())
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "prefers-color-scheme: dark" in path.read_text()

@@ -17,6 +17,7 @@ from jaxgpt.training.report.figure import (
     Drawing,
     Figure,
     Path,
+    draw_both,
     frame,
     legend,
     printable,
@@ -24,7 +25,7 @@ from jaxgpt.training.report.figure import (
 )
 from jaxgpt.training.report.outcome import SAME, Outcome, duration
 from jaxgpt.training.report.page import default_of, setting_in_words
-from jaxgpt.training.report.plots import FEW, draw_both, numbers, smoothed
+from jaxgpt.training.report.plots.curves import FEW, numbers, smoothed
 from jaxgpt.training.report.render import render, write_text
 from jaxgpt.training.run.logs import read_metrics
 from jaxgpt.training.run.run_json import RunInfo

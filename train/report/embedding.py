@@ -19,12 +19,12 @@ from jaxgpt.training.report.figure import (
     Figure,
     Label,
     Path,
+    draw_both,
     fitted,
     printable,
     short_number,
     text_width,
 )
-from jaxgpt.training.report.plots import draw_both
 
 ROWS, WIDTH = 12, 64
 """Most old rows, most new rows, and most dimensions of each that are kept."""

@@ -7,7 +7,7 @@ and narrow, with letters of one size.
 import itertools
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from jaxgpt.training.run.run_json import PhaseInfo
@@ -152,6 +152,11 @@ class Axes:
         if is_down and n == 1:
             parts.append("h.1")
         return "".join(parts)
+
+
+def draw_both(draw: Callable[[int], Drawing]) -> tuple[Drawing, Drawing]:
+    """Draw a picture wide and narrow."""
+    return draw(WIDE), draw(NARROW)
 
 
 def short_number(value: float) -> str:

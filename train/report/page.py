@@ -11,10 +11,14 @@ from typing import Any
 from jaxgpt.convert.command_line.flags import defaults_of, flags_of, spelled
 from jaxgpt.convert.command_line.help import default_in_words
 from jaxgpt.convert.errors import InputError
-from jaxgpt.training.report import plots
 from jaxgpt.training.report.embedding import NewRows, embedding_rows
 from jaxgpt.training.report.figure import Figure
 from jaxgpt.training.report.outcome import Outcome, finite_values, tiles, what_trains
+from jaxgpt.training.report.plots.curves import line_chart
+from jaxgpt.training.report.plots.freezing import freeze_map
+from jaxgpt.training.report.plots.loss import loss_curves
+from jaxgpt.training.report.plots.rewards import reward_curves
+from jaxgpt.training.report.plots.updates import update_heatmap
 from jaxgpt.training.report.render import render, save_figure, write_text
 from jaxgpt.training.report.samples import moments
 from jaxgpt.training.run.logs import best_step, read_metrics, read_samples, read_updates
@@ -89,13 +93,13 @@ def draw(
         moves = [line["updates"] for line in updates]
         modules = list(phases[0].trains if phases else moves[0])[:MOST_MODULES]
         if modules:
-            figures["updates"] = plots.update_heatmap([line["step"] for line in updates], moves, modules, phases)
+            figures["updates"] = update_heatmap([line["step"] for line in updates], moves, modules, phases)
     if metrics:
-        figures["loss"] = plots.loss_curves(metrics, phases, outcome)
+        figures["loss"] = loss_curves(metrics, phases, outcome)
     if any(line.get("reward_margin") is not None for line in metrics):
-        figures["rewards"] = plots.reward_curves(metrics, phases)
+        figures["rewards"] = reward_curves(metrics, phases)
     if phases and phases[0].trains:
-        figures["freeze"] = plots.freeze_map(phases, max(info.steps, phases[-1].start + 1))
+        figures["freeze"] = freeze_map(phases, max(info.steps, phases[-1].start + 1))
     return figures | _further(info, metrics, phases, outcome)
 
 
@@ -109,21 +113,19 @@ def _further(
         limit = float(clip) if isinstance(clip, (int, float)) and abs(clip) < 1e300 else math.inf
         n_over = sum(norm > limit for norm in norms)
         title = f"{n_over:,} of {len(norms):,} were scaled down to --clip={limit:g}" if n_over else "never clipped"
-        found["gradient"] = plots.line_chart(
+        found["gradient"] = line_chart(
             "gradient", title, "norm of the trainable gradients", metrics, "grad_norm", phases,
             limit=(limit, f"--clip={limit:g}") if n_over else None,
         )  # fmt: skip
     if rates := finite_values(metrics, "lr"):
         title = f"{max(rates):.3g} at its peak, {rates[-1]:.3g} at last"
-        found["rate"] = plots.line_chart("rate", title, "learning rate", metrics, "lr", phases)
+        found["rate"] = line_chart("rate", title, "learning rate", metrics, "lr", phases)
     if outcome.tokens_per_s:
         title = f"{outcome.tokens_per_s:,.0f} tokens per second, in the median step"
-        found["throughput"] = plots.line_chart(
-            "throughput", title, "tokens per second", metrics, "tokens_per_s", phases
-        )
+        found["throughput"] = line_chart("throughput", title, "tokens per second", metrics, "tokens_per_s", phases)
     if outcome.peak_bytes:
         title = f"{outcome.peak_bytes / 2**30:.2f} GiB at its peak"
-        found["memory"] = plots.line_chart(
+        found["memory"] = line_chart(
             "memory", title, "most memory so far, GiB", metrics, "peak_memory", phases, factor=2.0**-30
         )
     return found
