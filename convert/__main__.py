@@ -111,7 +111,7 @@ def run(command: ConvertCommand) -> None:
             resize = f"base.resize_token_embeddings({n_rows})"
             say(f"before PEFT loads it, resize its base: {resize}, as README.md in {command.dst} shows")
         return
-    how = f"compared as {command.dtype}" if command.dtype else "bitwise equal"
+    how = f"equal as {command.dtype}" if command.dtype else "bitwise equal"
     say(f"{checkpoint.path} -> {command.dst}: {len(checkpoint.params)} tensors written, read back, {how}")
 
 
@@ -186,7 +186,7 @@ def _different(config: GPTConfig) -> str:
     if config.norm == "rms":
         words.append("RMSNorm")
     if config.positions == "rotary":
-        scaled = f" scaled by {config.rope_scaling.factor:g}" if config.rope_scaling else ""
+        scaled = f" with llama3 scaling by {config.rope_scaling.factor:g}" if config.rope_scaling else ""
         words.append(
             f"rotary positions on {2 * dims['J']} of a head's {dims['H']} dimensions, theta "
             f"{config.rope_theta:g}{scaled}"

@@ -167,8 +167,8 @@ def write_peft_folder(folder: Path, params: Tensors, config: GPTConfig, base: Te
         raise InputError(f"nothing differs from {base_name}: there is no adapter to write")
     if config.lora is None and not rows:
         raise InputError(
-            "there is no adapter to write (PEFT loads no folder without one): the model has none, or the "
-            "weights under its adapters were trained too; write the whole model, as --to=hf does"
+            "the model can't be written as an adapter, because it has none, or because the weights under its adapters "
+            "were trained too; write the whole model, as --to=hf does"
         )
     lora = config.lora or LoRA(modules=("lm_head",))
     fields = {

@@ -170,7 +170,7 @@ def _resized(
 def _size(size_or_tokenizer: Any) -> int:
     size = vocabulary_size(size_or_tokenizer) if hasattr(size_or_tokenizer, "get_vocab") else size_or_tokenizer
     if not _is_int(size) or not 1 <= size <= 2**31:
-        raise InputError(f"a vocabulary is a tokenizer, or a number of tokens from 1 to 2^31, not {size!r}")
+        raise InputError(f"the vocabulary must be a tokenizer, or a number of tokens from 1 to 2^31, not {size!r}")
     return int(size)
 
 

@@ -89,7 +89,7 @@ def test_the_template_and_the_tokens_go_with_the_model(trained, tmp_path):
 def test_a_model_without_a_template_can_not_be_asked():
     done = call("jaxgpt", "generate", TINY, "--chat", "--prompt=Hi", check=False)
     assert done.returncode == 2
-    assert "has no chat template; train the model on conversations" in done.stderr
+    assert "has no chat template; training on conversations adds one" in done.stderr
 
 
 def test_samples_begin_somehow_where_the_assistant_begins(small, tmp_path):

@@ -114,7 +114,7 @@ def test_what_we_write_the_safetensors_library_reads(tmp_path, hf_folder):
 
 def test_dtype_casts_once_and_says_so(tmp_path, hf_folder):
     folder, _ = hf_folder()
-    assert "compared as bfloat16" in call("convert", folder, tmp_path / "out", "--to=hf", "--dtype=bfloat16").stdout
+    assert "equal as bfloat16" in call("convert", folder, tmp_path / "out", "--to=hf", "--dtype=bfloat16").stdout
     before, after = read_all(folder), read_all(tmp_path / "out")
     assert all(same(after[name], before[name].astype(ml_dtypes.bfloat16)) for name in before)
 

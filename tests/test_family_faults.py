@@ -145,7 +145,7 @@ def heads_tiled(real):
 def test_a_fault_of_the_code_is_named_by_its_module(monkeypatch):
     """A half that is turned the wrong way, heads that are repeated in the wrong order, a norm with a mean or 1 + w."""
     model, reference = pair("llama")
-    faults = "all parameters and the config are equal, so that the fault is in the code"
+    faults = "all parameters and the config are equal, so that it is jaxgpt's code that differs: please report it"
     with monkeypatch.context() as m:
         m.setattr(jaxgpt.model.gpt, "rotate", rotated_wrongly)
         # turned the wrong way alike, queries and keys have the same products: transposed positions

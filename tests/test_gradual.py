@@ -85,7 +85,7 @@ def test_phases_begin_at_steps_percents_or_epochs(text, starts):
         ("gradual:gradual@0", "unknown strategy"),
         (
             "gradual:head@5,full@9",
-            "head can't begin at 5: the first phase begins at 0, and each later one after the one before it",
+            "head can't begin at 5: the first phase must begin at 0, and every other phase later than the previous one",
         ),
         ("gradual:head@0,last3@20,full@20", "full can't begin at 20"),
         ("gradual:head@0,full@300", "full would begin after the last of 300 steps"),

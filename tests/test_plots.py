@@ -394,7 +394,7 @@ def test_the_embedding_shows_the_last_old_and_the_new_rows(tmp_path):
     found.write(tmp_path)
     assert NewRows.read(tmp_path) == found
     figure = embedding_rows(found)
-    assert figure.title == "The token embedding has 3 new rows; no old row changed"
+    assert figure.title == "Adding tokens made 3 new rows in the token embedding, and changed no old row"
     for drawing in both(figure):
         (frame,) = [mark for mark in drawing.marks if isinstance(mark, Box)]
         assert frame.height == pytest.approx(3 * 20 + 2)

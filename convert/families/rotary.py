@@ -41,7 +41,7 @@ def read_rotary(fields: Fields, theta: str = "rope_theta", share: str = "partial
         named = " and ".join(map(reprlib.repr, kinds))
         raise InputError(
             f"config.json: rotary positions of the kind {named} are not supported, only default or llama3: if the "
-            "model works without it in the context that you need, set rope_scaling to null"
+            "model works without such scaling in the context that you need, set rope_scaling to null"
         )
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *(LLAMA3 if kind == "llama3" else ())}
     if unknown := [name for name, value in said.items() if name not in known and value is not None]:

@@ -175,7 +175,7 @@ def _refuse_deleted(path: Path) -> None:
     if not path.exists():
         raise InputError(
             f"{path} was deleted while it was read: a run that is still running keeps only its newest checkpoints "
-            "(--keep); read it again"
+            "(--keep); try again, with a newer one"
         ) from None
 
 

@@ -171,7 +171,7 @@ def encode(command: GenerateCommand, tokenizer: Any, texts: Sequence[str]) -> tu
 
     if tokenizer.chat_template is None:
         raise InputError(
-            f"--chat: the tokenizer of {command.model} has no chat template; train the model on conversations first"
+            f"--chat: the tokenizer of {command.model} has no chat template; training on conversations adds one"
         )
     asked = [render(tokenizer, [{"role": "user", "content": text}], answer=True) for text in texts]
     ids = [prompt_ids(tokenizer, text, is_whole=True) for text in asked]

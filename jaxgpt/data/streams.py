@@ -156,7 +156,7 @@ def files_below(folder: Any) -> list[tuple[tuple[str, ...], Any]]:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    raise InputError(f"{what_failed(error)}: all of a folder of data must be readable")
+    raise InputError(f"{what_failed(error)}: every file of a data folder must be readable")
 
 
 def _zstd() -> Any:

@@ -85,8 +85,8 @@ def parse(text: str, config: GPTConfig, steps: int | None = None, *, epoch_steps
             raise InputError(f"strategy {text!r}: phase {name} adds nothing: all its parameters train already")
         if phase.start <= phases[-1].start if phases else phase.start != 0:
             raise InputError(
-                f"strategy {text!r}: {name} can't begin at {after}: the first phase begins at 0, and each later one "
-                "after the one before it"
+                f"strategy {text!r}: {name} can't begin at {after}: the first phase must begin at 0, and every other "
+                "phase later than the previous one"
             )
         if steps is not None and phase.start >= steps:
             raise InputError(f"strategy {text!r}: {name} would begin after the last of {steps:,} steps")

@@ -76,5 +76,5 @@ def _ids(tokenizer: Any, prompt: Any) -> list[int]:
     if not _is_conversation(prompt):
         raise InputError(f"{PROMPT}, not {prompt!r}")
     if tokenizer.chat_template is None:
-        raise InputError("the tokenizer has no chat template: train the model on conversations first")
+        raise InputError("the tokenizer has no chat template; training on conversations adds one")
     return encode_text(tokenizer, render(tokenizer, [dict(message) for message in prompt], answer=True))

@@ -81,7 +81,8 @@ class Parity:
             return "; ".join(map(str, self.faults[:limit])) + ("; …" if len(self.faults) > limit else "")
         near = [str(fault) for fault in self.faults if fault.concerns(self.first.name)] or list(map(str, self.faults))
         near = near[:limit] + ([f"and {len(self.faults) - limit} more"] if len(near) > limit else [])
-        why = "; ".join(near) or "all parameters and the config are equal, so that the fault is in the code"
+        equal = "all parameters and the config are equal, so that it is jaxgpt's code that differs: please report it"
+        why = "; ".join(near) or equal
         return f"the first module that differs is {self.first.name}: {why}"
 
     def table(self, around: int = 3) -> str:

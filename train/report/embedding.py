@@ -129,7 +129,7 @@ def embedding_rows(found: NewRows) -> Figure:
 
     wide, narrow = draw_both(draw)
     new = f"{found.n_new:,} new row{'s' * (found.n_new != 1)}"
-    changed = "no old row changed" if not found.n_changed else f"{found.n_changed:,} old rows changed"
+    changed = "changed no old row" if not found.n_changed else f"changed {found.n_changed:,} old rows"
     more = found.n_new - found.n_new_shown
     every = -(-found.width // max(matrix.shape[1], 1))
     caption = (
@@ -138,4 +138,6 @@ def embedding_rows(found: NewRows) -> Figure:
         f"{f' One dimension in every {every} is shown.' if every > 1 else ''}"
     )
     alt = "The last rows of the token embedding after tokens were added."
-    return Figure("embedding", f"The token embedding has {new}; {changed}", alt, caption, wide, narrow)
+    return Figure(
+        "embedding", f"Adding tokens made {new} in the token embedding, and {changed}", alt, caption, wide, narrow
+    )
