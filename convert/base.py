@@ -71,7 +71,7 @@ class Base:
             {name: field_of(digests, name, str) for name in digests},
         )  # fmt: skip
         if not (base.model in BUNDLED or os.path.isabs(base.model) or HUB_NAME.fullmatch(base.model)):
-            raise InputError(f"the model {base.model[:100]!r} is neither an absolute path nor a name")
+            raise InputError(f"the model {base.model[:100]!r} is neither an absolute path nor a hub name such as gpt2")
         return base
 
     def as_json(self) -> dict[str, Any]:

@@ -128,5 +128,8 @@ def _left_in(base: Base, path: Path) -> dict[str, Any]:
     with about(f"{path}: holds only what trained; the rest is in the model that the run began as, which can't be read"):
         found = _open(resolve(place), is_base=True, **base.told)
         if missing := base.digests.keys() - found.own.keys():
-            raise InputError(f"{place} has no {min(missing)}; put back what was there, or copy it to RUN/base")
+            raise InputError(
+                f"{place} has no {min(missing)}: it is not the model that was there when the run began; put that one "
+                "back, or copy it to RUN/base"
+            )
     return {name: base.checked(name, found.own[name], place) for name in base.digests}

@@ -349,7 +349,7 @@ BAD = {
     "a chat after a text": (
         "a.jsonl",
         b'{"text": "a"}\n' + json.dumps(CHAT).encode(),
-        r"line 2: a conversation after texts",
+        r"line 2: this is a conversation, and what comes before it is a text: they can't be mixed",
     ),
     "a number called .json": ("a.json", b"3", r"does not begin with \[ or \{: expected one array of objects, or one o"),
     "lines called .json": ("a.json", b'{"text": "a"}\n{"text": ', r"a\.json, line 2: not JSON: Expecting value"),
@@ -415,7 +415,9 @@ def test_texts_and_chats_in_different_files_do_not_mix(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.jsonl").write_text(json.dumps(CHAT))
     assert peek(tmp_path) == "text"
-    with pytest.raises(jaxgpt.InputError, match=r"b\.jsonl, line 1: a conversation after texts"):
+    with pytest.raises(
+        jaxgpt.InputError, match=r"b\.jsonl, line 1: this is a conversation, and what comes before it is a text"
+    ):
         read(tmp_path)
 
 

@@ -105,7 +105,7 @@ def test_what_is_no_gradual_unfreeze(text, message):
 
 def test_thirds_and_percents_need_the_number_of_steps_and_enough_of_them():
     for text in ("gradual", "gradual:head@0,full@50%"):
-        with pytest.raises(ValueError, match="needs the number of steps"):
+        with pytest.raises(ValueError, match="needs steps, the number of steps of the training"):
             freeze.parse(text, TIED)
     with pytest.raises(ValueError, match=r"needs at least 3 steps \(one for each phase\), not 2"):
         freeze.parse("gradual", TIED, 2)

@@ -215,8 +215,8 @@ class Source:
                     continue
                 if kind not in (None, document.kind):
                     raise InputError(
-                        f"{file.where(document.number)}: a {NOUNS[document.kind]} after a {NOUNS[kind]}: "
-                        "they can't be mixed in one source"
+                        f"{file.where(document.number)}: this is a {NOUNS[document.kind]}, and what comes before it is "
+                        f"a {NOUNS[kind]}: they can't be mixed in one source"
                     )
                 kind = document.kind
                 yield i, document

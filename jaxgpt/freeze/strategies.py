@@ -136,7 +136,7 @@ def start_of(text: str, after: str, steps: int | None, epoch_steps: float | None
             raise InputError(f"strategy {text!r}: {after} needs epoch_steps, the number of steps in an epoch")
         return round(float(number) * epoch_steps)
     if steps is None:
-        raise InputError(f"strategy {text!r}: needs the number of steps")
+        raise InputError(f"strategy {text!r}: needs steps, the number of steps of the training")
     if unit == "/3" and steps < 3:
         raise InputError(f"strategy {text!r}: needs at least 3 steps (one for each phase), not {steps}")
     return round(float(number) * steps / 100) if unit == "%" else int(number) * steps // 3

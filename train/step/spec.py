@@ -164,8 +164,8 @@ def make_step_spec(
     if settings.frozen_dtype != "float32" and not rounded:
         raise InputError(
             f"--frozen-dtype={settings.frozen_dtype}: there is nothing to round: only frozen kernels that "
-            "can be read again from --model are rounded, and there are none (where --model is a run, its own "
-            "checkpoints don't count, since it may delete them); leave the flag out"
+            "can be read from --model again later are rounded, and there are none (if --model is a run, what that "
+            "run trained is not rounded, since it may delete its checkpoints); leave the flag out"
         )
     shapes = {
         name: _shape(name, p, settings.frozen_dtype if name in rounded else p.dtype, param_shardings[name])
