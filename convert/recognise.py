@@ -289,7 +289,10 @@ def _count_heads(row: Row, tensors: Tensors, n_layer: int) -> int | None:
     pattern = re.compile(re.escape(row.names[0]).replace(r"\{i\}", "0").replace(r"\{j\}", r"\d+"))
     n_heads = sum(bool(pattern.fullmatch(name)) for name in tensors)
     if n_heads * n_layer > len(tensors):
-        raise InputError(f"{n_heads} heads in the first of {n_layer} blocks, but only {len(tensors)} tensors")
+        raise InputError(
+            f"incomplete: the first block has tensors of {n_heads} heads; {n_layer} such blocks would be more than the "
+            f"{len(tensors)} tensors that are there"
+        )
     return n_heads
 
 

@@ -54,7 +54,5 @@ def thaw(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
     fresh = leaves_by_path(state)
     if lost := before.keys() - fresh.keys():
         held = min(lost) or "a single number"
-        raise InputError(
-            f"opt_state does not match this phase: it holds {held}, and the optimizer's own state does not"
-        )
+        raise InputError(f"opt_state does not match this phase: it holds {held}, which tx.init(params) does not")
     return jax.tree.unflatten(jax.tree.structure(state), [before.get(path, leaf) for path, leaf in fresh.items()])

@@ -112,7 +112,7 @@ def _further(
         clip = info.settings.get("clip")
         limit = float(clip) if isinstance(clip, (int, float)) and abs(clip) < 1e300 else math.inf
         n_over = sum(norm > limit for norm in norms)
-        title = f"{n_over:,} of {len(norms):,} were scaled down to --clip={limit:g}" if n_over else "never clipped"
+        title = f"scaled down to --clip={limit:g} in {n_over:,} of {len(norms):,} steps" if n_over else "never clipped"
         found["gradient"] = line_chart(
             "gradient", title, "norm of the trainable gradients", metrics, "grad_norm", phases,
             limit=(limit, f"--clip={limit:g}") if n_over else None,
@@ -183,10 +183,17 @@ def _notes(info: RunInfo) -> list[str]:
     ]
 
 
+DATA_IN_WORDS = {
+    "held_out_sha256": "sha256 of what is held out", "tokenizer": "sha256 of the tokenizer",
+    "train": "tokens to train on", "held_out": "tokens held out", "rows": "rows to train on",
+}  # fmt: skip
+"""The fields of `DataInfo` that the page does not call by their names."""
+
+
 def _machine(info: RunInfo) -> list[dict[str, Any]]:
     machine = info.machine
     data = {
-        f"data: {name.replace('_', ' ')}": f"{value:,}" if isinstance(value, int) else value
+        f"data: {DATA_IN_WORDS.get(name, name)}": f"{value:,}" if isinstance(value, int) else value
         for name, value in asdict(info.data).items()
         if value not in (None, [])
     }
