@@ -324,7 +324,10 @@ def test_what_is_not_read_of_a_record_is_named(record, unread):
         ({"instruction": "x", "output": 3}, "output must be a text, not int"),
         ({"messages": "hi"}, "messages must be a list, not str"),
         ({"messages": ["hi"]}, "must be an object with role and content, not str"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "must be system, user or assistant, or developer or tool if the chat template has it, not 'robot'"),
+        (
+            {"messages": [{"role": "robot", "content": "x"}]},
+            "system, user or assistant, or developer or tool if the chat template has it, not 'robot'",
+        ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "has no message from the assistant"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "or assistant, or developer or .*, not \\['user'"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "content must be a text, not list"),
