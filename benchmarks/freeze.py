@@ -43,10 +43,10 @@ ROWS = (
 """Name, strategy, first step of the phase (of 3000), and whether the head is untied."""
 
 
-def compile_case(config: jaxgpt.GPTConfig, text: str, first_step: int, batch: tuple[int, int]) -> dict:
+def compile_case(config: jaxgpt.GPTConfig, text: str, first_step: int, batch: tuple[int, int], dtype: str) -> dict:
     """Compile a step; return it with its state and the compiler's numbers."""
     config = with_lora(text, replace(config, n_new_tokens=2 if text == "new-tokens" else 0))
-    model = jaxgpt.GPT(config, rngs=jaxgpt.model.gpt.nnx.Rngs(0))
+    model = jaxgpt.GPT(config, rngs=jaxgpt.model.gpt.nnx.Rngs(0), dtype=jnp.dtype(dtype))
     plan = freeze.parse(text, config, 3000)
     rate = lr_schedule(3000, 0.1)
     trainable, frozen = plan.partition(named_params(model), first_step)
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9, help="timed steps of each strategy, after one untimed step")
     parser.add_argument("--batch-size", type=int, default=2, help="sequences in a step")
     parser.add_argument("--context", type=int, default=256, help="tokens in a sequence")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products")
     parser.add_argument("--tiny", action="store_true", help="the bundled shape instead of the 124M")
     parser.add_argument("--only", nargs="+", metavar="STRATEGY", help="these alone, the head tied: all need 20 GB")
     arguments = parser.parse_args()
@@ -83,7 +84,8 @@ def main() -> None:
     programs = {}
     rows = [row for row in ROWS if not arguments.only or (row[1] in arguments.only and not row[2] and not row[3])]
     for name, text, first_step, is_untied in rows:
-        programs[name] = compile_case(replace(config, tie_word_embeddings=not is_untied), text, first_step, batch)
+        config_of = replace(config, tie_word_embeddings=not is_untied)
+        programs[name] = compile_case(config_of, text, first_step, batch, arguments.dtype)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, batch).astype(np.int32)
     for i in range(arguments.repeats + 1):
         for p in programs.values():
@@ -92,7 +94,7 @@ def main() -> None:
             jax.block_until_ready((p["state"], metrics))
             if i:
                 p["times"].append(time.perf_counter() - began)
-    shape = f"{config.n_layer} blocks, width {config.n_embd}, batch {batch[0]} x {batch[1] - 1}, float32"
+    shape = f"{config.n_layer} blocks, width {config.n_embd}, batch {batch[0]} x {batch[1] - 1}, {arguments.dtype}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax"))
     print(f"\n{shape}; {platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; {versions}\n")
     print(

@@ -312,6 +312,19 @@ def test_a_tracker_that_is_killed_or_stands_still_is_dropped(new_run, capfd):
     trackers.close(finished=True)
 
 
+def test_a_tracker_that_hangs_at_the_end_is_ended(new_run, monkeypatch, capfd):
+    """Nothing says that training continues when it is over."""
+    monkeypatch.setattr("jaxgpt.training.tracking.trackers.CLOSE_SECONDS", -1.5)  # half a second is waited
+    _, start = new_run
+    trackers = start("tensorboard")
+    process = trackers._pipes["tensorboard"].process
+    process.send_signal(signal.SIGSTOP)
+    trackers.close(finished=True)
+    assert process.returncode == -9
+    warning = "train: warning: logging to TensorBoard has stopped: its process hung; what it had not sent is lost\n"
+    assert capfd.readouterr().err == warning
+
+
 def test_ctrl_c_is_not_for_trackers(new_run):
     """A terminal sends it to every process of its group."""
     _, start = new_run

@@ -168,9 +168,8 @@ def _rounded(inputs: TrainingInputs) -> list[str]:
 
 def _compared(loss: float, step: int, inputs: TrainingInputs) -> str:
     if inputs.spec.objective.preference is not None:
-        known = (
-            f"; ln(2) = {math.log(2):.3f} where no answer is preferred" if inputs.settings.objective == "dpo" else ""
-        )
+        is_dpo = inputs.settings.objective == "dpo"
+        known = f"; a model that favours neither answer has ln(2) = {math.log(2):.3f}" if is_dpo else ""
         return f"preference at step {step}{known}"
     counted = " of the assistant" if inputs.is_chat and inputs.settings.train_on != "all" else ""
     uniform = math.log(inputs.spec.model.config.n_tokens)

@@ -75,10 +75,10 @@ class Trackers:
         self._send({"finished": finished})
         for name, pipe in self._pipes.items():
             if reason := pipe.close(deadline):
-                _warn(name, reason)
+                _warn(name, reason, "what it had not sent is lost")
         for name, pipe in self._pipes.items():
             if reason := pipe.wait(deadline + 2):  # it gives up by itself before that
-                _warn(name, reason)
+                _warn(name, reason, "what it had not sent is lost")
         self._pipes.clear()
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ class _Pipe:
         """Wait for the process to exit, and kill it after the deadline."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.0, deadline - time.monotonic()))
-        return self._kill("its process did not end")
+        return self._kill("its process hung")
 
     def _kill(self, reason: str) -> str | None:
         """Kill the process and its children; return the reason, unless it exited well or with its own warning."""
@@ -174,6 +174,6 @@ def _installed(package: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def _warn(name: str, reason: object) -> None:
-    says = f"logging to {TITLES[name]} has stopped: {reason}; training continues"
+def _warn(name: str, reason: object, what_now: str = "training continues") -> None:
+    says = f"logging to {TITLES[name]} has stopped: {reason}; {what_now}"
     say(f"train: warning: {says}", sys.stderr)
