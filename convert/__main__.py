@@ -198,7 +198,7 @@ def _different(config: GPTConfig) -> str:
     if config.gated_mlp:
         words.append("gated MLP")
     if config.parallel_residual:
-        words.append("MLP beside attention")
+        words.append("MLP parallel to attention")
     if windows := sum(map(bool, config.windows)):
         words.append(f"windows of {max(config.windows):,} in {windows} blocks")
     if not config.scale_attn_weights:

@@ -55,5 +55,11 @@ def sample(inputs: TrainingInputs, state: TrainState) -> str:
             model, prompts, max_new_tokens=room, temperature=0.8, top_k=40, seed=inputs.settings.seed,
             eos_id=stop_ids(model.config, inputs.tokenizer) if inputs.is_chat else None,
         )  # fmt: skip
+    begins = "an answer to a held-out question" if inputs.is_chat else "from the beginning of a held-out text"
     first, *others = map(inputs.in_words, texts)
-    return "\n\n".join([first, *(f"### Sample {i}\n\n{text}" for i, text in enumerate(others, 2))])
+    return "\n\n".join(
+        [
+            first,
+            *(f"### Sample {i}, {begins}\n\n{text}" for i, text in enumerate(others, 2)),
+        ]
+    )

@@ -259,7 +259,8 @@ class Settings(ModelFlags):
     )  # fmt: skip
     prompt: str | None = setting(
         None, "The beginning of the text samples that are written before and after training.", metavar="TEXT",
-        group="run", default_text="'The', or the first held-out question of conversations",
+        group="run",
+        default_text="'The', and the beginnings of two held-out texts; of conversations, held-out questions",
     )  # fmt: skip
     track: tuple[TRACKERS, ...] = setting(
         (), "Experiment trackers that receive numbers and samples during the run. A tracker that fails never stops "

@@ -123,7 +123,10 @@ def check_text(
     new = min(NEW, model.config.n_positions - prompt.shape[1])
     if new < 20:
         return Check("text", None, "the context is too short", f"at least {prompt.shape[1] + 20} tokens"), None
-    expected = f"at most {REPEATED}; at least {SPREAD} nats, at most {CERTAIN} ln(V); at least {ORDER} times as high"
+    expected = (
+        f"repeated at most {REPEATED}; entropy of its text at least {SPREAD} nats, of its predictions at most "
+        f"{CERTAIN} ln(V); loss at least {ORDER} times as high"
+    )
     try:
         tokens = np.asarray(generate(model, prompt, num_samples=SAMPLES, max_new_tokens=new, temperature=0.8, top_k=40))
     except InputError:

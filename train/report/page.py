@@ -52,6 +52,7 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     if path is None:
         save(figures, folder / "plots")
     changed, defaults = _settings(info)
+    samples = _samples(folder, info)
     page = render(
         "report.html.jinja",
         title=f"Fine-tuning of {info.settings.get('model', 'a model')}",
@@ -61,7 +62,8 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
         remarks=outcome.remarks,
         tiles=tiles(outcome, info),
         figures={name: figures.get(name) for name in PICTURES},
-        samples=_samples(folder, info),
+        samples=samples,
+        has_prompts=any(sample and sample.prompt for pair in samples for _, sample in pair),
         sanity=info.sanity,
         phases=_phases(info),
         changed=changed,

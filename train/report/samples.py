@@ -79,7 +79,7 @@ def _samples(text: str, prompts: Sequence[str]) -> tuple[Sample, ...]:
     """Split a part of samples.md at its headings `### Sample 2`, `### Sample 3` …, as far as they count on."""
     parts, rest = [], text
     for number in range(2, MOST + 1):
-        heading = re.search(rf"^### Sample {number}$", rest, re.M)
+        heading = re.search(rf"^### Sample {number}(?:, .*)?$", rest, re.M)
         if heading is None:
             break
         parts.append(rest[: heading.start()])
