@@ -290,8 +290,8 @@ def _count_heads(row: Row, tensors: Tensors, n_layer: int) -> int | None:
     n_heads = sum(bool(pattern.fullmatch(name)) for name in tensors)
     if n_heads * n_layer > len(tensors):
         raise InputError(
-            f"incomplete: the first block has tensors of {n_heads} heads; {n_layer} such blocks would be more than the "
-            f"{len(tensors)} tensors that are there"
+            f"incomplete: the first block has tensors for {n_heads} heads; {n_layer} such blocks would need more "
+            f"tensors than the {len(tensors)} that are there"
         )
     return n_heads
 

@@ -123,7 +123,8 @@ def test_heads_that_contradict_are_refused(lecture, tmp_path):
     many = {f"blocks.0.sa.heads.{j}.query.weight": torch.zeros(1, D) for j in range(200)}
     torch.save(state | many | {"blocks.9000.ffwd.net.0.weight": torch.zeros(4 * D, D)}, tmp_path / "many.pt")
     with pytest.raises(
-        convert.InputError, match="the first block has tensors of 200 heads; 9001 such blocks would be more than the"
+        convert.InputError,
+        match="the first block has tensors for 200 heads; 9001 such blocks would need more tensors than the",
     ):
         convert.read(tmp_path / "many.pt")
 

@@ -260,7 +260,7 @@ class Settings(ModelFlags):
     prompt: str | None = setting(
         None, "The beginning of the text samples that are written before and after training.", metavar="TEXT",
         group="run",
-        default_text="'The', and the beginnings of two held-out texts; of conversations, held-out questions",
+        default_text="'The', and the beginnings of two held-out texts; for conversations, held-out questions instead",
     )  # fmt: skip
     track: tuple[TRACKERS, ...] = setting(
         (), "Experiment trackers that receive numbers and samples during the run. A tracker that fails never stops "

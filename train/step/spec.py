@@ -163,9 +163,9 @@ def make_step_spec(
         rounded = {name for name in frozen if name.endswith(".kernel") and (unchanged is None or name in unchanged)}
     if settings.frozen_dtype != "float32" and not rounded:
         raise InputError(
-            f"--frozen-dtype={settings.frozen_dtype}: there is nothing to round: only frozen kernels whose "
-            "exact numbers can be read from --model again later are rounded, and there are none (if --model is a run, "
-            "this excludes what that earlier run trained, whose checkpoints it may delete); leave the flag out"
+            f"--frozen-dtype={settings.frozen_dtype}: there is nothing to round, so leave the flag out. Only "
+            "frozen kernels are rounded, and only those whose exact numbers --model will still hold later. (If --model "
+            "is a run, what that run trained does not count, since that run may delete its own old checkpoints.)"
         )
     shapes = {
         name: _shape(name, p, settings.frozen_dtype if name in rounded else p.dtype, param_shardings[name])
