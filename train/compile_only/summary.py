@@ -49,7 +49,7 @@ def program_lines(spec: StepSpec) -> list[str]:
     """Describe the model, what trains, and the batch."""
     config, settings, plan = spec.model.config, spec.settings, spec.plan
     n_trainable = count_params(spec.state(plan.phases[-1].start).trainable)
-    phases = f"; the last of {len(plan.phases)} phases" if len(plan.phases) > 1 else ""
+    phase = f" in the last of its {len(plan.phases)} phases, whose step this is" if len(plan.phases) > 1 else ""
     options: list[str] = [settings.dtype or "float32"]
     if settings.remat:
         options.append("remat")
@@ -60,7 +60,7 @@ def program_lines(spec: StepSpec) -> list[str]:
     return [
         f"{settings.model}: {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, vocabulary "
         f"{config.vocab_size:,}; {count_params(spec.params):,} parameters",
-        f"--freeze={plan.text}: {n_trainable:,} train{phases}",
+        f"--freeze={plan.text}: {n_trainable:,} parameters train{phase}",
         f"{settings.batch_size:,} sequences of {spec.context:,} tokens a step, {', '.join(options)}",
     ]
 
@@ -79,7 +79,7 @@ def memory_lines(topology: Topology, compiled: Compiled) -> list[str]:
         return [f"does not fit: {compiled.refusal}"]
     m = compiled.memory
     needed = f"peak {gib(compiled.peak_bytes)} per device"
-    overlap, owner = " (never all at once)", "a program can use"
+    overlap, owner = "; not all at the same moment, so that the peak is less than their sum", "a program can use"
     if topology.is_cpu:
         overlap, owner = "", "this machine has" + (" for each" if len(topology.devices) > 1 else "")
     if (fits := does_fit(topology, compiled)) is None:
@@ -88,9 +88,9 @@ def memory_lines(topology: Topology, compiled: Compiled) -> list[str]:
         verdict = f"{'fits' if fits else 'does not fit'}: {needed}, of {gib(topology.usable_bytes)} that {owner}"
     return [
         verdict,
-        f"arguments {gib(m.argument_size_in_bytes)}, temporaries {gib(m.temp_size_in_bytes)}{overlap}, code "
+        f"arguments {gib(m.argument_size_in_bytes)}, temporaries {gib(m.temp_size_in_bytes)}, code "
         f"{gib(m.generated_code_size_in_bytes)}, output {gib(m.output_size_in_bytes)}, of which "
-        f"{gib(m.alias_size_in_bytes)} in the memory of the arguments",
+        f"{gib(m.alias_size_in_bytes)} in the memory of the arguments{overlap}",
     ]
 
 
