@@ -173,9 +173,9 @@ def check_tokenizer(tokenizer: Any, config: GPTConfig) -> Check:
     return Check(
         "tokenizer",
         not problems,
-        f"{size:,} tokens, end token {'none' if end is None else end}, "
-        f"gives {'the same' if back == HARD_TEXT else 'another'} text back",
-        f"at most {config.n_tokens:,} tokens, end token {ends}, the same text",
+        f"{size:,} tokens, end token {'none' if end is None else end}; "
+        f"a test text comes back {'unchanged' if back == HARD_TEXT else 'changed'}",
+        f"at most {config.n_tokens:,} tokens, end token {ends}; unchanged",
         "; ".join(problems) or (said if decided.end_ids != config.end_ids else ""),
         {"tokens": size, "rows": config.n_tokens, "end": end, "largest_id": max(ids, default=None)},
     )

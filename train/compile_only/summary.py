@@ -119,6 +119,8 @@ def collective_lines(spec: StepSpec, compiled: Compiled) -> list[str]:
         for kind, traffic in found.items()
         if traffic.n_runs
     ]
+    if not lines:
+        return ["nothing: a device that is alone has no one to send to"]
     total = sum(traffic.bytes_sent for traffic in found.values())
     return [*lines, f"{'in all':<29}{total / 1e6:>10,.1f} MB a step from each device"]
 

@@ -152,7 +152,7 @@ def _checkpoints(inputs: TrainingInputs) -> str:
     if not inputs.left_out(0):
         return f"checkpoint  {size}: all parameters, and the optimizer state of those that train"
     model = escaped(inputs.base.model)
-    what = "what trains, and its optimizer state; what never trained stays in"
+    what = "what trains, and its optimizer state; the rest stays in"
     return f"checkpoint  {size}: {what} {model} (--standalone writes all)"
 
 

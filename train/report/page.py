@@ -232,7 +232,12 @@ def stored_default(name: str) -> Any:
 def default_of(name: str) -> str:
     """Return the default of a setting in words."""
     flags = flags_of(Settings)
-    return default_in_words(flags[name], defaults_of(Settings)[name]) or "none" if name in flags else "unknown"
+    if name not in flags:
+        return "unknown"
+    default = defaults_of(Settings)[name]
+    return default_in_words(flags[name], default) or (
+        "not given" if default is None else words_of(stored_default(name))
+    )
 
 
 def setting_in_words(info: RunInfo, name: str) -> str:
