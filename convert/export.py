@@ -16,7 +16,7 @@ from jaxgpt.convert.dialect import EMBEDDING, HEAD, HEAD_BIAS, Dialect, Tensors
 from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
 from jaxgpt.convert.dialects.lesson import LESSON
-from jaxgpt.convert.dialects.linear import NANOGPT
+from jaxgpt.convert.dialects.nanogpt import NANOGPT
 from jaxgpt.convert.disk import (
     check_free,
     check_space,

@@ -12,14 +12,14 @@ from jaxgpt.convert.dialects import DIALECTS
 from jaxgpt.convert.dialects.flax import FLAX
 from jaxgpt.convert.dialects.hf import DIALOGPT, HF
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT
-from jaxgpt.convert.dialects.lecture import LECTURE
 from jaxgpt.convert.dialects.lesson import LESSON
-from jaxgpt.convert.dialects.linear import BUILD_NANOGPT, MINGPT, NANOGPT, UNKNOWN_LINEAR
 from jaxgpt.convert.dialects.llmc import LLMC
-from jaxgpt.convert.dialects.mixture import mixture_of
+from jaxgpt.convert.dialects.mixed_names import mixture_of
+from jaxgpt.convert.dialects.nanogpt import BUILD_NANOGPT, MINGPT, NANOGPT, UNKNOWN_LINEAR
 from jaxgpt.convert.dialects.old_mingpt import OLD_MINGPT
-from jaxgpt.convert.dialects.own import read_dialect
 from jaxgpt.convert.dialects.raschka import RASCHKA
+from jaxgpt.convert.dialects.user_table import read_dialect
+from jaxgpt.convert.dialects.video_lecture import LECTURE
 from jaxgpt.convert.disk import local_path
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.families.hf_config import (

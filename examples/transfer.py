@@ -30,7 +30,7 @@ from jaxgpt.training.data.load import load_data
 from jaxgpt.training.data.rows import Windows
 from jaxgpt.training.report.figure import WIDE, Axes, Drawing, Figure, Label, frame, legend, y_range
 from jaxgpt.training.report.figure import Path as Line
-from jaxgpt.training.report.render import save_figure
+from jaxgpt.training.report.templates import save_figure
 from jaxgpt.training.settings import Settings
 from jaxgpt.training.step.batch import Batch
 from jaxgpt.training.step.optimizer import ADAPTER_RATE, lr_schedule, make_optimizer

@@ -36,7 +36,7 @@ import jaxgpt
 import jaxgpt.lm_eval
 from jaxgpt import convert
 from jaxgpt.convert.dialects.hf import HF
-from jaxgpt.convert.dialects.linear import NANOGPT
+from jaxgpt.convert.dialects.nanogpt import NANOGPT
 from jaxgpt.convert.unwrap import unwrap
 from jaxgpt.training.command import as_flags, read_command
 from jaxgpt.training.settings import to_json

@@ -17,7 +17,7 @@ from torch_gpts import HuggingFaceNames, Lesson, OldMinGPT, tanh_gelu
 import jaxgpt
 from jaxgpt import convert
 from jaxgpt.convert.dialects import DIALECTS
-from jaxgpt.convert.dialects.linear import NANOGPT
+from jaxgpt.convert.dialects.nanogpt import NANOGPT
 from jaxgpt.convert.mapping import same
 
 TOKENS = random_tokens((2, DIMS["n_positions"]))

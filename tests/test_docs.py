@@ -20,7 +20,7 @@ from jaxgpt.__main__ import COMMANDS
 from jaxgpt.convert.command_line.flags import flags_of, spelled
 from jaxgpt.convert.dialects import DIALECTS
 from jaxgpt.convert.dialects.jaxgpt import PARAMETERS
-from jaxgpt.convert.dialects.own import read_dialect
+from jaxgpt.convert.dialects.user_table import read_dialect
 from jaxgpt.convert.exit_codes import ExitCode
 from jaxgpt.convert.source import BUNDLED
 from jaxgpt.training.run.logs import MetricsLine

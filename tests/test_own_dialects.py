@@ -14,7 +14,7 @@ from torch_gpts import Mixture, attend, tanh_gelu
 
 import jaxgpt
 from jaxgpt import convert
-from jaxgpt.convert.dialects.own import read_dialect
+from jaxgpt.convert.dialects.user_table import read_dialect
 from jaxgpt.convert.propose import propose
 
 V, T, D, N, L = (DIMS[name] for name in ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer"))

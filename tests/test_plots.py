@@ -29,7 +29,7 @@ from jaxgpt.training.report.plots.curves import POINTS, line_chart, smoothed
 from jaxgpt.training.report.plots.freezing import freeze_map
 from jaxgpt.training.report.plots.loss import loss_curves
 from jaxgpt.training.report.plots.updates import LEVELS, color_range, level_of, update_heatmap, update_matrix
-from jaxgpt.training.report.render import save_figure
+from jaxgpt.training.report.templates import save_figure
 from jaxgpt.training.report.timeline import columns
 from jaxgpt.training.run.run_json import PhaseInfo
 

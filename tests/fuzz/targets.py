@@ -19,7 +19,7 @@ from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.contents import open_contents
 from jaxgpt.convert.dialects.hf import HF
 from jaxgpt.convert.dialects.jaxgpt import JAXGPT, OWN
-from jaxgpt.convert.dialects.own import read_dialect
+from jaxgpt.convert.dialects.user_table import read_dialect
 from jaxgpt.convert.digests import ANNOUNCEMENT, find_damage, write_digests
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.families.hf_config import config_from_hf, config_to_hf

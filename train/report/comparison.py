@@ -26,7 +26,7 @@ from jaxgpt.training.report.figure import (
 from jaxgpt.training.report.outcome import SAME, Outcome, duration
 from jaxgpt.training.report.page import default_of, setting_in_words
 from jaxgpt.training.report.plots.curves import FEW, numbers, smoothed
-from jaxgpt.training.report.render import render, write_text
+from jaxgpt.training.report.templates import render, write_text
 from jaxgpt.training.run.logs import read_metrics
 from jaxgpt.training.run.run_json import RunInfo
 

@@ -19,8 +19,8 @@ from jaxgpt.training.report.plots.freezing import freeze_map
 from jaxgpt.training.report.plots.loss import loss_curves
 from jaxgpt.training.report.plots.rewards import reward_curves
 from jaxgpt.training.report.plots.updates import update_heatmap
-from jaxgpt.training.report.render import render, save_figure, write_text
 from jaxgpt.training.report.samples import moments
+from jaxgpt.training.report.templates import render, save_figure, write_text
 from jaxgpt.training.run.logs import best_step, read_metrics, read_samples, read_updates
 from jaxgpt.training.run.run_json import PhaseInfo, RunInfo
 from jaxgpt.training.settings import Settings
