@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxgpt import templates
+from jaxgpt import chat_templates
+from jaxgpt.chat_templates import Message, Request, Written, template_of, write_chats
 from jaxgpt.convert.errors import InputError
-from jaxgpt.templates import Message, Request, Written, template_of, write_chats
 from jaxgpt.tokenizer import add_tokens
 
 MANY, WINDOW, AT_ONCE = 16, 32, 32
@@ -69,7 +69,7 @@ def prepare_chat(tokenizer: Any) -> tuple[str, ...]:
         raise InputError(
             "conversations need a tokenizer with a tokenizer.json, which gives each token's position in the text"
         )
-    templates.start()
+    chat_templates.start()
     if tokenizer.chat_template is not None:
         return ()
     if tokenizer.eos_token is None:

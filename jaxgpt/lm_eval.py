@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from jaxgpt.chat_templates import Request, Written, write_chats
 from jaxgpt.convert.command_line.mistakes import one_clear_line
 from jaxgpt.convert.errors import InputError
 from jaxgpt.evaluation.score import score
 from jaxgpt.model.gpt import GPT
 from jaxgpt.params import count_params
 from jaxgpt.pretrained import from_pretrained
-from jaxgpt.templates import Request, Written, write_chats
 from jaxgpt.tokenizer import load_tokenizer
 from jaxgpt.vocab import match_tokenizer
 

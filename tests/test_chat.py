@@ -10,7 +10,7 @@ import pytest
 
 import jaxgpt
 from jaxgpt import chat as chat_module
-from jaxgpt import templates
+from jaxgpt import chat_templates
 from jaxgpt.chat import OPTIONAL_FIELDS, encode_chats, prepare_chat, render
 from jaxgpt.convert.errors import InputError
 from jaxgpt.data.conversations import ANSWERS, LISTS, MATERIAL, QUESTIONS, SYSTEMS, conversation_of
@@ -126,10 +126,10 @@ def test_a_template_has_limits(name, tokenizer):
 def test_the_process_of_the_templates_is_kept_and_comes_back(tokenizer):
     tokenizer.chat_template = CHATML
     expected = encode_chats(tokenizer, [TWO_TURNS])
-    child = templates._PROCESS._child
+    child = chat_templates._PROCESS._child
     assert encode_chats(tokenizer, [TWO_TURNS]) == expected
-    assert templates._PROCESS._child is child
-    templates._PROCESS.close()
+    assert chat_templates._PROCESS._child is child
+    chat_templates._PROCESS.close()
     assert encode_chats(tokenizer, [TWO_TURNS]) == expected
 
 
@@ -167,9 +167,9 @@ def test_a_long_conversation_has_the_spans_of_looking_at_all_of_its_beginnings(n
     if name == "twice":
         messages[9:9] = [{"role": "assistant", "content": "again"}] * 2
     n_asked = []
-    ask = templates._PROCESS.ask
+    ask = chat_templates._PROCESS.ask
     monkeypatch.setattr(
-        templates._PROCESS, "ask", lambda a, r: n_asked.append(max(len(q.chat) for q in r)) or ask(a, r)
+        chat_templates._PROCESS, "ask", lambda a, r: n_asked.append(max(len(q.chat) for q in r)) or ask(a, r)
     )
 
     def encoded():

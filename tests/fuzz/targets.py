@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from jaxgpt.chat_templates import Request, write_chats
 from jaxgpt.convert.adapter import merged
 from jaxgpt.convert.base import TOLD, Base
 from jaxgpt.convert.config import GPTConfig
@@ -35,7 +36,6 @@ from jaxgpt.convert.source import BUNDLED, HUB_NAME
 from jaxgpt.data import token_files
 from jaxgpt.data.preferences import preference_of
 from jaxgpt.freeze import parse
-from jaxgpt.templates import Request, write_chats
 from jaxgpt.training.run.logs import read_metrics, read_updates
 from jaxgpt.training.run.run_json import RunInfo
 from jaxgpt.training.settings import stored_settings

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxgpt.chat_template_worker import SECONDS
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.json_input import parse_json
-from jaxgpt.template_worker import SECONDS
 
 PATIENCE = 120.0
 """Seconds to wait for an answer, however busy the processor is; the limit of a template's own time is lower."""
@@ -139,7 +139,7 @@ class _Process:
             path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
             self._pid, self._unread = os.getpid(), bytearray()
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "jaxgpt.template_worker"],
+                [sys.executable, "-P", "-m", "jaxgpt.chat_template_worker"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
             )  # fmt: skip
