@@ -120,8 +120,8 @@ def _row(row: Any) -> Row:
     by_head = {"{j}" in name for name in names}
     if len(by_head) > 1 or (True in by_head and "N" not in sides[1]):
         raise InputError(
-            f"{ours}: {{j}}, the number of a head, must be in all names of the row or in none, and only if "
-            "its layout has the letter N (heads)"
+            f"{ours}: {{j}}, the number of a head, must be in all names of the row or in none; where it is "
+            "in them, the layout must have the letter N (heads)"
         )
     several = {(True, False): "C", (False, True): "N", (True, True): "(C N)"}
     first = several.get((isinstance(theirs, list), True in by_head))

@@ -49,7 +49,9 @@ def program_lines(spec: StepSpec) -> list[str]:
     """Describe the model, what trains, and the batch."""
     config, settings, plan = spec.model.config, spec.settings, spec.plan
     n_trainable = count_params(spec.state(plan.phases[-1].start).trainable)
-    phase = f" in the last of its {len(plan.phases)} phases, whose step this is" if len(plan.phases) > 1 else ""
+    phase = (
+        f" in the last of its {len(plan.phases)} phases, of which the lines below tell" if len(plan.phases) > 1 else ""
+    )
     options: list[str] = [settings.dtype or "float32"]
     if settings.remat:
         options.append("remat")
