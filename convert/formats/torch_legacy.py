@@ -39,7 +39,8 @@ def read(path: Path) -> Any:
         machine, begin = _run(data, at)
         if (magic, version) != (MAGIC, VERSION):
             raise InputError(
-                f"version {reprlib.repr(version)} of the format that PyTorch had before 1.6; only its version {VERSION} can be read"
+                f"version {reprlib.repr(version)} of the format that PyTorch had before 1.6; only version {VERSION} "
+                "of it can be read"
             )
         if not isinstance(machine, dict) or machine.get("little_endian") is not True:
             raise InputError("saved on a big-endian machine, which is not supported")

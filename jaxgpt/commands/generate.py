@@ -144,10 +144,10 @@ def read_prompt() -> str:
 def load(command: GenerateCommand) -> tuple[Any, Any]:
     """Return a model and its tokenizer, which are looked for once and belong together."""
     import jaxgpt
-    from jaxgpt import convert, templates
+    from jaxgpt import chat_templates, convert
 
     if command.chat:
-        templates.start()
+        chat_templates.start()
     checkpoint = convert.read(command.model, **command.how_to_read)
     model, tokenizer = (
         jaxgpt.from_pretrained(checkpoint, weights=command.weights),
