@@ -49,9 +49,12 @@ def program_lines(spec: StepSpec) -> list[str]:
     """Describe the model, what trains, and the batch."""
     config, settings, plan = spec.model.config, spec.settings, spec.plan
     n_trainable = count_params(spec.state(plan.phases[-1].start).trainable)
-    phase = (
-        f" in the last of its {len(plan.phases)} phases, of which the lines below tell" if len(plan.phases) > 1 else ""
-    )
+    trains = f"--freeze={plan.text}: {n_trainable:,} parameters train"
+    if len(plan.phases) > 1:
+        trains = (
+            f"--freeze={plan.text} has {len(plan.phases)} phases; the lines below are for the last one, in which "
+            f"{n_trainable:,} parameters train"
+        )
     options: list[str] = [settings.dtype or "float32"]
     if settings.remat:
         options.append("remat")
@@ -62,7 +65,7 @@ def program_lines(spec: StepSpec) -> list[str]:
     return [
         f"{settings.model}: {config.n_layer} blocks, width {config.n_embd}, {config.n_head} heads, vocabulary "
         f"{config.vocab_size:,}; {count_params(spec.params):,} parameters",
-        f"--freeze={plan.text}: {n_trainable:,} parameters train{phase}",
+        trains,
         f"{settings.batch_size:,} sequences of {spec.context:,} tokens a step, {', '.join(options)}",
     ]
 
@@ -81,7 +84,8 @@ def memory_lines(topology: Topology, compiled: Compiled) -> list[str]:
         return [f"does not fit: {compiled.refusal}"]
     m = compiled.memory
     needed = f"peak {gib(compiled.peak_bytes)} per device"
-    overlap, owner = "; not all at the same moment, so that the peak is less than their sum", "a program can use"
+    overlap = "; these are not all in use at the same moment, so that the peak is less than their sum"
+    owner = "a program can use"
     if topology.is_cpu:
         overlap, owner = "", "this machine has" + (" for each" if len(topology.devices) > 1 else "")
     if (fits := does_fit(topology, compiled)) is None:
@@ -91,8 +95,8 @@ def memory_lines(topology: Topology, compiled: Compiled) -> list[str]:
     return [
         verdict,
         f"arguments {gib(m.argument_size_in_bytes)}, temporaries {gib(m.temp_size_in_bytes)}, code "
-        f"{gib(m.generated_code_size_in_bytes)}, output {gib(m.output_size_in_bytes)}, of which "
-        f"{gib(m.alias_size_in_bytes)} in the memory of the arguments{overlap}",
+        f"{gib(m.generated_code_size_in_bytes)}, output {gib(m.output_size_in_bytes)} ("
+        f"{gib(m.alias_size_in_bytes)} of it reuse the memory of the arguments){overlap}",
     ]
 
 
