@@ -96,8 +96,8 @@ def unwrap(tensors: Tensors, dialect: Dialect | None = None, *, keeps_all: bool 
             inside[_once("lm_head.weight", inside)] = array
         else:
             raise InputError(
-                f"it holds a model under {place!r}, and beside it {shown}, which is no part of one: two models in one "
-                "file? Save the state dict of the model alone"
+                f"under {place!r} the file holds a model, and outside of it {shown}, which does not belong to that "
+                "model. Save the state dict of the model alone"
             )
     return Unwrapped(_renamed(inside, _new_norm_name), heads, tuple(left_out))
 
