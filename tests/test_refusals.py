@@ -398,7 +398,8 @@ CASES = {
     "before PyTorch 1.6, of another size": (old_program(tensor(old_storage(16)), ["0"], 15), "another size in the"),
     "before PyTorch 1.6, a called tensor": (old_program(tensor(old_storage(16))[7:-1] + b")R", ["0"]), "a ndarray"),
     "before PyTorch 1.6, another version": (
-        raw(LEGACY_MAGIC + pickle.dumps(7, 2) + pickle.dumps({}, 2), "pytorch_model.bin"), "version 7 of PyTorch's"
+        raw(LEGACY_MAGIC + pickle.dumps(7, 2) + pickle.dumps({}, 2), "pytorch_model.bin"),
+        "version 7 of the format that PyTorch had before 1.6; only version 1001 of it can be read",
     ),
     "before PyTorch 1.6, a text of 4 billion": (
         raw(LEGACY_MAGIC + b"\x80\x02X\xff\xff\xff\xffabc", "pytorch_model.bin"), "a damaged pickle"
@@ -467,7 +468,10 @@ CASES = {
     "weights beside a model": (
         tensors(lambda s: (wrap(s, "gpt."), s.update({"loss.weight": torch.ones(97)}))), "loss.weight (97,), which"
     ),
-    "a scale beside a model": (tensors(lambda s: (wrap(s, "gpt."), s.update({"scale": torch.ones(())}))), "beside"),
+    "a scale beside a model": (
+        tensors(lambda s: (wrap(s, "gpt."), s.update({"scale": torch.ones(())}))),
+        "under 'gpt.' the file holds a model, and outside of it scale (), which does not belong to that model",
+    ),
     "a name in a wrapper and without": (
         tensors(lambda s: s.update({"module.transformer.ln_f.bias": torch.ones(36)})), "ln_f.bias appears twice"
     ),
