@@ -73,7 +73,10 @@ def test_in_float32_it_rounds_kernels_and_nothing_else(small, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--freeze=full"], "there is nothing to round, so leave the flag out. Only frozen kernels are rounded"),
+        (
+            ["--freeze=full"],
+            "there is nothing to round, so leave the flag out. Only kernels that never train are rounded",
+        ),
         (["--freeze=last1", "--standalone"], "--standalone would write that"),
         (["--freeze=last1", "--frozen-dtype=int4"], "--frozen-dtype"),
     ],

@@ -164,7 +164,8 @@ def make_step_spec(
     if settings.frozen_dtype != "float32" and not rounded:
         raise InputError(
             f"--frozen-dtype={settings.frozen_dtype}: there is nothing to round, so leave the flag out. Only "
-            "frozen kernels are rounded; where --model is an earlier run, only those that it did not train, either"
+            "kernels that never train are rounded; if --model is an earlier run, those which that run trained are not "
+            "rounded either"
         )
     shapes = {
         name: _shape(name, p, settings.frozen_dtype if name in rounded else p.dtype, param_shardings[name])
