@@ -515,7 +515,10 @@ def test_code_looks_like_code_and_prose_does_not():
 
 def test_samples_of_several_prompts_are_shown_beside_each_other():
     text = "## Before training\n\nA b\n\n### Sample 2\n\nC d\n\n"
-    text += "## After 60 steps\n\nA x\n\n### Sample 2, from the beginning of a held-out text\n\nC y\n### Sample 4\n"
+    text += (
+        "## After 60 steps\n\nA x\n\n### Sample 2, in which the model continues the beginning of a held-out text\n\n"
+    )
+    text += "C y\n### Sample 4\n"
     before, after = moments(text, ["A", "B"])
     assert [(sample.prompt, sample.text) for sample in before.samples] == [("A", " b"), ("", "C d")]
     assert [(sample.prompt, sample.text) for sample in after.samples] == [("A", " x"), ("", "C y\n### Sample 4")]

@@ -55,11 +55,12 @@ def sample(inputs: TrainingInputs, state: TrainState) -> str:
             model, prompts, max_new_tokens=room, temperature=0.8, top_k=40, seed=inputs.settings.seed,
             eos_id=stop_ids(model.config, inputs.tokenizer) if inputs.is_chat else None,
         )  # fmt: skip
-    begins = "an answer to a held-out question" if inputs.is_chat else "from the beginning of a held-out text"
+    continues = "in which the model continues the beginning of a held-out text"
+    what = "an answer to a held-out question" if inputs.is_chat else continues
     first, *others = map(inputs.in_words, texts)
     return "\n\n".join(
         [
             first,
-            *(f"### Sample {i}, {begins}\n\n{text}" for i, text in enumerate(others, 2)),
+            *(f"### Sample {i}, {what}\n\n{text}" for i, text in enumerate(others, 2)),
         ]
     )
