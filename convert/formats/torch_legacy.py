@@ -81,7 +81,8 @@ def _recorder(stated: dict[str, tuple[np.dtype, int]], n_bytes: int) -> Storage:
     def find(key: str, dtype: np.dtype, count: Any) -> np.ndarray:
         if type(count) is not int or not 0 <= count * dtype.itemsize <= n_bytes:
             raise InputError(
-                f"storage {key} of {reprlib.repr(count)} {dtype} is more than the file's {n_bytes:,} bytes: truncated"
+                f"truncated: storage {key} has {reprlib.repr(count)} numbers of {dtype}, more than the file's "
+                f"{n_bytes:,} bytes hold"
             )
         if stated.setdefault(key, (dtype, count)) != (dtype, count):
             raise InputError(f"storage {key} is of two sizes")
