@@ -388,12 +388,12 @@ CASES = {
     ),
     "before PyTorch 1.6, cut in its pickle": (
         lambda folder: (old(legacy)(folder) and os.truncate(folder / "pytorch_model.bin", 2_000)) or folder,
-        "more than the file's 2,000 bytes: truncated",
+        "numbers of float32, more than the file's 2,000 bytes hold",
     ),
     "before PyTorch 1.6, with more behind": (
         lambda folder: add(old(legacy)(folder) / "pytorch_model.bin", b"more") or folder, "4 bytes follow the last"
     ),
-    "before PyTorch 1.6, of a petabyte": (old_program(tensor(old_storage(2**50)), ["0"]), "storage 0 of 1125899"),
+    "before PyTorch 1.6, of a petabyte": (old_program(tensor(old_storage(2**50)), ["0"]), "truncated: storage 0 has 1125899906842624 numbers of float32, more than"),
     "before PyTorch 1.6, a storage missing": (old_program(tensor(old_storage(16)), []), "the keys of its storages"),
     "before PyTorch 1.6, of another size": (old_program(tensor(old_storage(16)), ["0"], 15), "another size in the"),
     "before PyTorch 1.6, a called tensor": (old_program(tensor(old_storage(16))[7:-1] + b")R", ["0"]), "a ndarray"),
