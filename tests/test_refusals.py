@@ -393,7 +393,10 @@ CASES = {
     "before PyTorch 1.6, with more behind": (
         lambda folder: add(old(legacy)(folder) / "pytorch_model.bin", b"more") or folder, "4 bytes follow the last"
     ),
-    "before PyTorch 1.6, of a petabyte": (old_program(tensor(old_storage(2**50)), ["0"]), "truncated: storage 0 has 1125899906842624 numbers of float32, more than"),
+    "before PyTorch 1.6, of a petabyte": (
+        old_program(tensor(old_storage(2**50)), ["0"]),
+        "truncated: storage 0 has 1125899906842624 numbers of float32, more than",
+    ),
     "before PyTorch 1.6, a storage missing": (old_program(tensor(old_storage(16)), []), "the keys of its storages"),
     "before PyTorch 1.6, of another size": (old_program(tensor(old_storage(16)), ["0"], 15), "another size in the"),
     "before PyTorch 1.6, a called tensor": (old_program(tensor(old_storage(16))[7:-1] + b")R", ["0"]), "a ndarray"),
