@@ -84,8 +84,8 @@ def main() -> None:
     programs = {}
     rows = [row for row in ROWS if not arguments.only or (row[1] in arguments.only and not row[2] and not row[3])]
     for name, text, first_step, is_untied in rows:
-        config_of = replace(config, tie_word_embeddings=not is_untied)
-        programs[name] = compile_case(config_of, text, first_step, batch, arguments.dtype)
+        own = replace(config, tie_word_embeddings=not is_untied)
+        programs[name] = compile_case(own, text, first_step, batch, arguments.dtype)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, batch).astype(np.int32)
     for i in range(arguments.repeats + 1):
         for p in programs.values():

@@ -115,16 +115,19 @@ def cross_entropy(
     """Return the sum of the losses times their weights, and its slope by the logits."""
     logits, tokens = mask_padding(logits.astype(jnp.float32), config), columns(logits)
     w, n, is_target = weights[..., None], config.n_tokens, tokens == targets[..., None]
+    # on one CPU a row's target is read and changed where it is: to look for it among all takes a pass over the logits
+    looks_up = is_for_one_cpu()
     if platform() == "gpu":
         most, total, of_target = sums_in_one_pass(logits, is_target)
     else:
         most = jnp.max(logits, axis=-1, keepdims=True)
         total = jnp.sum(jnp.exp(logits - most), axis=-1, keepdims=True)
-        of_target = jnp.sum(logits, axis=-1, where=is_target, keepdims=True)
+        if looks_up:
+            of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+        else:
+            of_target = jnp.sum(logits, axis=-1, where=is_target, keepdims=True)
     slope = jnp.exp(logits - most) * (w / total)
-    if is_for_one_cpu():
-        # one target of a row is read and changed where it is: to look for it among all takes a pass over the logits
-        of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    if looks_up:
         B, T = (jnp.arange(size, dtype=jnp.int32) for size in targets.shape)
         slope = slope.at[B[:, None], T[None], targets].add((label_smoothing - 1) * weights)
     else:

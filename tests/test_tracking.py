@@ -323,6 +323,12 @@ def test_a_tracker_that_hangs_at_the_end_is_ended(new_run, monkeypatch, capfd):
     assert process.returncode == -9
     warning = "train: warning: logging to TensorBoard has stopped: its process hung; what it had not sent is lost\n"
     assert capfd.readouterr().err == warning
+    trackers = start("tensorboard")
+    process = trackers._pipes["tensorboard"].process
+    process.kill()
+    process.wait()
+    trackers.close(finished=True)
+    assert capfd.readouterr().err == warning.replace("hung", "ended with -9")
 
 
 def test_ctrl_c_is_not_for_trackers(new_run):

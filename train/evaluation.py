@@ -8,6 +8,7 @@ from jaxgpt.params import with_params
 from jaxgpt.tokenizer import stop_ids
 from jaxgpt.training.data.device_batches import device_eval_batches
 from jaxgpt.training.distributed import any_process
+from jaxgpt.training.report.samples import OF_ANSWERS, OF_TEXTS
 from jaxgpt.training.setup import TrainingInputs
 from jaxgpt.training.signals import Stop
 from jaxgpt.training.step.step import TrainState, make_eval_step
@@ -55,12 +56,6 @@ def sample(inputs: TrainingInputs, state: TrainState) -> str:
             model, prompts, max_new_tokens=room, temperature=0.8, top_k=40, seed=inputs.settings.seed,
             eos_id=stop_ids(model.config, inputs.tokenizer) if inputs.is_chat else None,
         )  # fmt: skip
-    continues = "in which the model continues the beginning of a held-out text"
-    what = "an answer to a held-out question" if inputs.is_chat else continues
+    what = OF_ANSWERS if inputs.is_chat else OF_TEXTS
     first, *others = map(inputs.in_words, texts)
-    return "\n\n".join(
-        [
-            first,
-            *(f"### Sample {i}, {what}\n\n{text}" for i, text in enumerate(others, 2)),
-        ]
-    )
+    return "\n\n".join([first, *(f"### Sample {i}{what}\n\n{text}" for i, text in enumerate(others, 2))])

@@ -126,7 +126,7 @@ def collective_lines(spec: StepSpec, compiled: Compiled) -> list[str]:
         if traffic.n_runs
     ]
     if not lines:
-        return ["nothing: a device that is alone has no one to send to"]
+        return ["nothing"]
     total = sum(traffic.bytes_sent for traffic in found.values())
     return [*lines, f"{'in all':<29}{total / 1e6:>10,.1f} MB a step from each device"]
 

@@ -30,6 +30,10 @@ CODE = re.compile(
 )
 """Lines as programs have them."""
 
+OF_ANSWERS = ", an answer to a held-out question"
+OF_TEXTS = ", in which the model continues the beginning of a held-out text"
+"""The ends of the headings of samples.md from the second sample on; earlier versions wrote none."""
+
 LONGEST = 20_000
 """Characters of a text that are shown, at most."""
 MOST = 16
@@ -79,7 +83,7 @@ def _samples(text: str, prompts: Sequence[str]) -> tuple[Sample, ...]:
     """Split a part of samples.md at its headings `### Sample 2`, `### Sample 3` …, as far as they count on."""
     parts, rest = [], text
     for number in range(2, MOST + 1):
-        heading = re.search(rf"^### Sample {number}(?:, .*)?$", rest, re.M)
+        heading = re.search(rf"^### Sample {number}(?:{OF_ANSWERS}|{OF_TEXTS})?$", rest, re.M)
         if heading is None:
             break
         parts.append(rest[: heading.start()])

@@ -19,6 +19,9 @@ from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.json_input import field, read_json
 from jaxgpt.training.tracking.worker import DROPPED, TITLES
 
+GOES_ON, LOST = "training continues", "what it had not sent is lost"
+"""The end of a warning during a run, and at its end."""
+
 CLOSE_SECONDS = 20.0
 """Seconds that the end of a run waits at most for trackers to send their last values."""
 
@@ -72,23 +75,23 @@ class Trackers:
     def close(self, finished: bool) -> None:
         """Wait until everything is sent, at most `CLOSE_SECONDS`; `finished` is False if the run may be resumed."""
         deadline = time.monotonic() + CLOSE_SECONDS
-        self._send({"finished": finished})
+        self._send({"finished": finished}, LOST)
         for name, pipe in self._pipes.items():
             if reason := pipe.close(deadline):
-                _warn(name, reason, "what it had not sent is lost")
+                _warn(name, reason, LOST)
         for name, pipe in self._pipes.items():
             if reason := pipe.wait(deadline + 2):  # it gives up by itself before that
-                _warn(name, reason, "what it had not sent is lost")
+                _warn(name, reason, LOST)
         self._pipes.clear()
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any], what_now: str = GOES_ON) -> None:
         line = (json.dumps(message, default=str) + "\n").encode()
         for name, pipe in list(self._pipes.items()):
             reason = pipe.send(line)
             if pipe.process.returncode is not None:
                 del self._pipes[name]
             if reason:
-                _warn(name, reason)
+                _warn(name, reason, what_now)
 
 
 class _Pipe:
@@ -174,6 +177,6 @@ def _installed(package: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def _warn(name: str, reason: object, what_now: str = "training continues") -> None:
+def _warn(name: str, reason: object, what_now: str = GOES_ON) -> None:
     says = f"logging to {TITLES[name]} has stopped: {reason}; {what_now}"
     say(f"train: warning: {says}", sys.stderr)

@@ -1,4 +1,4 @@
-"""What the curves of a run share, and one curve of any number over the steps."""
+"""The parts that all curves of a run share, and one curve of any number over the steps."""
 
 import math
 from collections.abc import Mapping, Sequence
