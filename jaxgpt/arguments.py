@@ -1,12 +1,23 @@
 """Checks of what callers pass: numbers in their bounds, and ids that are tokens."""
 
 import operator
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from jaxgpt.convert.errors import InputError
+
+PART = 2**24
+"""Token ids of a long sequence that are looked at together."""
+
+
+class TokenIds(Protocol):
+    """A sequence of token ids that is looked at in parts: an array, or a file that is read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
 
 
 def integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
@@ -50,3 +61,9 @@ def check_ids(ids: Any, n_tokens: int, name: str = "ids", hint: str = "") -> Non
     low, high = ids.min(), ids.max()
     if not 0 <= low <= high < n_tokens:
         raise InputError(f"{name} must be from 0 to {n_tokens - 1}, but range from {low} to {high}{hint}")
+
+
+def check_stream(ids: TokenIds, n_tokens: int, name: str = "ids", hint: str = "") -> None:
+    """Refuse token ids as `check_ids` does, of a sequence that may be a file larger than memory: part by part."""
+    for begin in range(0, len(ids), PART):
+        check_ids(ids[begin : begin + PART], n_tokens, name, hint)

@@ -12,9 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jaxgpt.arguments import check_ids
+from jaxgpt.arguments import TokenIds, check_stream
 from jaxgpt.convert.config import GPTConfig
 from jaxgpt.convert.errors import InputError
 from jaxgpt.convert.families.hf_config import carried_of
@@ -195,7 +193,7 @@ def fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | None = None) -> None:
+def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: TokenIds | None = None) -> None:
     """Refuse a tokenizer that does not belong to the model, before any id is looked up.
 
     Raises:
@@ -218,7 +216,7 @@ def check_vocabulary(tokenizer: Any, config: GPTConfig, tokens: np.ndarray | Non
         )
     if tokens is not None:
         hint = f": the model has {config.n_tokens:,} embedding rows{padding}; {extend}"
-        check_ids(tokens, config.n_tokens, "the data's token ids", hint)
+        check_stream(tokens, config.n_tokens, "the data's token ids", hint)
 
 
 def _other_end(tokenizer: Any, config: GPTConfig) -> int | None:

@@ -1,6 +1,7 @@
 """What costs too much is refused before it does: patterns, headers, words without end, and files that are none."""
 
 import builtins
+import contextlib
 import io
 import json
 import os
@@ -18,11 +19,13 @@ from conftest import TINY, call
 
 import jaxgpt
 from jaxgpt import freeze
+from jaxgpt.arguments import check_stream
 from jaxgpt.convert.contents import open_contents
 from jaxgpt.convert.errors import InputError
-from jaxgpt.data.corpus import Watched, tokenise
+from jaxgpt.data.corpus import tokenise
 from jaxgpt.data.sources import find
 from jaxgpt.data.streams import sha256_of, stamp
+from jaxgpt.data.token_ids import TokenFile
 from jaxgpt.model.capture import make_capture
 from jaxgpt.params import match
 from jaxgpt.patterns import Pattern
@@ -307,13 +310,75 @@ CHANGES = {
 def test_token_ids_that_change_while_they_are_used_are_named(name, tmp_path):
     path = tmp_path / "train.bin"
     np.arange(100_000, dtype="<u2").tofile(path)
-    tokens = Watched(path, "<u2", mode="r")
-    tokens.stamp = stamp(path)
+    tokens = TokenFile(path, "<u2", 0, stamp(path))
     assert tokens[5:7].tolist() == [5, 6]
     time.sleep(0.01)  # a clock of a file system may be coarse
     CHANGES[name](path)
     with pytest.raises((OSError, InputError), match=r"train\.bin"):
         tokens[90_000:90_010]
+
+
+def test_a_part_of_a_file_of_token_ids_is_that_of_an_array(tmp_path):
+    ids = np.arange(1000, dtype="<u4")
+    path = tmp_path / "train.bin"
+    path.write_bytes(bytes(1024) + ids.tobytes())
+    tokens = TokenFile(path, "<u4", 1024, stamp(path))
+    assert len(tokens) == 1000
+    assert tokens.shape == (1000,)
+    assert tokens.dtype == ids.dtype
+    assert np.array_equal(np.asarray(tokens), ids)
+    assert np.asarray(tokens, np.int64).dtype == np.int64
+    for part in (slice(0, 5), slice(990, 2000), slice(-7, None), slice(5, 5), slice(9, 3), slice(1000, 1001)):
+        assert np.array_equal(tokens[part], ids[part]), part
+
+
+def test_token_ids_that_are_truncated_in_the_middle_of_a_look_do_not_end_the_process(tmp_path):
+    """A look at a mapped file does, and a check before it leaves some microseconds."""
+    path = tmp_path / "train.bin"
+    done = forked.run(f"""
+import os, threading
+from pathlib import Path
+from jaxgpt.data.streams import stamp
+from jaxgpt.data.token_ids import TokenFile
+path = Path({str(path)!r})
+path.write_bytes(bytes(2**22))
+tokens, looks, changed = TokenFile(path, "<u2", 0, stamp(path)), 0, 0
+def change():
+    for i in range(300):
+        os.truncate(path, 1000 if i % 2 else 2**22)
+thread = threading.Thread(target=change)
+thread.start()
+while thread.is_alive():
+    looks += 1
+    try:
+        assert len(tokens[2**20:]) == 2**20
+    except OSError:
+        changed += 1
+print(0 < changed <= looks)
+""")
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_a_long_sequence_of_token_ids_is_checked_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxgpt.arguments.PART", 100)
+    path, parts = tmp_path / "train.bin", []
+
+    class Recorded(TokenFile):
+        def __getitem__(self, part):
+            parts.append(part)
+            return super().__getitem__(part)
+
+    ids = np.full(250, 7, "<u2")
+    for at in (None, 0, 99, 100, 249):
+        if at is not None:
+            ids[at] = 4096
+        ids.tofile(path)
+        parts.clear()
+        with pytest.raises(InputError, match="0 to 4095") if at is not None else contextlib.nullcontext():
+            check_stream(Recorded(path, "<u2", 0, stamp(path)), 4096)
+        assert all(part.stop - part.start == 100 for part in parts)
+        assert len(parts) == (3 if at is None else at // 100 + 1)
+        ids[:] = 7
 
 
 def test_a_run_whose_data_changes_stops_with_one_line(small, tmp_path):

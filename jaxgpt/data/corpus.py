@@ -1,6 +1,5 @@
-"""A source in tokens: mapped into memory from a cache on disk, or from files of token ids as they are."""
+"""A source in tokens: mapped into memory from a cache on disk, or read from a file of token ids as it is."""
 
-import errno
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -14,9 +13,9 @@ from jaxgpt.convert.disk import target_path
 from jaxgpt.convert.errors import InputError
 from jaxgpt.data.documents import Kind, Source
 from jaxgpt.data.sources import find
-from jaxgpt.data.streams import is_remote, stamp
+from jaxgpt.data.streams import is_remote
 from jaxgpt.data.token_files import VERSION, default_cache, find_or_write
-from jaxgpt.data.token_ids import token_format
+from jaxgpt.data.token_ids import TokenFile, token_format
 from jaxgpt.data.tokenise import ReadingProgress, write_tokens
 from jaxgpt.tokenizer import fingerprint, vocabulary_size
 
@@ -28,8 +27,8 @@ class Corpus:
     name: str
     kind: Kind
     """In pairs, the documents are a better answer and a worse one, in turn."""
-    tokens: Int[np.ndarray, " n"]
-    """uint16 or uint32, mapped into memory; each text ends with the tokenizer's end of text, if it has one."""
+    tokens: Int[np.ndarray, " n"] | TokenFile
+    """uint16 or uint32, on disk until looked at; each text ends with the tokenizer's end of text, if it has one."""
     ends: Int[np.ndarray, " documents"]
     """Where each document ends: the position after its last token."""
     counts: UInt8[np.ndarray, " n"] | None
@@ -73,25 +72,6 @@ class Corpus:
         document = int(np.searchsorted(self.ends, position, side="right"))
         file = int(np.searchsorted(self.file_ends, document, side="right"))
         return self.source.files[file].where(int(self.numbers[document]))
-
-
-class Watched(np.memmap):
-    """Token ids in a file of the user's, which must stay as it is: every look at a part of it makes sure."""
-
-    stamp: Any = None
-    """The file's stamp, as of `jaxgpt.data.streams.stamp`; views have none."""
-
-    def __getitem__(self, index: Any) -> Any:
-        if self.stamp is None:
-            return super().__getitem__(index)
-        self._check()  # or a file that has become shorter would end this process
-        found = np.array(super().__getitem__(index))
-        self._check()
-        return found
-
-    def _check(self) -> None:
-        if stamp(self.filename) != self.stamp:
-            raise OSError(errno.ESTALE, "it has changed since it was opened", str(self.filename))
 
 
 def tokenise(
@@ -200,17 +180,16 @@ def _describe_as_text(source: Source, file: int | None) -> str:
 
 
 def _token_ids(source: Source, digest: str, tokenizer_digest: str, held_out: Corpus | None) -> Corpus:
-    """Map token ids of nanoGPT or llm.c, as they are on disk."""
+    """Return token ids of nanoGPT or llm.c, as they are on disk."""
     file = source.files[0]
     if is_remote(file.path):
         raise InputError(
-            f"{file.name}: a .bin file is mapped into memory, so it must be on this machine: copy it first"
+            f"{file.name}: a .bin file is read in parts and at random, so it must be on this machine: copy it first"
         )
     dtype, offset = token_format(file.name, file.path, file.size)
     if offset:
         digest = hashlib.sha256(json.dumps([digest, "llm.c"]).encode()).hexdigest()
-    tokens, none = Watched(file.path, dtype, mode="r", offset=offset), np.empty(0, np.int64)
-    tokens.stamp = file.stamp
+    tokens, none = TokenFile(file.path, dtype, offset, file.stamp), np.empty(0, np.int64)
     return Corpus(
         name=source.name,
         kind="text",

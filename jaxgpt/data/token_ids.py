@@ -1,11 +1,14 @@
 """Files of token ids: nanoGPT's, which are nothing but ids, and llm.c's, which begin with a header."""
 
+import errno
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from jaxgpt.convert.errors import InputError
-from jaxgpt.data.streams import open_bytes, readable
+from jaxgpt.data.streams import open_bytes, readable, stamp
 
 HEADER = 256 * 4
 """Bytes of llm.c's header: 256 int32, of which the first are a magic number, a version and how many ids follow."""
@@ -43,3 +46,43 @@ def token_format(name: str, path: Any, size: int) -> tuple[str, int]:
             f"has {size:,}"
         )
     return dtype, HEADER
+
+
+class TokenFile:
+    """Token ids in a file of the user's, which must stay as it is: every look at a part of it makes sure.
+
+    It is read and not mapped into memory: a mapped file that becomes shorter ends the process in the middle of a look.
+
+    Args:
+        dtype: the type of the ids, as of `token_format`.
+        begin: the byte at which they begin.
+        stamp: the file's stamp when it was opened, as of `jaxgpt.data.streams.stamp`.
+    """
+
+    def __init__(self, path: Path, dtype: str, begin: int, stamp: tuple[int, float]):
+        self.path, self.dtype, self._begin, self._stamp = path, np.dtype(dtype), begin, stamp
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (len(self),)
+
+    def __len__(self) -> int:
+        return (int(self._stamp[0]) - self._begin) // self.dtype.itemsize
+
+    def __getitem__(self, index: slice) -> Int[np.ndarray, " n"]:
+        """Return a copy of a part, which must be a slice without a step.
+
+        Raises:
+            OSError: the file is not what it was when it was opened.
+        """
+        first, end, _ = index.indices(len(self))
+        found = np.empty(max(end - first, 0), self.dtype)
+        with self.path.open("rb") as file:
+            file.seek(self._begin + first * self.dtype.itemsize)
+            n_bytes = file.readinto(found.data)
+        if n_bytes != found.nbytes or stamp(self.path) != self._stamp:
+            raise OSError(errno.ESTALE, "it has changed since it was opened", str(self.path))
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Int[np.ndarray, " n"]:
+        return np.asarray(self[:], dtype)

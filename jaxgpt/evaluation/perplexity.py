@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from jaxgpt.arguments import check_ids, integer
+from jaxgpt.arguments import TokenIds, check_stream, integer
 from jaxgpt.convert.errors import InputError
+from jaxgpt.data.token_ids import TokenFile
 from jaxgpt.loss import next_token_loss
 from jaxgpt.model.gpt import GPT
 
@@ -42,7 +43,7 @@ class TextLoss:
 
 def evaluate(
     model: GPT,
-    tokens: Int[np.ndarray, " n"],
+    tokens: TokenIds,
     *,
     context: int | None = None,
     stride: int | None = None,
@@ -52,6 +53,7 @@ def evaluate(
     """Measure the loss of all tokens of a text after the first, each predicted once, in windows.
 
     Args:
+        tokens: the ids of the text, one sequence.
         context: the most tokens that come before one; the model's context by default, or 1,024 if that is longer.
         stride: tokens by which windows advance, and how many each predicts; those before give it context. The context
             by default, which is quickest; a smaller one gives every token at least `context - stride` before it, and a
@@ -62,13 +64,13 @@ def evaluate(
     Raises:
         InputError: fewer than two tokens, ids that are no token of the model's, or a window of a wrong size.
     """
-    tokens, config = np.asarray(tokens), model.config
+    tokens, config = tokens if isinstance(tokens, TokenFile) else np.asarray(tokens), model.config
     T = config.usual_context if context is None else integer("context", context, 1, config.n_positions)
     step = T if stride is None else integer("stride", stride, 1, T)
     batch_size = integer("batch_size", batch_size, 1)
-    if tokens.ndim != 1 or len(tokens) < 2:
+    if len(tokens.shape) != 1 or len(tokens) < 2:
         raise InputError(f"tokens must be one sequence of at least two token ids, not an array of shape {tokens.shape}")
-    check_ids(tokens, config.n_tokens)
+    check_stream(tokens, config.n_tokens)
     T = min(T, len(tokens) - 1)
     step = min(step, T)
     starts = [0, *range(step, len(tokens) - 1 - T + step, step)]
@@ -81,7 +83,7 @@ def evaluate(
 
 
 def _batches(
-    tokens: Int[np.ndarray, " n"], starts: list[int], T: int, step: int, batch_size: int
+    tokens: TokenIds, starts: list[int], T: int, step: int, batch_size: int
 ) -> Iterator[tuple[Int[np.ndarray, "B T+1"], Bool[np.ndarray, "B T"]]]:
     """Return windows, and which of their predictions count: those that no earlier window made."""
     for i in range(0, len(starts), batch_size):

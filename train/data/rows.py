@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxgpt.arguments import TokenIds
 from jaxgpt.training.data.packing import Pieces
 
 RowArrays = dict[str, np.ndarray]
@@ -33,7 +34,7 @@ class Windows:
         tail: with a last window that is padded; without, what is no whole window is left out.
     """
 
-    def __init__(self, tokens: Int[np.ndarray, " n"], begin: int, end: int, context: int, *, tail: bool = False):
+    def __init__(self, tokens: TokenIds, begin: int, end: int, context: int, *, tail: bool = False):
         self._tokens, self._begin, self._end, self._context = tokens, begin, end, context
         self.n_tokens = end - begin
         self._length = -(-(self.n_tokens - 1) // context) if tail else (self.n_tokens - 1) // context
@@ -64,7 +65,7 @@ class Pairs:
         pieces: of these texts, better and worse in turn.
     """
 
-    def __init__(self, tokens: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"], pieces: Pieces, context: int):
+    def __init__(self, tokens: TokenIds, counts: Int[np.ndarray, " n"], pieces: Pieces, context: int):
         self._packed = Packed(tokens, counts, pieces, [[i] for i in range(len(pieces.begins))], context)
         self.n_tokens, self.padding = self._packed.n_tokens, self._packed.padding if len(pieces.begins) else 0.0
         self.reference: Float[np.ndarray, "n 2"] | None = None
@@ -95,7 +96,7 @@ class Packed:
 
     def __init__(
         self,
-        tokens: Int[np.ndarray, " n"],
+        tokens: TokenIds,
         counts: Int[np.ndarray, " n"] | None,
         pieces: Pieces,
         rows: list[list[int]],
