@@ -14,6 +14,7 @@ from conftest import random_tokens
 import jaxgpt
 from jaxgpt import loss
 from jaxgpt.convert.adapter import LoRA
+from jaxgpt.model import gpt, norm
 from jaxgpt.model.gpt import GPT
 from jaxgpt.params import named_params, with_params
 
@@ -70,7 +71,8 @@ CASES = [("tied", 1, 1, 0.0), ("tied", 4, 1, 0.0)] + [(head, 2, 128, 0.1) for he
 
 def pretend(device: str, monkeypatch) -> None:
     """Let the loss be the one of this device; each has a way of its own to sum over the vocabulary."""
-    monkeypatch.setattr(loss, "is_for_one_cpu", lambda: device == "cpu")
+    for module in (loss, gpt, norm):
+        monkeypatch.setattr(module, "is_for_one_cpu", lambda: device == "cpu")
     monkeypatch.setattr(loss, "platform", lambda: device)
 
 

@@ -152,7 +152,7 @@ def test_blocks_are_one_function_only_where_xla_inlines_it(where, is_shared, mon
     monkeypatch.setattr("jaxgpt.model.gpt.platform", lambda: where)
     model = abstract(GPTConfig(**SMALL))
     text = jax.jit(lambda model, tokens: model(tokens)).lower(model, jnp.zeros((1, 8), jnp.int32)).as_text()
-    assert ("call @run_block" in text) == is_shared
+    assert ("call @run_alike" in text) == is_shared
 
 
 def test_the_table_is_written_if_asked(request, monkeypatch):
