@@ -19,8 +19,10 @@ import jaxgpt.model.attention
 import jaxgpt.model.cudnn
 from jaxgpt import GPTConfig
 from jaxgpt.freeze.strategies import with_lora
+from jaxgpt.loss import next_token_loss
 from jaxgpt.mesh import make_mesh
-from jaxgpt.model.gpt import abstract
+from jaxgpt.model.cache import empty_cache
+from jaxgpt.model.gpt import GPT, abstract
 from jaxgpt.training.settings import Settings
 from jaxgpt.training.step.spec import make_step_spec
 from jaxgpt.training.step.step import Rates, make_train_step
@@ -148,11 +150,30 @@ def test_a_run_compiles_one_program_for_each_thing_that_it_does(small, tmp_path)
 
 
 @pytest.mark.parametrize(("where", "is_shared"), [("cpu", True), ("gpu", True), ("tpu", False)])
-def test_blocks_are_one_function_only_where_xla_inlines_it(where, is_shared, monkeypatch):
+def test_blocks_are_one_function_but_on_a_tpu(where, is_shared, monkeypatch):
     monkeypatch.setattr("jaxgpt.model.gpt.platform", lambda: where)
+    monkeypatch.setattr("jaxgpt.model.gpt.is_for_one_cpu", lambda: False)
     model = abstract(GPTConfig(**SMALL))
     text = jax.jit(lambda model, tokens: model(tokens)).lower(model, jnp.zeros((1, 8), jnp.int32)).as_text()
-    assert ("call @run_alike" in text) == is_shared
+    assert ("call @run_block" in text) == is_shared
+
+
+@pytest.mark.parametrize("n_layer", [2, 5])
+def test_on_a_cpu_the_program_calls_a_block_and_its_gradient_and_nothing_else(n_layer):
+    """What a block itself calls is inlined: XLA ends the process where such a call lies within a fusion."""
+    model = abstract(GPTConfig(**SMALL | {"n_layer": n_layer}))
+    tokens = jax.ShapeDtypeStruct((1, 9), jnp.int32)
+
+    def loss(params, model, tokens):
+        return next_token_loss(jaxgpt.with_params(model, params), tokens).mean()
+
+    lowered = jax.jit(jax.grad(loss)).lower(jaxgpt.named_params(model), model, tokens)
+    calls = [line for line in lowered.compile().as_text().splitlines() if " call(" in line]
+    assert sum("to_apply=%run_whole" in line for line in calls) == 2 * n_layer
+    assert all("to_apply=%run_whole" in line or "xla_cpu_small_call" in line for line in calls)  # of XLA's own
+    cache = empty_cache(model.config, jnp.zeros(1, jnp.int32), 16)
+    step = jax.jit(GPT.step).lower(model, jax.ShapeDtypeStruct((1, 4), jnp.int32), cache)
+    assert " call(" not in step.compile().as_text()  # or the cache would be copied for each block
 
 
 def test_the_table_is_written_if_asked(request, monkeypatch):
