@@ -177,7 +177,7 @@ def run_apart(
 ) -> tuple[Float[Array, "B T D"], ForwardContext]:
     """Run a block as `run_alike` does, which stays a function of XLA's program, as its gradient does.
 
-    Then it is optimised once for all blocks that are alike, in a third to a half of the time, and takes less memory:
+    Then it is optimised once for all blocks that are alike, which takes half the time or less, and less memory:
     what a gradient computes again is not joined with what was computed before. For a single CPU only, whose backend
     calls functions; and without a cache, which would be copied to be handed over.
     """
