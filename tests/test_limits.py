@@ -330,6 +330,8 @@ def test_a_part_of_a_file_of_token_ids_is_that_of_an_array(tmp_path):
     assert np.asarray(tokens, np.int64).dtype == np.int64
     for part in (slice(0, 5), slice(990, 2000), slice(-7, None), slice(5, 5), slice(9, 3), slice(1000, 1001)):
         assert np.array_equal(tokens[part], ids[part]), part
+    with pytest.raises(ValueError, match="has no step"):
+        tokens[::2]
 
 
 def test_token_ids_that_are_truncated_in_the_middle_of_a_look_do_not_end_the_process(tmp_path):

@@ -70,12 +70,15 @@ class TokenFile:
         return (int(self._stamp[0]) - self._begin) // self.dtype.itemsize
 
     def __getitem__(self, index: slice) -> Int[np.ndarray, " n"]:
-        """Return a copy of a part, which must be a slice without a step.
+        """Return a copy of a part.
 
         Raises:
+            ValueError: the slice has a step.
             OSError: the file is not what it was when it was opened.
         """
-        first, end, _ = index.indices(len(self))
+        first, end, step = index.indices(len(self))
+        if step != 1:
+            raise ValueError(f"a part of a file of token ids has no step, but {index} has one")
         found = np.empty(max(end - first, 0), self.dtype)
         with self.path.open("rb") as file:
             file.seek(self._begin + first * self.dtype.itemsize)

@@ -122,8 +122,8 @@ class MLP(nnx.Module):
         def activate(up: Array, gate: Array | None = None) -> Array:
             return activation(up) if gate is None else activation(gate) * up
 
-        if platform() == "gpu" or (is_for_one_cpu() and ctx.cache is None):
-            activate = jax.checkpoint(activate)  # the gradient computes it again, and reads and keeps what went in
+        if platform() == "gpu" or is_for_one_cpu():
+            activate = jax.checkpoint(activate)  # whose gradient reads and keeps no more than what went in
         gate = (self.gate(x, ctx.keys),) if self.gated else ()
         hidden = activate(self.fc1(x, ctx.keys), *gate)
         return dropout(self.fc2(hidden, ctx.keys), self.resid_pdrop, ctx.keys)
@@ -168,6 +168,7 @@ def run_whole(
     block: Block, x: Float[Array, "B T D"], ctx: ForwardContext
 ) -> tuple[Float[Array, "B T D"], ForwardContext]:
     """Run a block into which what it calls is inlined, also where it is itself kept apart."""
+    # not None, which a gradient would forget: it is traced under what the call of the block says
     with set_xla_metadata(inlineable="true"):
         return run_block(block, x, ctx)
 
